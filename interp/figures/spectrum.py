@@ -1,0 +1,88 @@
+"""Singular values of attention patterns and of the scores before softmax, all heads at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from interp.figures._need import need
+from interp.figures._theme import BLUE, INK, ORANGE, finish
+
+RESULT = "attention_rank"
+CURVES = 300  # drawn one by one; of more heads, evenly spaced ones (median and band always use all)
+
+
+def spectrum(ds: xr.Dataset) -> go.Figure:
+    """Above, the singular values of every head's attention pattern and the share of its energy (sum of squares) that the
+    leading ones hold; below, the same for the scores before softmax, whose rank cannot exceed the head dimension. Thin
+    lines are heads, the thick line is their median, the band holds 80 % of them.
+
+    `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
+    """
+    need(ds, "spectrum", RESULT, "singular_value", "energy", "score_singular_value", "score_energy")
+    titles = ["pattern: singular values", "pattern: energy held", "scores: singular values", "scores: energy held"]
+    fig = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.1)
+    for row, (prefix, dimension, colour) in enumerate((("", "component", BLUE), ("score_", "channel", ORANGE)), start=1):
+        sigma = _curves(ds[f"{prefix}singular_value"], dimension)
+        energy = _curves(ds[f"{prefix}energy"], dimension)
+        largest = sigma[:, :1]
+        _draw(fig, row, 1, sigma / np.where(largest > 0, largest, np.nan), colour)
+        _draw(fig, row, 2, energy, colour)
+        fig.update_xaxes(title_text="singular value number", rangemode="tozero", row=row)
+        fig.update_yaxes(title_text="σ<sub>i</sub> / σ<sub>1</sub>", type="log", exponentformat="e", dtick=1, row=row, col=1)
+        fig.update_yaxes(title_text="share of Σσ²", tickformat=".0%", range=[0, 1.05], row=row, col=2)
+        fig.add_hline(0.9, row=row, col=2, line={"color": INK, "dash": "dash", "width": 1})
+    _floor_log_axes(fig, ds)
+    bound = ds.sizes["channel"]
+    for column in (1, 2):
+        fig.add_vline(bound, row=2, col=column, line={"color": INK, "dash": "dot", "width": 1.5})
+    last = ds.sizes["component"]
+    fig.add_annotation(text="90 %", x=last, y=0.9, showarrow=False, xanchor="right", yanchor="bottom", row=1, col=2)
+    fig.add_annotation(
+        text=f"rank ≤ head dimension {bound}", x=bound, y=0.04, showarrow=False, xanchor="right", xshift=-4, row=2, col=2
+    )
+    fig.update_layout(showlegend=False)
+    heads = ds.sizes["layer"] * ds.sizes["head"]
+    fig = finish(fig, f"Spectra of {heads:,} attention heads", 760)
+    return fig.update_annotations(font_size=12)
+
+
+def _curves(variable: xr.DataArray, dimension: str) -> np.ndarray:
+    """One row a head, `[layer * head, dimension]`, float32."""
+    values = variable.transpose("layer", "head", dimension).values
+    return values.reshape(-1, values.shape[-1]).astype("float32")
+
+
+def _draw(fig: go.Figure, row: int, column: int, curves: np.ndarray, colour: str) -> None:
+    """Single heads as one broken line, then band and median over all heads."""
+    count = curves.shape[1]
+    number = np.arange(1, count + 1, dtype="int16")
+    shown = curves[:: int(np.ceil(len(curves) / CURVES))]
+    with_gaps = np.concatenate([shown, np.full((len(shown), 1), np.nan, "float32")], axis=1)
+    x = np.tile(np.append(number, count).astype("int16"), len(shown))
+    thin = {"color": colour, "width": 0.6}
+    fig.add_scatter(x=x, y=with_gaps.ravel(), mode="lines", line=thin, opacity=0.22, hoverinfo="skip", row=row, col=column)
+    low, middle, high = np.nanquantile(curves, [0.1, 0.5, 0.9], axis=0).astype("float32")
+    band = {"x": np.concatenate([number, number[::-1]]), "y": np.concatenate([high, low[::-1]])}
+    fig.add_scatter(**band, fill="toself", mode="none", opacity=0.25, fillcolor=colour, hoverinfo="skip", row=row, col=column)
+    fig.add_scatter(
+        x=number,
+        y=middle,
+        mode="lines",
+        line={"color": colour, "width": 3},
+        customdata=np.stack([low, high], axis=1),
+        hovertemplate="%{x}: median %{y:.3~g}<br>80 % of heads %{customdata[0]:.3~g} to %{customdata[1]:.3~g}<extra></extra>",
+        row=row,
+        col=column,
+    )
+
+
+def _floor_log_axes(fig: go.Figure, ds: xr.Dataset) -> None:
+    """Ends the logarithmic axes at 1e-6: what lies below is rounding."""
+    for row, (name, dimension) in enumerate((("singular_value", "component"), ("score_singular_value", "channel")), start=1):
+        sigma = _curves(ds[name], dimension)
+        positive = (sigma / np.where(sigma[:, :1] > 0, sigma[:, :1], np.nan))[sigma > 0]
+        smallest = float(np.nanmin(positive, initial=0.1))
+        fig.update_yaxes(range=[max(np.floor(np.log10(smallest)), -6), 0.1], row=row, col=1)

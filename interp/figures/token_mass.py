@@ -1,0 +1,113 @@
+"""The text itself, every token coloured by the attention it receives."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from interp.figures._need import choose, need
+from interp.figures._text import escape, visible
+from interp.figures._theme import MONO, decades, finish
+
+RESULT = "text_sinks"
+SHOWN = 400
+LINE = 104  # characters that fit side by side at 1000 px
+FLOOR = -4.0
+PALE_TO_DARK = "Blues"
+
+
+def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None) -> go.Figure:
+    """The text, each token on a ground as dark as the attention it receives, averaged over the queries that can see it
+    (and over layers and heads, unless one is chosen). Grey tokens are seen by too few queries to say. Pointing at a token
+    shows its numbers.
+
+    `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all.
+    Draws the first 400 tokens. Raises `FigureError` for another dataset or a head that it does not hold.
+    """
+    need(ds, "token_mass", RESULT, "mean_received", "column_mass", "token_text")
+    where = {d: choose(ds, d, v) for d, v in (("layer", layer), ("head", head)) if v is not None}
+    part = ds[["mean_received", "column_mass"]].sel(where).isel(token=slice(0, SHOWN))
+    others = [d for d in ("layer", "head") if d not in where]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # tokens that too few queries see are NaN everywhere
+        received = part["mean_received"].mean(others).values.astype("float32")
+    mass = part["column_mass"].mean(others).values.astype("float32")
+    tokens = [str(text) for text in ds["token_text"].values[:SHOWN]]
+    column, line, shown = _lines(tokens)
+
+    with np.errstate(divide="ignore"):
+        level = np.maximum(np.log10(received), FLOOR).astype("float32")
+    known = np.isfinite(received)
+    fig = go.Figure()
+    for chosen, marker in ((known, {"color": level[known], "coloraxis": "coloraxis"}), (~known, {"color": "#e3e5e8"})):
+        share = [f"{value:.3%}" if np.isfinite(value) else "seen by too few queries" for value in received[chosen]]
+        fig.add_bar(
+            orientation="h",
+            base=column[chosen],
+            x=np.array([_width(shown[i]) for i in np.flatnonzero(chosen)], "int16"),
+            y=line[chosen],
+            width=0.9,
+            text=[escape(shown[i]) for i in np.flatnonzero(chosen)],
+            textposition="inside",
+            insidetextanchor="middle",
+            constraintext="none",
+            textangle=0,
+            textfont={"family": MONO, "size": 12},
+            marker={**marker, "line": {"width": 0}},
+            customdata=np.array([[str(i), s, f"{mass[i]:.4g}"] for i, s in zip(np.flatnonzero(chosen), share, strict=True)], object),
+            hovertext=[escape(tokens[i], 60) for i in np.flatnonzero(chosen)],
+            hovertemplate="“%{hovertext}”<br>position %{customdata[0]}<br>receives %{customdata[1]} of attention"
+            "<br>column mass %{customdata[2]}<extra></extra>",
+        )
+    lines = int(line.max()) + 1
+    height = lines * 20 + 190
+    fig.update_yaxes(range=[lines - 0.4, -0.6], tickmode="array", **_line_ticks(line), title_text="position of the line's first token")
+    fig.update_yaxes(showgrid=False, ticks="")
+    fig.update_xaxes(range=[-0.3, LINE + 0.3], showgrid=False, title_text="characters", showline=False)
+    bar = {"title": {"text": "attention received", "side": "top"}, "orientation": "h", "len": 0.5, "y": -70 / height, "yanchor": "top"}
+    highest = float(np.nanmax(level, initial=FLOOR + 1))
+    ticks = decades(FLOOR, 0, "%", scale=100)
+    colours = {"colorscale": PALE_TO_DARK, "cmin": FLOOR, "cmax": highest, "colorbar": {**bar, **ticks}}
+    fig.update_layout(coloraxis=colours, barmode="overlay", showlegend=False)
+    title = f"Attention received, {_where(ds, where)}"
+    if ds.sizes["token"] > SHOWN:
+        title += f" (first {SHOWN} of {ds.sizes['token']:,} tokens)"
+    return finish(fig, title, height).update_layout(margin_b=130)
+
+
+def _lines(tokens: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Column and line of each token when the text is set in lines of `LINE` characters, and how it is written there."""
+    column, line, shown = [], [], []
+    x = y = 0
+    for token in tokens:
+        written = visible(token, LINE) or "∅"
+        if x and x + _width(written) > LINE:
+            x, y = 0, y + 1
+        column.append(x)
+        line.append(y)
+        shown.append(written)
+        x += _width(written)
+        if "\n" in token:
+            x, y = 0, y + 1
+    return np.array(column, "int16"), np.array(line, "int16"), shown
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes in a monospaced font: two for wide characters, none for combining ones."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def _line_ticks(line: np.ndarray) -> dict[str, list]:
+    """Every line labelled with the position of its first token, as far as there is room."""
+    first = np.flatnonzero(np.diff(line, prepend=-1))
+    return {"tickvals": line[first].tolist(), "ticktext": first.astype(str).tolist()}
+
+
+def _where(ds: xr.Dataset, where: dict[str, int]) -> str:
+    layer = f"layer {where['layer']}" if "layer" in where else f"mean of {ds.sizes['layer']} layers"
+    head = f"head {where['head']}" if "head" in where else f"{ds.sizes['head']} heads"
+    return f"{layer}, {head}"

@@ -1,0 +1,125 @@
+"""`interp.load`: a Lens from a name, a path, or a model that is already there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import InterpError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from interp.bridge import BridgeLens
+    from interp.lens import Lens
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> Lens | BridgeLens:
+    """Make a Lens.
+
+    Args:
+        model: `"demo"`, a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
+        tokenizer: for a model that is already loaded; otherwise it comes with the weights.
+        dtype: of the weights, a torch dtype or its name; ignored for a loaded model.
+        device_map, attn_implementation: passed to transformers.
+        trust_remote_code: run code that a hub repository ships; off unless you say so. Weights load from safetensors
+            or GGUF only.
+        **kwargs: further arguments of `from_pretrained`, for a hub id or a folder.
+
+    Raises:
+        InterpError: the model is not there, its weights are damaged, or its attention is not one a Lens can read.
+    """
+    if isinstance(model, (str, Path)):
+        name = str(model)
+        loaded, tokenizer = _from_name(
+            name, _dtype(dtype), tokenizer, device_map=device_map, attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code, **kwargs,
+        )  # fmt: skip
+        return _lens(loaded, tokenizer, name)
+    if is_bridge(model):
+        from interp.bridge import BridgeLens
+
+        return BridgeLens(model, tokenizer)
+    return _lens(model, tokenizer, None)
+
+
+def is_bridge(model: Any) -> bool:
+    """Whether a model is TransformerLens' wrapper, told without importing it (the import silences transformers' logger)."""
+    module = sys.modules.get("transformer_lens.model_bridge")
+    return module is not None and isinstance(model, module.TransformerBridge)
+
+
+def _lens(model: Any, tokenizer: Any, name: str | None) -> Lens:
+    from transformers import PreTrainedModel
+
+    from interp.lens import Lens
+
+    if not isinstance(model, PreTrainedModel):
+        raise InterpError(
+            f"interp.load takes 'demo', a hub id, a folder, a .gguf file, a transformers model or a TransformerBridge, "
+            f"not {type(model).__name__}."
+        )
+    if model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
+        )
+    return Lens(model, tokenizer, name)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise InterpError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}.")
+    return DTYPES[dtype]
+
+
+def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) -> tuple[Any, Any]:
+    from interp.subjects.demo import demo_gguf
+    from interp.subjects.weights import load_gguf
+
+    path = Path(name).expanduser()
+    if name == "demo" or name.endswith(".gguf"):
+        attention = options["attn_implementation"]
+        model, own = load_gguf(demo_gguf() if name == "demo" else path, dtype)
+        if attention is not None:
+            model.set_attn_implementation(attention)
+        if options["device_map"] is not None:
+            model = model.to(options["device_map"])
+        return model.eval(), tokenizer or own
+    if path.exists() and not path.is_dir():
+        raise InterpError(f"{name} is a file but not a .gguf; give the folder that holds config.json and safetensors weights.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InterpError(f"the folder {name} has no config.json; give the folder that save_pretrained wrote.")
+    return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
+
+
+def _from_pretrained(
+    name: str, dtype: torch.dtype, tokenizer: Any, local: bool, trust_remote_code: bool, **options: Any
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=local, **options
+        )
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+    except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
+        reason = " ".join(str(error).split()) or type(error).__name__
+        where = f"the folder {name}" if local else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
+        raise InterpError(f"cannot load {where}: {reason[:300]}") from error
+    return model.eval(), tokenizer

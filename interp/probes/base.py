@@ -1,0 +1,68 @@
+"""What a probe is: parameters, and a fold over the layers of one forward pass.
+
+A new probe is one new file in this folder: a frozen dataclass that derives from `Probe` and a `Fold` that says at which
+hook points it listens. `interp.probe` attaches the folds of all requested probes to the same forward pass, so that each
+sees a layer's values while they exist and keeps only the few numbers it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a probe may know before the forward pass starts: the lens and the one text that it will read."""
+
+    lens: Any
+    tokens: torch.Tensor
+    """`[1, position]`, int64."""
+    str_tokens: list[str]
+    """The text of each token, as the tokenizer prints it; untrusted."""
+
+    @property
+    def cfg(self) -> Any:
+        """The model's shape in TransformerLens' field names."""
+        return self.lens.cfg
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.tokens.shape[1])
+
+
+class Fold(ABC):
+    """Collects one probe's numbers while a model reads one text."""
+
+    @abstractmethod
+    def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
+        """Hook points this fold listens to.
+
+        Names are relative to a block (`attn.hook_event`, `hook_resid_post`) and are attached in every layer; names that
+        exist outside the blocks (`hook_embed`, `ln_final.hook_normalized`) are attached once and get layer -1.
+        """
+
+    @abstractmethod
+    def result(self) -> xr.Dataset:
+        """What was seen, with named dimensions and units."""
+
+
+class Probe(ABC):
+    """A named observation with its parameters. Subclasses are frozen dataclasses with a class attribute `name`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def begin(self, context: Context) -> Fold:
+        """A fresh fold for one forward pass over one text."""
+
+    def findings(self, result: xr.Dataset) -> list[str]:
+        """Plain-text sentences computed from a result; what reports and the command line print."""
+        return []

@@ -1,0 +1,84 @@
+"""From the residual stream to logits: what the logit lens and direct logit attribution need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.errors import UnsupportedModelError
+from interp.hooked import Room
+
+Tensor = torch.Tensor
+
+
+class FinalNorm(Room):
+    """The model's final norm with its hook point; calling it applies the norm. The norm itself stays the model's child."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self._norm = (norm,)  # in a tuple, so that its parameters are not registered a second time
+
+    def forward(self, resid: Tensor) -> Tensor:
+        return self._norm[0](resid)
+
+
+class ReadoutMixin:
+    """Reads the residual stream `[..., d_model]` out in the model's own terms."""
+
+    anatomy: Any
+    cfg: Any
+    model: Any
+
+    def unembed(self, normalized: Tensor) -> Tensor:
+        """Logits `[..., d_vocab]` of a normalised residual stream, scaled or softcapped as the model does."""
+        if self.anatomy.logit_map is None:
+            raise UnsupportedModelError(f"{self.cfg.architecture} turns its unembedding into logits in an unknown way.")
+        return self.anatomy.logit_map(self.model.get_output_embeddings()(normalized))
+
+    def final_norm_frozen(self, resid: Tensor) -> Callable[[Tensor], Tensor]:
+        """The final norm as a linear map, with its scale frozen at the residual stream `resid [d_model]`.
+
+        The images of parts that add up to `resid` add up to the norm of `resid`, except for the bias of a LayerNorm,
+        which belongs to no part.
+        """
+        norm = self.anatomy.final_norm
+        if norm is None:
+            raise UnsupportedModelError(f"{self.cfg.architecture} has no final norm that could be found.")
+        return frozen(norm, resid)
+
+    def head_contributions(self, layer: int, z: Tensor, pos: int = -1) -> Tensor:
+        """What each head adds to the residual stream at one position: `[head, d_model]` from `z [1, pos, head, d_head]`.
+
+        The output projection's bias belongs to no head. Where a norm follows attention (Gemma, OLMo-2) its scale is frozen.
+        """
+        part = self.anatomy.blocks[layer]
+        if part.out_projection is None or part.attn_out is None:
+            raise UnsupportedModelError(f"layer {layer} of {self.cfg.architecture} has no output projection that could be found.")
+        heads = z[0, pos]
+        alone = torch.zeros(heads.shape[0], *heads.shape, dtype=z.dtype, device=z.device)
+        alone[torch.arange(len(heads)), torch.arange(len(heads))] = heads
+        project = part.out_projection
+        nothing = project(torch.zeros_like(heads).flatten())
+        contributions = project(alone.flatten(1)) - nothing
+        if part.attn_out is not part.attention and not isinstance(part.attn_out, nn.Dropout):
+            contributions = frozen(part.attn_out, project(heads.flatten()))(contributions)
+        return part.residual_scale * contributions
+
+
+def frozen(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """`norm` as a linear map with its statistics taken from `x [d_model]`.
+
+    A LayerNorm centres and scales; an RMSNorm of any family multiplies each channel, by a factor that is read off from
+    what it does to x (so Gemma's 1 + weight needs no case of its own).
+    """
+    if isinstance(norm, nn.LayerNorm):
+        scale = (x.var(correction=0) + norm.eps).rsqrt()
+        return lambda part: (part - part.mean(-1, keepdim=True)) * scale * norm.weight
+    tiny = x.abs() < torch.finfo(x.dtype).tiny
+    factor = torch.where(tiny, 0.0, norm(x) / torch.where(tiny, 1.0, x))
+    if not torch.allclose(norm(2 * x), norm(x), rtol=1e-2, atol=1e-3):
+        raise UnsupportedModelError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm, so its scale cannot be frozen.")
+    return lambda part: part * factor

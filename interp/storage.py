@@ -1,0 +1,197 @@
+r"""Results on disk: one NetCDF file a dataset, written in one step, and the provenance that belongs in it.
+
+NetCDF (through h5netcdf) knows strings and numbers. So nested attributes become JSON text and booleans 0 or 1, and text
+with characters that HDF5 would cut or refuse (NUL, lone surrogates) or that would garble a terminal (escape sequences) is
+stored escaped: a backslash as `\\`, a control character as `\n`, `\x00`, `\ud800`. A string variable that was escaped says
+so in its attribute `escaped`, attributes that were are listed in `escaped_attributes`; `load` undoes both.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import numbers
+import os
+import platform
+import re
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interp.errors import InterpError
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL_OR_BACKSLASH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")
+_ESCAPED = re.compile(r"\\(\\|n|t|r|x[0-9a-f]{2}|u[0-9a-f]{4})")
+_LETTERS = {"\\": r"\\", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
+_CHARACTERS = {escaped[1:]: character for character, escaped in _LETTERS.items()}
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # an attribute may keep its line breaks
+
+
+class StorageError(InterpError, ValueError):
+    """A result that cannot be written or read back."""
+
+
+def save(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write `dataset` to `path` as NetCDF; the file appears complete or not at all. Makes missing folders.
+
+    Raises `StorageError` for an attribute that is neither string, number, boolean nor a nest of them.
+    """
+    stored = dataset.copy()
+    stored.attrs = _storable_attrs(dataset.attrs, "the dataset")
+    for name, variable in stored.variables.items():
+        attrs = _storable_attrs(variable.attrs, f"variable {name!r}")
+        if variable.dtype.kind in "OUST":
+            texts = [str(text) for text in variable.values.flat]
+            if any(_UNSAFE.search(text) for text in texts):
+                texts, attrs["escaped"] = [escape(text) for text in texts], "backslash"
+            stored[name] = (variable.dims, np.array(texts, dtype=object).reshape(variable.shape))
+        stored[name].attrs = attrs
+    path = Path(path)
+    with replacing(path) as draft:
+        stored.to_netcdf(draft, engine="h5netcdf")
+    return path
+
+
+def load(path: str | Path) -> xr.Dataset:
+    """The dataset that `save` wrote to `path`, in memory. Raises `StorageError` where there is none."""
+    if not Path(path).is_file():
+        raise StorageError(f"there is no result file {path}; results are written by `interp probe` or interp.storage.save.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            dataset = file.load().drop_encoding()
+    except OSError as error:
+        raise StorageError(f"{path} is not a NetCDF result, or is cut short: {error}.") from None
+    dataset.attrs = _original_attrs(dataset.attrs)
+    for name, variable in dataset.variables.items():
+        attrs = _original_attrs(variable.attrs)
+        if attrs.pop("escaped", "") == "backslash":
+            texts = np.array([unescape(text) for text in variable.values.flat], dtype=object)
+            dataset[name] = (variable.dims, texts.reshape(variable.shape))
+        dataset[name].attrs = attrs
+    return dataset
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write; on success it takes the place of `path`, on an exception it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def escape(text: str) -> str:
+    r"""`text` with backslashes doubled and control characters and lone surrogates written as `\n`, `\x1b`, `\ud800`."""
+    return _CONTROL_OR_BACKSLASH.sub(lambda match: _LETTERS.get(match[0]) or _code(match[0]), text)
+
+
+def unescape(text: str) -> str:
+    """The text that `escape` was given."""
+    return _ESCAPED.sub(lambda match: _CHARACTERS.get(match[1]) or chr(int(match[1][1:], 16)), text)
+
+
+def _code(character: str) -> str:
+    return f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"
+
+
+def _storable_attrs(attrs: Mapping[str, Any], owner: str) -> dict[str, str | int | float]:
+    """Attributes as NetCDF takes them; see the module docstring."""
+    stored, escaped = {}, []
+    for name, value in attrs.items():
+        stored[name] = _storable(value, f"attribute {name!r} of {owner}")
+        if isinstance(stored[name], str) and _UNSTORABLE.search(stored[name]):
+            stored[name] = escape(stored[name])
+            escaped.append(name)
+    if escaped:
+        stored["escaped_attributes"] = " ".join(escaped)
+    return stored
+
+
+def _original_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes the escaping of `_storable_attrs`; JSON stays text."""
+    escaped = attrs.get("escaped_attributes", "").split()
+    return {
+        name: unescape(value) if name in escaped else value
+        for name, value in attrs.items()
+        if name != "escaped_attributes"
+    }
+
+
+def _storable(value: Any, name: str) -> str | int | float:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return int(value)
+    if isinstance(value, numbers.Number) and not isinstance(value, complex):
+        return value  # type: ignore[return-value]
+    if isinstance(value, (Mapping, list, tuple)):
+        try:
+            return json.dumps(value, ensure_ascii=False)
+        except TypeError:
+            pass
+    raise StorageError(f"{name} is {value!r}; NetCDF takes strings and numbers, and lists or dicts of them as JSON.")
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, str | int | float]:
+    """What a number depends on besides model and text: versions, machine, commit and time (UTC), for `Dataset.attrs`.
+
+    `commit` is present when the library runs from a git checkout, and ends in `-dirty` where that has local changes.
+    """
+    facts: dict[str, str | int | float] = {
+        "interp": importlib.metadata.version("interp"),
+        "torch": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+        "transformer_lens": importlib.metadata.version("transformer-lens"),
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "device": _device_name(torch.device(device)),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    commit = _git_commit()
+    return {**facts, "commit": commit} if commit else facts
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _cpu_model() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _git_commit() -> str:
+    """The commit of the checkout that this file is tracked in; empty where it is not, or git is absent."""
+    here = Path(__file__)
+    try:
+        _git("ls-files", "--error-unmatch", here.name)  # an environment inside somebody's repository is not ours
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    run = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True, timeout=5
+    )
+    return run.stdout.strip()

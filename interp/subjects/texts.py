@@ -1,0 +1,49 @@
+"""Texts to read: the one that every Python brings along, or a file the user names.
+
+The default text is `pydoc_data.topics`, the help topics of the Python language reference. It is copyright of the Python
+Software Foundation, under the PSF License Version 2, and is read from the running interpreter, never copied into this
+project. Its wording follows the Python version, so a number is comparable only with the version beside it.
+"""
+
+from pathlib import Path
+
+from interp.errors import InterpError
+
+BYTE_ORDER_MARK = "\ufeff"
+
+
+class TextError(InterpError, ValueError):
+    """A text that cannot be read, with the reason."""
+
+
+def demo_text() -> str:
+    """The help topics joined by newlines in sorted order of their keys (465,048 characters on Python 3.11.7)."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise TextError("this Python comes without its help topics (pydoc_data); name a text file instead") from None
+    return "\n".join(topics[key] for key in sorted(topics))
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a file, as it is but for a leading byte-order mark.
+
+    Raises `TextError` for a missing or unreadable file, a folder, bytes that are not UTF-8, and white space only.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise TextError(f"there is no text file {path}; check the path") from None
+    except IsADirectoryError:
+        raise TextError(f"{path} is a folder; name one text file in it") from None
+    except OSError as error:
+        raise TextError(f"cannot read the text file {path}: {error.strerror or error}") from None
+    try:
+        text = data.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; convert it to UTF-8 first"
+        ) from None
+    if not text.strip():
+        raise TextError(f"{path} is empty: it has {len(data)} bytes and no visible text; name a file with text in it")
+    return text

@@ -1,0 +1,165 @@
+"""Folders of computed weights that are either whole or absent.
+
+A folder is filled under a temporary name beside its final one and renamed only when complete, so a killed process
+leaves nothing that looks finished and two processes that fill the same folder both succeed. `manifest.json` lists the
+size and SHA-256 of every file, and a folder is used only after its bytes were read back and agree: a truncated or
+altered file is reported and the folder made anew. SHA-256 because processors have instructions for it: 1.8 GB/s on one
+core where it was measured, 0.3 s for the demo model's 538 MB and 2.6 times faster than BLAKE2b; the weaker CRC-32 would
+save 0.1 s. It guards against accidents, not against somebody who can write to the folder.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "v1"  # of the folder and its manifest; a change of either takes the next number and never reads the old ones
+MANIFEST = "manifest.json"
+ABANDONED_AFTER = 6 * 3600  # seconds after which a temporary folder belongs to a process that died
+
+
+class DamagedError(Exception):
+    """A cached folder does not hold what its manifest says."""
+
+
+def cache_home() -> Path:
+    """The folder of all that can be computed or fetched again: `$INTERP_CACHE`, or the system's place for it."""
+    return Path(os.environ.get("INTERP_CACHE") or platformdirs.user_cache_dir("interp")).expanduser()
+
+
+def weights_home() -> Path:
+    """The folder of dequantised weights in the present format."""
+    return cache_home() / "weights" / FORMAT
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_sha256(source: Path, home: Path) -> str:
+    """SHA-256 of a source file, remembered under its path, size and modification time so that it is computed once.
+
+    Each memory is a file of its own: nothing is shared between processes that would need a lock.
+    """
+    status = source.stat()
+    identity = f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    memory = home / "sources" / hashlib.sha256(identity.encode()).hexdigest()
+    try:
+        remembered = memory.read_text(encoding="ascii")
+        if len(remembered) == 64:
+            return remembered
+    except (OSError, ValueError):
+        pass
+    digest = file_sha256(source)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        draft = _temporary_sibling(memory)
+        draft.write_text(digest, encoding="ascii")
+        os.replace(draft, memory)
+    except OSError as error:
+        logger.debug("cannot remember the checksum of %s: %s", source, error)
+    return digest
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a cached folder can be used. A damaged one is reported in one line and counts as absent."""
+    try:
+        check(folder)
+    except FileNotFoundError:
+        return False
+    except DamagedError as damage:
+        logger.warning("the cached weights in %s are damaged (%s): making them anew", folder, damage)
+        return False
+    return True
+
+
+def check(folder: Path) -> None:
+    """Read a cached folder back; raises `FileNotFoundError` where there is none, `DamagedError` where bytes differ."""
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{MANIFEST} is unreadable: {error!r}") from None
+    try:
+        for name, (size, _) in expected.items():  # sizes first: they cost nothing and catch every truncation
+            found = (folder / name).stat().st_size
+            if found != size:
+                raise DamagedError(f"{name} has {found} bytes instead of {size}")
+        for name, (_, digest) in expected.items():
+            if file_sha256(folder / name) != digest:
+                raise DamagedError(f"the checksum of {name} differs")
+    except OSError as error:
+        raise DamagedError(f"a file cannot be read: {error}") from None
+
+
+@contextmanager
+def filled(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder to write into; on a clean exit it becomes `folder`, with a manifest, in one step.
+
+    On an exception it is deleted and `folder` is what it was. A whole `folder` that appeared meanwhile (another process
+    was faster) is kept and ours dropped; a damaged one is replaced. Raises `OSError` where the disk does.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    draft = _temporary_sibling(folder)
+    draft.mkdir()
+    try:
+        yield draft
+        manifest = {"format": FORMAT, **provenance, "files": _listing(draft)}
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _publish(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    try:
+        os.replace(draft, folder)  # succeeds where the target is absent or an empty folder
+        return
+    except OSError:
+        if not folder.exists():
+            raise
+    try:
+        check(folder)
+    except (FileNotFoundError, DamagedError):
+        aside = _temporary_sibling(folder)
+        os.replace(folder, aside)
+        os.replace(draft, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _listing(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in files
+    }
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def _sweep(home: Path) -> None:
+    """Delete what processes that died have left behind; age tells them from those still writing."""
+    for draft in home.glob(".*.tmp"):
+        try:
+            if time.time() - draft.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(draft, ignore_errors=True)
+        except OSError:
+            continue

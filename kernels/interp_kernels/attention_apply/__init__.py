@@ -1,0 +1,65 @@
+"""A @ V and the statistics of A's rows, without A."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Unpack
+
+import torch
+from torch import Tensor
+
+from ..checks import expect_float, expect_shape
+from ..dispatch import choose
+from ..facts import MaskFacts, resolve
+from . import cpu, reference
+
+PATHS = {"reference": reference.attention_apply, "cpu": cpu.attention_apply}
+STATISTICS = ("lse", "entropy", "square")
+
+
+class Attended(NamedTuple):
+    """What `attention_apply` returns; all in fp32 (fp64 for fp64 inputs)."""
+
+    z: Tensor | None
+    """A @ v, [B, H, N, R]; None without v."""
+    lse: Tensor
+    """Log of the sum of exp(score) over visible real keys, sinks not included, [B, H, N], nats; -inf for an empty row."""
+    entropy: Tensor | None
+    """-sum_j A_ij log A_ij, [B, H, N], nats; None unless asked for. With sinks the dropped column has no part in it."""
+    square: Tensor | None
+    """sum_j A_ij ** 2, [B, H, N]; its inverse is the number of keys attended to. None unless asked for."""
+
+
+@torch.no_grad()
+def attention_apply(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None = None,
+    *,
+    statistics: Sequence[str] = ("lse",),
+    **facts: Unpack[MaskFacts],
+) -> Attended:
+    """Attention output and row statistics: z = A @ v with A = softmax(scale * q @ k^T + mask).
+
+    q [B, H, N, D], k [B, Hk, S, D], v [B, Hk or H, S, R] or None: fp64, fp32, bf16 or fp16, any R. Hk divides H;
+        query head h reads kv head h // (H // Hk).
+    statistics: any of "lse" (always returned), "entropy", "square".
+    facts: see `MaskFacts`.
+    Returns `Attended`, summed and returned in fp32 (fp64 for fp64 inputs).
+    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+
+    Cost for P visible (query, key) pairs a head: 2 H P (D + R) FLOPs, and H P exponentials; reads q, k, v once a head
+    and writes H N (R + 3) numbers; extra memory O((N + S) (D + R)) and one block of scores.
+    Source: Dao et al. 2022, "FlashAttention" (arXiv:2205.14135), for computing in blocks with lse kept.
+    """
+    operation = "attention_apply"
+    resolved = resolve(operation, q, k, **facts)
+    batch, heads, _, keys = resolved.shape
+    if v is not None:
+        expect_float(operation, v=v)
+        sizes = {"B": (batch,), "Hk|H": (k.shape[1], heads), "S": (keys,)}
+        expect_shape(operation, "v", v, "B Hk|H S R", sizes)
+    unknown = [name for name in statistics if name not in STATISTICS]
+    if isinstance(statistics, str) or unknown:
+        raise ValueError(f"{operation}: statistics should be a list of {', '.join(STATISTICS)}, found {statistics!r}.")
+    return Attended(*choose(PATHS)(q, k, v, statistics, resolved))
