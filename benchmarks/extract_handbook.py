@@ -4,7 +4,7 @@
 
     python -m benchmarks.extract_handbook FOLDER
 
-with the unpacked package's folder. Tags are stripped, white space is collapsed, and pages follow each other in the order
+with the unpacked package's folder. Tags are stripped, white space is collapsed, and pages follow in the order
 of their file names, one line each. The text is by Raphaël Hertzog and Roland Mas, CC BY-SA 3.0 or GPL 2+; it is kept in
 the cache folder and is not part of this project.
 """

@@ -143,7 +143,9 @@ def _block_of(attention_name: str, model: nn.Module) -> str:
 def _block(
     model: nn.Module, attention_name: str, block_name: str, call: dict[str, Any], seen: list, tolerance: float
 ) -> BlockParts:
-    children = [(name, *rest) for name, *rest in seen if name.rpartition(".")[0] == block_name]
+    calls = [(name, *rest) for name, *rest in seen if name.rpartition(".")[0] == block_name]
+    names = [name for name, *_ in calls]
+    children = [call for call in calls if names.count(call[0]) == 1]  # Phi's one dropout serves attention and MLP
     (_, resid_pre, resid_post, _), *_ = (entry for entry in seen if entry[0] == block_name)
 
     def gap(target: Tensor, start: Tensor, out: Tensor) -> tuple[float, float]:
@@ -219,16 +221,18 @@ def _final_norm(model: nn.Module, last_block: nn.Module, names: dict[nn.Module, 
 
 
 def _logit_map(model: Any, names: dict[nn.Module, str], seen: list, logits: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma 2)."""
     head = model.get_output_embeddings()
     raw = next((out for name, _, out, _ in seen if head is not None and name == names[head]), None)
-    if raw is None or raw.shape != logits.shape:
-        return None
     cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    return None if raw is None or raw.shape != logits.shape else logit_map(raw, logits, cap)
+
+
+def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Callable[[Tensor], Tensor] | None:
+    """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma 2)."""
     factor = float((raw * logits).sum() / raw.square().sum())
     candidates = [lambda x: x, lambda x: x * factor]
-    if cap is not None:
-        candidates.append(lambda x: torch.tanh(x / cap) * cap)
+    if softcap is not None:
+        candidates.append(lambda x: torch.tanh(x / softcap) * softcap)
     for candidate in candidates:
         if torch.allclose(candidate(raw), logits, rtol=FIT[logits.dtype], atol=1e-6):
             return candidate

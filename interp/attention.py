@@ -255,11 +255,12 @@ OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
 
 
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys in fp32; learned sink logits `[head]` join as one extra column that is then dropped (gpt-oss)."""
+    """Softmax over keys, in fp32 at least; learned sink logits `[head]` join as an extra column that is dropped (gpt-oss)."""
+    dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
-        return scores.softmax(-1, dtype=torch.float32)
+        return scores.softmax(-1, dtype=dtype)
     column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.cat([scores, column], -1).softmax(-1, dtype=torch.float32)[..., :-1]
+    return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
 
 
 def refuse_unknown(module: nn.Module, rest: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformer_lens import HookedRootModule
+from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
@@ -30,6 +31,8 @@ class HookedLens(HookedRootModule):
     def __init__(self) -> None:
         super().__init__()
         self.point_table: dict[str, Point] = {}
+        self.absent: dict[str, str] = {}
+        """Points that this model cannot have, with the reason."""
 
     def _place(self, point: Point, name: str) -> HookPoint:
         """A new hook point that knows its full name and its row of the table."""
@@ -39,6 +42,17 @@ class HookedLens(HookedRootModule):
         self.point_table[name] = point
         return made
 
+    def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
+        """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
+
+        Without `names_filter` everything that the model computes anyway and that grows with positions is stored; scores,
+        patterns and observables only when named. `pos_slice` slices each point along its own position axis.
+        """
+        out, cached = super().run_with_cache(*args, **kwargs)
+        if not return_cache_object:
+            return out, cached
+        return out, LensActivations(cached, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
+
     def setup(self) -> None:
         self.hook_dict = {m.name: m for m in self.modules() if isinstance(m, HookPoint) and m.name in self.point_table}
         self.mod_dict = dict(self.hook_dict)
@@ -46,9 +60,15 @@ class HookedLens(HookedRootModule):
     def point_names(self, name: Any) -> list[str]:
         """Names of the hook points that a name, a list of names, or a filter function selects.
 
-        Raises UnknownNameError when a name does not exist or a filter matches nothing.
+        None selects what `run_with_cache` stores by default: all that the model computes anyway and that grows with
+        positions, not with their square. Raises UnknownNameError when a name does not exist (with the reason, where the
+        architecture has none) or a filter matches nothing.
         """
+        if name is None:
+            return [n for n, point in self.point_table.items() if point.cached_by_default and n in self.hook_dict]
         if isinstance(name, str):
+            if name in self.absent:
+                raise UnknownNameError(f"this model has no {name}: {self.absent[name]}.")
             if name not in self.hook_dict:
                 near = difflib.get_close_matches(name, self.hook_dict, n=1, cutoff=0.0)
                 raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near[0]!r}?")
@@ -85,20 +105,32 @@ class HookedLens(HookedRootModule):
         store: dict[str, Any] = {} if cache is None else cache
         cut = Slice.unwrap(pos_slice)
 
-        def save(value: Any, hook: HookPoint, suffix: str = "") -> None:
-            assert hook.name is not None
+        def save(value: Any, hook: HookPoint, *, name: str, suffix: str = "") -> None:
             if not isinstance(value, torch.Tensor):
-                store[hook.name + suffix] = value  # an attention event, or None where a layer has no such tensor
+                store[name + suffix] = value  # an attention event
                 return
             kept = value.detach().to(device)
-            axis = self.point_table[hook.name].position_axis
+            axis = self.point_table[name].position_axis
             kept = kept if axis is None else cut.apply(kept, dim=axis)
-            store[hook.name + suffix] = kept[0] if remove_batch_dim and kept.shape[0] == 1 else kept
-
-        def save_gradient(value: Any, hook: HookPoint) -> None:
-            save(value, hook, "_grad")
+            store[name + suffix] = kept[0] if remove_batch_dim and kept.shape[0] == 1 else kept
 
         names = self.point_names(names_filter)
         self.is_caching = True
         backward = [n for n in names if self.point_table[n].mode == "edit"] if incl_bwd else []
-        return store, [(n, save) for n in names], [(n, save_gradient) for n in backward]
+        return (
+            store,
+            [(n, partial(save, name=n)) for n in names],
+            [(n, partial(save, name=n, suffix="_grad")) for n in backward],
+        )
+
+
+class LensActivations(ActivationCache):
+    """TransformerLens' activation cache that also resolves this library's points: `cache["column_mass", 3]`."""
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        if isinstance(key, tuple) and len(key) == 2 and key[1] is not None:
+            layer = key[1] % self.model.cfg.n_layers
+            for name in (f"blocks.{layer}.attn.hook_{key[0]}", f"blocks.{layer}.hook_{key[0]}"):
+                if name in self.cache_dict:
+                    return self.cache_dict[name]
+        return super().__getitem__(key)

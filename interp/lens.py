@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 
 from interp import points as table
@@ -25,7 +24,7 @@ from interp.anatomy import BlockParts, dissect, first
 from interp.attention import Rotation, Site, attention_through, live
 from interp.cache import LensCache
 from interp.config import LensConfig, config_of
-from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
+from interp.errors import InterpError, UnsupportedModelError
 from interp.hooked import HookedLens, Room
 from interp.readout import FinalNorm, ReadoutMixin
 from interp.text import TextMixin
@@ -52,7 +51,6 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         self.anatomy = dissect(model)
         self.cfg: LensConfig = config_of(model, self.anatomy, name)
         self.last_cache: LensCache | None = None
-        self._absent: dict[str, str] = {}
         self._build_points()
         self.setup()
         _refuse_lossy_delegates(self.cfg)
@@ -76,10 +74,10 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 if (reason := _missing(point.name, block)) is None:
                     room.add_module(point.name, self._place(point, name))
                 else:
-                    self._absent[name] = reason
+                    self.absent[name] = reason
             if block.seen["rotary"] and isinstance(reason := Rotation.of(block.attention, block.seen["d_head"]), str):
                 del room.attn.hook_pre_rot_k
-                self._absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = reason
+                self.absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = reason
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
@@ -105,7 +103,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False))
         seen = past.get_seq_length() if past is not None else 0
         self.check_length(seen + tokens.shape[1])
-        if attention_mask is not None and "position_ids" not in kwargs and not bool(attention_mask.all()):
+        padded = attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask.all())
+        if padded and "position_ids" not in kwargs:
             kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:]
         with self._session(past):
             logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
@@ -226,40 +225,6 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         stack.callback(part.attention.register_forward_pre_hook(note, with_kwargs=True).remove)
         return site
 
-    # ---------------------------------------------------------------- names and caching
-
-    def point_names(self, name: Any) -> list[str]:
-        """Names of the points that a name, a list of names, or a filter selects; raises UnknownNameError on no match."""
-        if name is None:
-            by_name = {n: p for n, p in self.point_table.items() if p.cached_by_default}
-            return list(by_name)
-        if isinstance(name, str) and name in self._absent:
-            raise UnknownNameError(f"this model has no {name}: {self._absent[name]}.")
-        return super().point_names(name)
-
-    def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
-        """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
-
-        Without `names_filter` everything O(positions) that the model computes anyway is stored; scores, patterns and
-        observables only when named. `pos_slice` slices each point along its own position axis.
-        """
-        out, cached = super().run_with_cache(*args, **kwargs)
-        if not return_cache_object:
-            return out, cached
-        return out, LensActivations(cached, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
-
-
-class LensActivations(ActivationCache):
-    """TransformerLens' activation cache that also resolves this library's points: `cache["column_mass", 3]`."""
-
-    def __getitem__(self, key: Any) -> Tensor:
-        if isinstance(key, tuple) and len(key) == 2 and key[1] is not None:
-            layer = key[1] % self.model.cfg.n_layers
-            for name in (f"blocks.{layer}.attn.hook_{key[0]}", f"blocks.{layer}.hook_{key[0]}"):
-                if name in self.cache_dict:
-                    return self.cache_dict[name]
-        return super().__getitem__(key)
-
 
 def replaced(out: Any, value: Tensor) -> Any:
     """A module's output with its tensor replaced; the rest of a tuple stays."""
@@ -268,7 +233,8 @@ def replaced(out: Any, value: Tensor) -> Any:
 
 def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Mean cross entropy (nats) of each token given those before it, padding left out."""
-    loss = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), tokens[:, 1:], reduction="none")
+    wide = logits[:, :-1].transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
+    loss = nn.functional.cross_entropy(wide, tokens[:, 1:], reduction="none")
     if attention_mask is None:
         return loss.mean()
     real = (attention_mask[:, 1:] * attention_mask[:, :-1]).to(loss.dtype)

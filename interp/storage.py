@@ -1,9 +1,9 @@
 r"""Results on disk: one NetCDF file a dataset, written in one step, and the provenance that belongs in it.
 
 NetCDF (through h5netcdf) knows strings and numbers. So nested attributes become JSON text and booleans 0 or 1, and text
-with characters that HDF5 would cut or refuse (NUL, lone surrogates) or that would garble a terminal (escape sequences) is
-stored escaped: a backslash as `\\`, a control character as `\n`, `\x00`, `\ud800`. A string variable that was escaped says
-so in its attribute `escaped`, attributes that were are listed in `escaped_attributes`; `load` undoes both.
+with characters that HDF5 would cut or refuse (NUL, lone surrogates) or that garble a terminal (escape sequences)
+is stored escaped: a backslash as `\\`, a control character as `\n`, `\x00`, `\ud800`. A string variable that was escaped
+says so in its attribute `escaped`, attributes that were are listed in `escaped_attributes`; `load` undoes both.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
 def load(path: str | Path) -> xr.Dataset:
     """The dataset that `save` wrote to `path`, in memory. Raises `StorageError` where there is none."""
     if not Path(path).is_file():
-        raise StorageError(f"there is no result file {path}; results are written by `interp probe` or interp.storage.save.")
+        raise StorageError(
+            f"there is no result file {path}; results are written by `interp probe` or interp.storage.save."
+        )
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             dataset = file.load().drop_encoding()
@@ -108,12 +110,9 @@ def _code(character: str) -> str:
 
 def _storable_attrs(attrs: Mapping[str, Any], owner: str) -> dict[str, str | int | float]:
     """Attributes as NetCDF takes them; see the module docstring."""
-    stored, escaped = {}, []
-    for name, value in attrs.items():
-        stored[name] = _storable(value, f"attribute {name!r} of {owner}")
-        if isinstance(stored[name], str) and _UNSTORABLE.search(stored[name]):
-            stored[name] = escape(stored[name])
-            escaped.append(name)
+    stored = {name: _storable(value, f"attribute {name!r} of {owner}") for name, value in attrs.items()}
+    escaped = [name for name, value in stored.items() if isinstance(value, str) and _UNSTORABLE.search(value)]
+    stored |= {name: escape(str(stored[name])) for name in escaped}
     if escaped:
         stored["escaped_attributes"] = " ".join(escaped)
     return stored

@@ -13,10 +13,28 @@ HOSTILE = [
     "<script>alert(1)</script>", "|", "`", "```", "\n", "\x00", "\x1b[31m", "<b>bold</b>", "&amp;", "%{x}", "\\", "\\n",
     "🧑‍🔬", "\u202eevil", "**", "[a](javascript:alert(1))", "</text>", "\t", "é", "漢字", "{{ 7*7 }}", "$x$",
 ]  # fmt: skip
-WORDS = " the of attention channel key value token layer rank and is to in a that with , . for energy head".split(" ")
+WORDS = [
+    "the",
+    "of",
+    "attention",
+    "channel",
+    "key",
+    "value",
+    "token",
+    "layer",
+    "rank",
+    "and",
+    "is",
+    "to",
+    ",",
+    ".",
+    "energy",
+]
 
 
-def example_results(layers: int = 30, heads: int = 9, kv_heads: int = 3, width: int = 64, tokens: int = 1024) -> dict[str, xr.Dataset]:
+def example_results(
+    layers: int = 30, heads: int = 9, kv_heads: int = 3, width: int = 64, tokens: int = 1024
+) -> dict[str, xr.Dataset]:
     """One dataset for each of the four first probes, by probe name."""
     rng = np.random.default_rng(0)
     sizes = {"layer": layers, "head": heads, "kv_head": kv_heads, "channel": width, "token": tokens}
@@ -31,17 +49,27 @@ def example_results(layers: int = 30, heads: int = 9, kv_heads: int = 3, width: 
 def example_text(tokens: int) -> list[str]:
     """Ordinary words with one hostile token in every eight."""
     rng = np.random.default_rng(1)
-    words = [" " + WORDS[i] for i in rng.integers(1, len(WORDS), tokens)]
+    words = [" " + WORDS[i] for i in rng.integers(0, len(WORDS), tokens)]
     words[::8] = [HOSTILE[i % len(HOSTILE)] for i in range(len(words[::8]))]
     return words
 
 
-def _dataset(name: str, variables: dict, sizes: dict[str, int], coords: dict | None = None, **attrs: str | float) -> xr.Dataset:
+def _dataset(
+    name: str, variables: dict, sizes: dict[str, int], coords: dict | None = None, **attrs: str | float
+) -> xr.Dataset:
     arrays = {
-        key: (dims, np.asarray(value) if np.asarray(value).dtype.kind in "USOi" else np.asarray(value, "float32"), {"units": "1", "description": key})
+        key: (
+            dims,
+            np.asarray(value) if np.asarray(value).dtype.kind in "USOi" else np.asarray(value, "float32"),
+            {"units": "1", "description": key},
+        )
         for key, (dims, value) in variables.items()
     }
-    ds = xr.Dataset(arrays, coords or {}, {"title": name.replace("_", " ").capitalize(), "description": f"Example of {name}.", **attrs})
+    ds = xr.Dataset(
+        arrays,
+        coords or {},
+        {"title": name.replace("_", " ").capitalize(), "description": f"Example of {name}.", **attrs},
+    )
     return ds.assign_coords({d: np.arange(n) for d, n in sizes.items() if d in ds.dims and d not in ds.coords})
 
 

@@ -51,7 +51,9 @@ def test_ordinary_text_is_stored_as_it_is(tmp_path):
 
 
 def test_escaped_text_is_marked_for_other_readers(tmp_path):
-    path = storage.save(xr.Dataset({"word": ("token", np.array(["\x1b[31m\\n", "\n"], dtype=object))}), tmp_path / "x.nc")
+    path = storage.save(
+        xr.Dataset({"word": ("token", np.array(["\x1b[31m\\n", "\n"], dtype=object))}), tmp_path / "x.nc"
+    )
     with xr.open_dataset(path, engine="h5netcdf") as raw:
         assert raw["word"].values.tolist() == [r"\x1b[31m\\n", r"\n"]
         assert raw["word"].attrs["escaped"] == "backslash"
@@ -65,16 +67,19 @@ def test_escaping_is_reversible_and_leaves_no_control_character(text):
 
 
 def test_nested_and_boolean_attributes_become_json_and_numbers(tmp_path):
-    ds = xr.Dataset({"x": ("n", [1.0], {"flag": np.bool_(False)})}, attrs={"facts": {"window": None, "k": [1, 2]}, "causal": True})
+    ds = xr.Dataset(
+        {"x": ("n", [1.0], {"flag": np.bool_(False)})}, attrs={"facts": {"window": None, "k": [1, 2]}, "causal": True}
+    )
     loaded = storage.load(storage.save(ds, tmp_path / "x.nc"))
     assert json.loads(loaded.attrs["facts"]) == {"window": None, "k": [1, 2]}
-    assert loaded.attrs["causal"] == 1 and loaded["x"].attrs["flag"] == 0
+    assert loaded.attrs["causal"] == 1
+    assert loaded["x"].attrs["flag"] == 0
     assert ds.attrs["causal"] is True, "saving must not change the caller's dataset"
 
 
 @pytest.mark.parametrize("value", [None, object(), 1j, [object()]])
 def test_unstorable_attribute_is_named(value, tmp_path):
-    with pytest.raises(storage.StorageError, match="attribute 'window' of variable 'x' is .* strings and numbers"):
+    with pytest.raises(storage.StorageError, match=r"attribute 'window' of variable 'x' is .* strings and numbers"):
         storage.save(xr.Dataset({"x": ("n", [1.0], {"window": value})}), tmp_path / "x.nc")
     assert list(tmp_path.iterdir()) == []
 
@@ -82,9 +87,14 @@ def test_unstorable_attribute_is_named(value, tmp_path):
 def test_failed_write_keeps_the_old_file(tmp_path):
     path = storage.save(xr.Dataset({"x": ("n", [1.0])}), tmp_path / "x.nc")
     before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="power cut"), storage.replacing(path) as draft:
-        draft.write_bytes(b"half")
-        raise RuntimeError("power cut")
+
+    def fails_halfway():
+        with storage.replacing(path) as draft:
+            draft.write_bytes(b"half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fails_halfway()
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -103,8 +113,10 @@ def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path):
 def test_provenance_is_storable_and_names_this_run(tmp_path):
     facts = storage.provenance()
     assert facts["torch"] == importlib.metadata.version("torch")
-    assert facts["threads"] == torch.get_num_threads() and facts["device"] == "cpu"
-    assert facts["time"].endswith("+00:00") and facts["cpu"]
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["device"] == "cpu"
+    assert facts["time"].endswith("+00:00")
+    assert facts["cpu"]
     loaded = storage.load(storage.save(xr.Dataset(attrs=facts), tmp_path / "x.nc"))
     assert loaded.attrs == facts
 

@@ -20,11 +20,12 @@ def need(ds: xr.Dataset, figure: str, result: str, *variables: str) -> xr.Datase
     if missing:
         found = ", ".join(map(str, ds.data_vars)) or "nothing"
         raise FigureError(
-            f"figure {figure} draws a result of the probe {result!r}, which has {', '.join(missing)}; this dataset holds {found}."
+            f"figure {figure} draws a result of the probe {result!r}, which has {', '.join(missing)}; "
+            f"this dataset holds {found}."
         )
     if "text" in ds.dims:
         raise FigureError(
-            f"figure {figure} draws one text, and this result holds {ds.sizes['text']}: choose one with .isel(text=0) or average with .mean('text')."
+            f"figure {figure} draws one text, and this result holds {ds.sizes['text']}: choose one with .isel(text=0)."
         )
     return ds
 

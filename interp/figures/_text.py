@@ -1,7 +1,7 @@
 """Token text for display: every character visible, none that a browser or plotly would act on.
 
-Token text comes from whoever wrote the text, so it may hold markup (plotly interprets `<b>`, `<br>`, `<a>` in any label),
-control characters and right-to-left overrides that would rearrange what stands beside them.
+Token text comes from whoever wrote the text, so it may hold markup (plotly interprets `<b>`, `<br>`, `<a>` in any
+label), control characters and right-to-left overrides that would rearrange what stands beside them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ def _show(character: str) -> str:
     if unicodedata.category(character) not in _INVISIBLE or character == _JOINER:
         return character
     code = ord(character)
-    return _SHORT.get(character) or (rf"\x{code:02x}" if code < 256 else rf"\u{code:04x}" if code < 65536 else rf"\U{code:08x}")
+    written = rf"\x{code:02x}" if code < 256 else rf"\u{code:04x}" if code < 65536 else rf"\U{code:08x}"
+    return _SHORT.get(character, written)
 
 
 def escape(text: str, most: int | None = None) -> str:
-    """`visible` text that plotly prints letter by letter: `&`, `<`, `>` and quotes become entities."""
-    return html.escape(visible(text, most))
+    """`visible` text that plotly prints letter by letter: markup and `$`, which starts formulas, become entities."""
+    return html.escape(visible(text, most)).replace("$", "&#36;")
 
 
 def quoted(text: str, most: int | None = 20) -> str:

@@ -33,9 +33,15 @@ _COLOUR_BAR = {
     "thickness": 14,
     "outlinewidth": 0,
     "tickfont": {"size": 11},
-    "title": {"side": "right", "font": {"size": 12}},
+    "title": {"side": "top", "font": {"size": 12}},
 }
-_SCENE_AXIS = {"gridcolor": "#d5d9de", "backgroundcolor": "#f6f7f8", "showbackground": True, "tickfont": {"size": 10}}
+_SCENE_AXIS = {
+    "gridcolor": "#d5d9de",
+    "backgroundcolor": "#f6f7f8",
+    "showbackground": True,
+    "tickfont": {"size": 10},
+    "title": {"font": {"size": 12}},
+}
 _TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": SANS, "size": 12, "color": INK},
@@ -45,7 +51,7 @@ _TEMPLATE = go.layout.Template(
         "margin": {"l": 60, "r": 30, "t": 78, "b": 56},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "scene": {axis: _SCENE_AXIS for axis in ("xaxis", "yaxis", "zaxis")},
+        "scene": dict.fromkeys(("xaxis", "yaxis", "zaxis"), _SCENE_AXIS),
         "hoverlabel": {"align": "left", "font": {"family": SANS, "size": 12}},
         "legend": {"orientation": "h", "x": 0.0, "xanchor": "left", "y": -0.12, "yanchor": "top"},
         "coloraxis": {"colorbar": _COLOUR_BAR},
@@ -66,13 +72,9 @@ def rows_height(rows: int, pixels: float, least: int = 360, most: int = 1500) ->
 
 
 def row_labels(labels: Sequence[str], rows: Sequence[Any], height: int, room: int = 15) -> dict[str, Any]:
-    """Axis settings that label the given rows, every second or third of them where fewer than `room` pixels are left."""
+    """Axis settings that label the given rows, or every n-th of them so that each label has `room` pixels."""
     step = max(1, int(np.ceil(room * len(rows) / max(height - 140, 1))))
-    return {
-        "tickmode": "array",
-        "tickvals": list(rows[::step]),
-        "ticktext": list(labels[::step]),
-    }
+    return {"tickmode": "array", "tickvals": list(rows[::step]), "ticktext": list(labels[::step])}
 
 
 def top_down(rows: int) -> dict[str, Any]:

@@ -31,7 +31,11 @@ def channel_imbalance(ds: xr.Dataset) -> go.Figure:
     height = rows_height(len(rows), 8)
 
     fig = make_subplots(
-        1, len(tensors), shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=[_title(t, tensors) for t in tensors]
+        1,
+        len(tensors),
+        shared_yaxes=True,
+        horizontal_spacing=0.02,
+        subplot_titles=[_title(t, tensors) for t in tensors],
     )
     strongest = 1.0
     for column, tensor in enumerate(tensors, start=1):
@@ -59,7 +63,7 @@ def channel_imbalance(ds: xr.Dataset) -> go.Figure:
             "colorscale": AMOUNT,
             "cmin": FLOOR,
             "cmax": strongest,
-            "colorbar": {"title": {"text": "energy relative to the head's median channel"}, **ticks},
+            "colorbar": {"title": {"text": "energy /<br>median"}, **ticks},
         }
     )
     return finish(fig, "Channel energy of keys and values", height)

@@ -53,13 +53,13 @@ def channel_surface(ds: xr.Dataset, layer: int | None = None, kv_head: int | Non
         yaxis={"title": {"text": "token"}},
         zaxis={"title": {"text": "mean |x|"}, "range": [0, top], "nticks": 5},
         aspectratio={"x": 1, "y": 1.2, "z": 0.7},
-        camera={"eye": {"x": 1.55, "y": -1.55, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.15}},
+        camera={"eye": {"x": 1.7, "y": -1.5, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.22}},
     )
     fig.update_layout(
-        coloraxis={"colorscale": AMOUNT, "cmin": 0, "cmax": top, "colorbar": {"title": {"text": "mean magnitude"}}},
+        coloraxis={"colorscale": AMOUNT, "cmin": 0, "cmax": top, "colorbar": {"title": {"text": "mean |x|"}}},
         margin={"l": 10, "r": 10, "b": 10},
     )
-    return finish(fig, f"Magnitude over tokens and channels, layer {layer}, key/value head {kv_head}", 520)
+    return finish(fig, f"Magnitude over tokens and channels, layer {layer}, key/value head {kv_head}", 500)
 
 
 def _panel_title(ds: xr.Dataset, tensor: str, layer: int, kv_head: int) -> str:

@@ -16,8 +16,8 @@ RESULT = "logit_lens"
 
 def logit_lens(ds: xr.Dataset) -> go.Figure:
     """From left: the probability and the rank that the residual stream after each layer already gives to the model's
-    final prediction, with the token it would predict there; and what each layer's attention and MLP, and each head, adds
-    directly to the logit of that prediction over the runner-up's.
+    final prediction, with the token it would predict there; and what each layer's attention and MLP, and each head,
+    adds directly to the logit of that prediction over the runner-up's.
 
     `ds`: a result of the probe `logit_lens`. Raises `FigureError` for any other dataset.
     """
@@ -30,16 +30,27 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
         1, 4, shared_yaxes=True, horizontal_spacing=0.025, column_widths=[0.22, 0.2, 0.28, 0.3], subplot_titles=titles
     )
     divergence = ds["kl_to_final"].values.astype("float32") if "kl_to_final" in ds else np.full(len(layers), np.nan)
-    line = {"y": layers, "text": tokens, "customdata": divergence, "mode": "lines+markers", "marker": {"size": 6}, "showlegend": False}
+    line = {
+        "y": layers,
+        "text": tokens,
+        "customdata": divergence,
+        "mode": "lines+markers",
+        "marker": {"size": 6},
+        "showlegend": False,
+    }
     about = "<br>top token %{text}<br>KL to the final prediction %{customdata:.3~g} nats<extra></extra>"
     probability = ds["lens_probability"].values.astype("float32")
     rank = ds["lens_rank"].values
-    fig.add_scatter(**line, x=probability, line_color=INK, hovertemplate="%{y}<br>probability %{x:.3~%}" + about, row=1, col=1)
+    fig.add_scatter(
+        **line, x=probability, line_color=INK, hovertemplate="%{y}<br>probability %{x:.3~%}" + about, row=1, col=1
+    )
     fig.add_scatter(**line, x=rank, line_color=INK, hovertemplate="%{y}<br>rank %{x}" + about, row=1, col=2)
     for name, label, colour in (("attention", "attention", BLUE), ("mlp", "MLP", ORANGE)):
         values = ds[f"{name}_attribution"].values.astype("float32")
         hover = "%{y}<br>" + label + " %{x:+.3~f} logits<extra></extra>"
-        fig.add_bar(x=values, y=layers, orientation="h", name=label, marker_color=colour, hovertemplate=hover, row=1, col=3)
+        fig.add_bar(
+            x=values, y=layers, orientation="h", name=label, marker_color=colour, hovertemplate=hover, row=1, col=3
+        )
     heads = ds["head_attribution"].transpose("layer", "head").values.astype("float32")
     hover = "%{y} · head %{x}<br>%{z:+.3~f} logits<extra></extra>"
     fig.add_heatmap(

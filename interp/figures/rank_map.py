@@ -16,8 +16,8 @@ LABELLED = 16  # heads side by side that leave room for a number in every cell
 
 def rank_map(ds: xr.Dataset) -> go.Figure:
     """How many singular components hold 90 % of the energy of each head: left of its attention pattern, right of its
-    scores before softmax, on one logarithmic colour scale. Where the components that were computed do not reach 90 %, the
-    cell says "more than" that number.
+    scores before softmax, on one logarithmic colour scale. Where the components that were computed do not reach 90 %,
+    the cell says "more than" that number.
 
     `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
     """
@@ -53,7 +53,7 @@ def rank_map(ds: xr.Dataset) -> go.Figure:
     top = np.log2(max(k + 1, int(ds["score_rank90"].max())))
     powers = np.arange(0, np.floor(top) + 1)
     ticks = {"tickvals": powers.tolist(), "ticktext": [f"{2**p:.0f}" for p in powers]}
-    colour_bar = {"title": {"text": "components for 90 % of the energy"}, **ticks}
+    colour_bar = {"title": {"text": "components"}, **ticks}
     fig.update_layout(coloraxis={"colorscale": AMOUNT, "cmin": 0, "cmax": top, "colorbar": colour_bar})
     tokens = ds.attrs.get("n_tokens")
     return finish(fig, "Rank at 90 % of the energy" + (f", {int(tokens):,} tokens" if tokens else ""), height)

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from interp.figures._need import need
 from interp.figures._text import quoted
-from interp.figures._theme import AMOUNT, BLUE, decades, finish, row_labels, rows_height, top_down
+from interp.figures._theme import AMOUNT, BLUE, ORANGE, decades, finish, row_labels, rows_height, top_down
 
 RESULT = "text_sinks"
 BINS = 128  # columns of the map; more would be thinner than the pixels they are drawn with
@@ -20,9 +20,8 @@ FLOOR = -4.0  # log10 of the share below which colours stop
 
 def sink_map(ds: xr.Dataset) -> go.Figure:
     """Left, the attention that each position receives, averaged over the heads of a layer and over the queries that can
-    see it (blank where too few do). Neighbouring positions share a column, which shows the largest of them; rings mark each
-    layer's primary sink.
-    Right, that sink's share, with its position and text.
+    see it (blank where too few do). Neighbouring positions share a column, which shows the largest of them; rings mark
+    each layer's primary sink. Right, that sink's share, with its position and text.
 
     `ds`: a result of the probe `text_sinks`. Raises `FigureError` for any other dataset.
     """
@@ -56,10 +55,17 @@ def sink_map(ds: xr.Dataset) -> go.Figure:
     sink = ds["primary_sink"].values.astype(int)
     sink_share = ds["primary_sink_share"].values.astype("float32")
     sink_text = [f"{at} {quoted(tokens[at])}" for at in sink]
-    ring = {"symbol": "circle-open", "size": 11, "color": "white", "line": {"width": 2}}
+    ring = {"symbol": "circle-open", "size": 10, "color": ORANGE, "line": {"width": 2}}
     found = "%{y}<br>primary sink: position %{text}<br>%{customdata:.1%} of attention<extra></extra>"
     rings = go.Scatter(
-        x=sink, y=layers, mode="markers", marker=ring, text=sink_text, customdata=sink_share, hovertemplate=found, cliponaxis=False
+        x=sink,
+        y=layers,
+        mode="markers",
+        marker=ring,
+        text=sink_text,
+        customdata=sink_share,
+        hovertemplate=found,
+        cliponaxis=False,
     )
     fig.add_trace(rings, 1, 1)
     bars = go.Bar(x=sink_share, y=layers, orientation="h", marker_color=BLUE, text=sink_text, customdata=sink_share)
@@ -71,11 +77,19 @@ def sink_map(ds: xr.Dataset) -> go.Figure:
     fig.update_yaxes(title_text="layer", row=1, col=1, **row_labels(numbers, layers, height))
     fig.update_yaxes(title_text="position and text of the primary sink", side="right", row=1, col=2)
     fig.update_yaxes(row=1, col=2, **row_labels(named, layers, height))
-    fig.update_xaxes(title_text="token position", showgrid=False, range=[-0.02 * len(tokens), len(tokens)], row=1, col=1)
+    fig.update_xaxes(
+        title_text="token position", showgrid=False, range=[-0.02 * len(tokens), len(tokens)], row=1, col=1
+    )
     fig.update_xaxes(title_text="share of attention", tickformat=".0%", rangemode="tozero", row=1, col=2)
     highest = float(np.nanmax(level, initial=FLOOR + 1))
-    bar = {"title": {"text": "attention received"}, "orientation": "h", "y": -0.1, "yanchor": "top", "x": 0.36, "len": 0.72}
-    bar["title"]["side"] = "top"
+    bar = {
+        "title": {"text": "attention received", "side": "top"},
+        "orientation": "h",
+        "y": -0.1,
+        "yanchor": "top",
+        "x": 0.36,
+        "len": 0.72,
+    }
     ticks = decades(FLOOR, 0, "%", scale=100)
     fig.update_layout(
         coloraxis={"colorscale": AMOUNT, "cmin": FLOOR, "cmax": highest, "colorbar": {**bar, **ticks}}, showlegend=False
@@ -88,9 +102,8 @@ def _binned(by_layer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     layers, tokens = by_layer.shape
     width = int(np.ceil(tokens / BINS))
     bins = int(np.ceil(tokens / width))
-    padded = np.full((layers, bins * width), np.nan)
-    padded[:, :tokens] = by_layer
-    padded = padded.reshape(layers, bins, width)
+    padded = np.full((layers, bins, width), np.nan)
+    padded.reshape(layers, -1)[:, :tokens] = by_layer
     strongest = np.nan_to_num(padded, nan=-1.0).argmax(-1)
     share = np.take_along_axis(padded, strongest[..., None], -1)[..., 0]
     start = np.arange(bins) * width

@@ -15,23 +15,27 @@ CURVES = 300  # drawn one by one; of more heads, evenly spaced ones (median and 
 
 
 def spectrum(ds: xr.Dataset) -> go.Figure:
-    """Above, the singular values of every head's attention pattern and the share of its energy (sum of squares) that the
-    leading ones hold; below, the same for the scores before softmax, whose rank cannot exceed the head dimension. Thin
-    lines are heads, the thick line is their median, the band holds 80 % of them.
+    """Above, the singular values of every head's attention pattern and the share of its energy (sum of squares) that
+    the leading ones hold; below, the same for the scores before softmax, whose rank cannot exceed the head dimension.
+    Thin lines are heads, the thick line is their median, the band holds 80 % of them.
 
     `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
     """
     need(ds, "spectrum", RESULT, "singular_value", "energy", "score_singular_value", "score_energy")
     titles = ["pattern: singular values", "pattern: energy held", "scores: singular values", "scores: energy held"]
     fig = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.1)
-    for row, (prefix, dimension, colour) in enumerate((("", "component", BLUE), ("score_", "channel", ORANGE)), start=1):
+    for row, (prefix, dimension, colour) in enumerate(
+        (("", "component", BLUE), ("score_", "channel", ORANGE)), start=1
+    ):
         sigma = _curves(ds[f"{prefix}singular_value"], dimension)
         energy = _curves(ds[f"{prefix}energy"], dimension)
         largest = sigma[:, :1]
         _draw(fig, row, 1, sigma / np.where(largest > 0, largest, np.nan), colour)
         _draw(fig, row, 2, energy, colour)
         fig.update_xaxes(title_text="singular value number", rangemode="tozero", row=row)
-        fig.update_yaxes(title_text="σ<sub>i</sub> / σ<sub>1</sub>", type="log", exponentformat="e", dtick=1, row=row, col=1)
+        fig.update_yaxes(
+            title_text="σ<sub>i</sub> / σ<sub>1</sub>", type="log", exponentformat="e", dtick=1, row=row, col=1
+        )
         fig.update_yaxes(title_text="share of Σσ²", tickformat=".0%", range=[0, 1.05], row=row, col=2)
         fig.add_hline(0.9, row=row, col=2, line={"color": INK, "dash": "dash", "width": 1})
     _floor_log_axes(fig, ds)
@@ -41,7 +45,14 @@ def spectrum(ds: xr.Dataset) -> go.Figure:
     last = ds.sizes["component"]
     fig.add_annotation(text="90 %", x=last, y=0.9, showarrow=False, xanchor="right", yanchor="bottom", row=1, col=2)
     fig.add_annotation(
-        text=f"rank ≤ head dimension {bound}", x=bound, y=0.04, showarrow=False, xanchor="right", xshift=-4, row=2, col=2
+        text=f"rank ≤ head dimension {bound}",
+        x=bound,
+        y=0.04,
+        showarrow=False,
+        xanchor="right",
+        xshift=-4,
+        row=2,
+        col=2,
     )
     fig.update_layout(showlegend=False)
     heads = ds.sizes["layer"] * ds.sizes["head"]
@@ -63,17 +74,22 @@ def _draw(fig: go.Figure, row: int, column: int, curves: np.ndarray, colour: str
     with_gaps = np.concatenate([shown, np.full((len(shown), 1), np.nan, "float32")], axis=1)
     x = np.tile(np.append(number, count).astype("int16"), len(shown))
     thin = {"color": colour, "width": 0.6}
-    fig.add_scatter(x=x, y=with_gaps.ravel(), mode="lines", line=thin, opacity=0.22, hoverinfo="skip", row=row, col=column)
+    fig.add_scatter(
+        x=x, y=with_gaps.ravel(), mode="lines", line=thin, opacity=0.22, hoverinfo="skip", row=row, col=column
+    )
     low, middle, high = np.nanquantile(curves, [0.1, 0.5, 0.9], axis=0).astype("float32")
     band = {"x": np.concatenate([number, number[::-1]]), "y": np.concatenate([high, low[::-1]])}
-    fig.add_scatter(**band, fill="toself", mode="none", opacity=0.25, fillcolor=colour, hoverinfo="skip", row=row, col=column)
+    fig.add_scatter(
+        **band, fill="toself", mode="none", opacity=0.25, fillcolor=colour, hoverinfo="skip", row=row, col=column
+    )
     fig.add_scatter(
         x=number,
         y=middle,
         mode="lines",
         line={"color": colour, "width": 3},
         customdata=np.stack([low, high], axis=1),
-        hovertemplate="%{x}: median %{y:.3~g}<br>80 % of heads %{customdata[0]:.3~g} to %{customdata[1]:.3~g}<extra></extra>",
+        hovertemplate="%{x}: median %{y:.3~g}<br>"
+        "80 % of heads from %{customdata[0]:.3~g} to %{customdata[1]:.3~g}<extra></extra>",
         row=row,
         col=column,
     )
@@ -81,7 +97,9 @@ def _draw(fig: go.Figure, row: int, column: int, curves: np.ndarray, colour: str
 
 def _floor_log_axes(fig: go.Figure, ds: xr.Dataset) -> None:
     """Ends the logarithmic axes at 1e-6: what lies below is rounding."""
-    for row, (name, dimension) in enumerate((("singular_value", "component"), ("score_singular_value", "channel")), start=1):
+    for row, (name, dimension) in enumerate(
+        (("singular_value", "component"), ("score_singular_value", "channel")), start=1
+    ):
         sigma = _curves(ds[name], dimension)
         positive = (sigma / np.where(sigma[:, :1] > 0, sigma[:, :1], np.nan))[sigma > 0]
         smallest = float(np.nanmin(positive, initial=0.1))

@@ -8,22 +8,23 @@ import warnings
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.colors import sample_colorscale
 
 from interp.figures._need import choose, need
 from interp.figures._text import escape, visible
-from interp.figures._theme import MONO, decades, finish
+from interp.figures._theme import INK, MONO, decades, finish
 
 RESULT = "text_sinks"
 SHOWN = 400
 LINE = 104  # characters that fit side by side at 1000 px
 FLOOR = -4.0
-PALE_TO_DARK = "Blues"
+PALE_TO_DARK, UNKNOWN = "Blues", "#e3e5e8"
 
 
 def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None) -> go.Figure:
     """The text, each token on a ground as dark as the attention it receives, averaged over the queries that can see it
-    (and over layers and heads, unless one is chosen). Grey tokens are seen by too few queries to say. Pointing at a token
-    shows its numbers.
+    (and over layers and heads, unless one is chosen). Grey tokens are seen by too few queries to say. Pointing at a
+    token shows its numbers.
 
     `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all.
     Draws the first 400 tokens. Raises `FigureError` for another dataset or a head that it does not hold.
@@ -34,42 +35,54 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     others = [d for d in ("layer", "head") if d not in where]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # tokens that too few queries see are NaN everywhere
-        received = part["mean_received"].mean(others).values.astype("float32")
-    mass = part["column_mass"].mean(others).values.astype("float32")
+        received = part["mean_received"].mean(others).values
+    mass = part["column_mass"].mean(others).values
     tokens = [str(text) for text in ds["token_text"].values[:SHOWN]]
     column, line, shown = _lines(tokens)
 
     with np.errstate(divide="ignore"):
-        level = np.maximum(np.log10(received), FLOOR).astype("float32")
-    known = np.isfinite(received)
-    fig = go.Figure()
-    for chosen, marker in ((known, {"color": level[known], "coloraxis": "coloraxis"}), (~known, {"color": "#e3e5e8"})):
-        share = [f"{value:.3%}" if np.isfinite(value) else "seen by too few queries" for value in received[chosen]]
-        fig.add_bar(
-            orientation="h",
-            base=column[chosen],
-            x=np.array([_width(shown[i]) for i in np.flatnonzero(chosen)], "int16"),
-            y=line[chosen],
-            width=0.9,
-            text=[escape(shown[i]) for i in np.flatnonzero(chosen)],
-            textposition="inside",
-            insidetextanchor="middle",
-            constraintext="none",
-            textangle=0,
-            textfont={"family": MONO, "size": 12},
-            marker={**marker, "line": {"width": 0}},
-            customdata=np.array([[str(i), s, f"{mass[i]:.4g}"] for i, s in zip(np.flatnonzero(chosen), share, strict=True)], object),
-            hovertext=[escape(tokens[i], 60) for i in np.flatnonzero(chosen)],
-            hovertemplate="“%{hovertext}”<br>position %{customdata[0]}<br>receives %{customdata[1]} of attention"
-            "<br>column mass %{customdata[2]}<extra></extra>",
-        )
+        level = np.maximum(np.log10(received), FLOOR)
+    highest = float(np.nanmax(level, initial=FLOOR + 1))
+    depth = (level - FLOOR) / (highest - FLOOR)
+    share = [
+        f"{value:.3%} of attention" if np.isfinite(value) else "attention from too few queries" for value in received
+    ]
+    fig = go.Figure(_colour_bar_only(highest))
+    fig.add_bar(
+        orientation="h",
+        base=column,
+        x=np.array([_width(text) for text in shown], "int16"),
+        y=line,
+        width=0.9,
+        text=[escape(text) for text in shown],
+        textposition="inside",
+        insidetextanchor="middle",
+        constraintext="none",
+        textangle=0,
+        insidetextfont={"family": MONO, "size": 12, "color": np.where(depth > 0.55, "white", INK)},
+        marker={"color": _grounds(depth), "line": {"width": 0}},
+        customdata=np.array(list(zip(map(str, range(len(tokens))), share, mass.astype(str), strict=True)), object),
+        hovertext=[escape(token, 60) for token in tokens],
+        hovertemplate="“%{hovertext}”<br>position %{customdata[0]}<br>receives %{customdata[1]}"
+        "<br>column mass %{customdata[2]:.4~g} queries<extra></extra>",
+    )
     lines = int(line.max()) + 1
     height = lines * 20 + 190
-    fig.update_yaxes(range=[lines - 0.4, -0.6], tickmode="array", **_line_ticks(line), title_text="position of the line's first token")
+    fig.update_yaxes(
+        range=[lines - 0.4, -0.6],
+        tickmode="array",
+        **_line_ticks(line),
+        title_text="position of the line's first token",
+    )
     fig.update_yaxes(showgrid=False, ticks="")
     fig.update_xaxes(range=[-0.3, LINE + 0.3], showgrid=False, title_text="characters", showline=False)
-    bar = {"title": {"text": "attention received", "side": "top"}, "orientation": "h", "len": 0.5, "y": -70 / height, "yanchor": "top"}
-    highest = float(np.nanmax(level, initial=FLOOR + 1))
+    bar = {
+        "title": {"text": "attention received", "side": "top"},
+        "orientation": "h",
+        "len": 0.5,
+        "y": -70 / height,
+        "yanchor": "top",
+    }
     ticks = decades(FLOOR, 0, "%", scale=100)
     colours = {"colorscale": PALE_TO_DARK, "cmin": FLOOR, "cmax": highest, "colorbar": {**bar, **ticks}}
     fig.update_layout(coloraxis=colours, barmode="overlay", showlegend=False)
@@ -77,6 +90,22 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     if ds.sizes["token"] > SHOWN:
         title += f" (first {SHOWN} of {ds.sizes['token']:,} tokens)"
     return finish(fig, title, height).update_layout(margin_b=130)
+
+
+def _grounds(depth: np.ndarray) -> list[str]:
+    """A colour for each token; grey where nothing is known."""
+    known = np.isfinite(depth)
+    colours = np.full(len(depth), UNKNOWN, object)
+    if known.any():
+        colours[known] = sample_colorscale(PALE_TO_DARK, depth[known])
+    return colours.tolist()
+
+
+def _colour_bar_only(highest: float) -> go.Scatter:
+    """An empty trace that brings the colour bar: bars whose colours are numbers cannot choose their text's colour."""
+    return go.Scatter(
+        x=[None], y=[None], mode="markers", marker={"color": [highest], "coloraxis": "coloraxis"}, hoverinfo="skip"
+    )
 
 
 def _lines(tokens: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:

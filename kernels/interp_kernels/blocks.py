@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,21 @@ MOST_ROWS = 256
 FEWEST_ROWS = 32
 HIDDEN = -1e30  # a score whose exponential is 0; finite, so that 0 * score is 0 and not NaN
 EMPTY_SHIFT = 1e30  # a log denominator under which every score's exponential is 0
+
+
+class Task(NamedTuple):
+    """One head of one text, and the share of its blocks that one thread works through."""
+
+    batch: int
+    head: int
+    blocks: list[tuple[slice, slice]]  # query rows, and the keys that they may see
+
+
+def tasks(facts: Facts) -> list[Task]:
+    """Every head in two shares: every other block, so that both take about as long under a causal mask."""
+    blocks = list(row_blocks(facts))
+    shares = [share for share in (blocks[0::2], blocks[1::2]) if share]
+    return [Task(b, h, share) for b in range(facts.shape[0]) for h in range(facts.shape[1]) for share in shares]
 
 
 def row_blocks(facts: Facts) -> Iterator[tuple[slice, slice]]:

@@ -22,11 +22,11 @@ def write_tiny_gguf(path: Path, architecture: str = "llama", seed: int = 0) -> P
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
 
-    tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "th"]
+    tokens = ["<s>", "</s>", *bytes_to_unicode().values(), "th", "the"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
-    writer.add_token_merges(["t h"])
+    writer.add_token_merges(["t h", "th e"])  # older transformers take a list of one for a bare string
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 from torch import Tensor
 
-from ..blocks import HeadPattern, real_rows, row_blocks, row_shift
+from ..blocks import HeadPattern, Task, real_rows, row_shift, tasks
 from ..checks import accumulator
 from ..facts import Facts
+from ..parallel import map_heads
 
 
 def attention_transpose_apply(q: Tensor, k: Tensor, lse: Tensor, y: Tensor | None, facts: Facts) -> Tensor:
@@ -14,12 +17,21 @@ def attention_transpose_apply(q: Tensor, k: Tensor, lse: Tensor, y: Tensor | Non
     batch, heads, queries, keys = facts.shape
     dtype = accumulator(q)
     shift = row_shift(lse, facts, dtype)
-    width = 1 if y is None else y.shape[-1]
-    out = q.new_zeros(batch, heads, width, keys, dtype=dtype)  # key axis last: its products run along A's rows
-    for b in range(batch):
-        for h in range(heads):
-            pattern = HeadPattern(q, k, shift, b, h, facts)
-            weights = q.new_ones(queries, 1, dtype=dtype) if y is None else real_rows(y, b, h, facts.query_mask, dtype)
-            for rows, seen in row_blocks(facts):
-                out[b, h, :, seen].addmm_(weights[rows].T, pattern.block(rows, seen))
+    columns = 1 if y is None else y.shape[-1]
+
+    out = q.new_zeros(batch, heads, columns, keys, dtype=dtype)
+    adding = Lock()
+
+    def head_share(task: Task) -> None:
+        """The rows' contribution, [R, S]: the key axis is last, so that its products run along A's rows."""
+        b, h, blocks = task
+        pattern = HeadPattern(q, k, shift, b, h, facts)
+        weights = q.new_ones(queries, 1, dtype=dtype) if y is None else real_rows(y, b, h, facts.query_mask, dtype)
+        share = q.new_zeros(columns, keys, dtype=dtype)
+        for rows, seen in blocks:
+            share[:, seen].addmm_(weights[rows].T, pattern.block(rows, seen))
+        with adding:  # two shares a head at most, so the sum does not depend on which comes first
+            out[b, h] += share
+
+    map_heads(head_share, tasks(facts), batch * heads * queries * keys)
     return out.mT

@@ -1,0 +1,213 @@
+"""`BridgeLens`: a TransformerLens `TransformerBridge` behind the same names.
+
+A bridge recomputes attention eagerly and fires its own hooks, so nothing is registered with transformers here. Its points
+are hooked where they are; observables and attention events are computed from the queries, keys, values and scores that
+the bridge shows. What a bridge does not have on an architecture is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+from interp import points as table
+from interp.anatomy import Anatomy, BlockParts, logit_map
+from interp.attention import OBSERVABLES, live, show
+from interp.config import LensConfig
+from interp.errors import UnsupportedModelError
+from interp.event import AttentionEvent
+from interp.hooked import HookedLens, Room
+from interp.lens import next_token_loss
+from interp.readout import FinalNorm, ReadoutMixin
+from interp.text import TextMixin
+
+Tensor = torch.Tensor
+
+
+class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
+    """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
+
+    LAST_LOGITS_ONLY: dict[str, Any] = {}
+
+    def __init__(self, bridge: Any, tokenizer: Any = None) -> None:
+        super().__init__()
+        self.bridge, self.model = bridge, bridge.original_model
+        self.tokenizer = tokenizer or bridge.tokenizer
+        self.cfg = _config(bridge)
+        self.blocks = nn.ModuleList()
+        for layer in range(self.cfg.n_layers):
+            self._furnish(layer)
+        self.hook_dict |= self._borrow("hook_embed", table.EMBED, bridge, "hook_embed")
+        self.hook_dict |= self._borrow("ln_final.hook_normalized", table.FINAL, bridge.ln_final, "hook_out")
+        self.ln_final = FinalNorm(bridge.ln_final)
+        self.anatomy = self._try_on_two_tokens()
+        self.mod_dict = dict(self.hook_dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
+
+    def _furnish(self, layer: int) -> None:
+        """Points of one block: the bridge's own where it has them, ours for observables."""
+        block = self.bridge.blocks[layer]
+        room = Room()
+        room.attn = Room()
+        self.blocks.append(room)
+        delegates = type(block.attn).__name__ == "AttentionBridge"
+        rotary = hasattr(block.attn, "hook_rot_q")
+        for point in table.attention_points(rotary):
+            name, short = f"blocks.{layer}.{point.name}", point.name.removeprefix("attn.")
+            if delegates and short != "hook_z":
+                self.absent[name] = "this bridge hands attention to transformers and sees neither rotated keys nor scores"
+            elif point is table.PRE_ROTARY:
+                self.absent[name] = "a TransformerBridge does not show keys between QK-norm and rotation"
+            elif point.mode == "observable":
+                made = self._place(point, name)
+                room.attn.add_module(short, made)
+                self.hook_dict[name] = made
+            else:
+                self.hook_dict |= self._borrow(name, point, block.attn, short)
+        for point in table.RESIDUAL:
+            self.hook_dict |= self._borrow(f"blocks.{layer}.{point.name}", point, block, point.name)
+
+    def _borrow(self, name: str, point: table.Point, owner: nn.Module, attribute: str) -> dict[str, HookPoint]:
+        """The bridge's own hook point under our name, or a note that it has none."""
+        found = getattr(owner, attribute, None)
+        if not isinstance(found, HookPoint):
+            self.absent[name] = "this TransformerBridge has no such hook point"
+            return {}
+        self.point_table[name] = point
+        return {name: found}
+
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]:  # type: ignore[override]
+        """Hook points by our names; the bridge's own points carry the bridge's names themselves."""
+        return self.__dict__.setdefault("_points", {})
+
+    @hook_dict.setter
+    def hook_dict(self, points: dict[str, HookPoint]) -> None:
+        self.__dict__["_points"] = points
+
+    def forward(
+        self, input: Any, return_type: str | None = "logits", attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the bridge on text or tokens `[batch, pos]`; as `Lens.forward`, without a cache."""
+        tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
+        self.check_length(tokens.shape[1])
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
+        with ExitStack() as stack:
+            for layer in range(self.cfg.n_layers):
+                self._watch(layer, attention_mask, stack)
+            logits = self.bridge(tokens, **kwargs)
+        if return_type in ("loss", "both"):
+            loss = next_token_loss(logits, tokens, attention_mask)
+            return loss if return_type == "loss" else (logits, loss)
+        return logits if return_type == "logits" else None
+
+    def generate(self, input: Any, **kwargs: Any) -> Any:
+        """The bridge's own `generate`, with its own arguments."""
+        return self.bridge.generate(input, **kwargs)
+
+    def _watch(self, layer: int, attention_mask: Tensor | None, stack: ExitStack) -> None:
+        """Collect one layer's queries, keys, values and scores, and show the observables when the pattern appears."""
+        points = {name: self.hook_dict.get(f"blocks.{layer}.attn.hook_{name}") for name in OBSERVABLES}
+        wanted = {name: point for name, point in points.items() if live(point)}
+        if not wanted:
+            return
+        attention = self.bridge.blocks[layer].attn
+        source = attention.original_component
+        if getattr(source, "sinks", None) is not None:
+            raise UnsupportedModelError(
+                f"{self.cfg.architecture} has learned sinks, which a TransformerBridge does not show; load the model itself."
+            )
+        prefix = "hook_rot_" if self.rotary else "hook_"
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda value, hook: seen.__setitem__(name, value.detach())
+
+        def finish(pattern: Tensor, hook: HookPoint) -> None:
+            scores = seen["scores"]
+            facts: dict[str, Any] = {"mask": scores[:, :1] > torch.finfo(scores.dtype).min / 2}
+            if attention_mask is not None:
+                facts |= {"key_mask": attention_mask.bool(), "query_mask": attention_mask.bool()}
+            q, k, v = (seen[n].transpose(1, 2) for n in "qkv")
+            if q.shape[-1] != self.cfg.d_head:
+                raise UnsupportedModelError(f"{self.cfg.architecture} has latent attention, of which a bridge shows only a part.")
+            event = AttentionEvent(
+                layer=layer, q=q, k=k, v=v, scale=float(source.scaling), facts=facts,
+                softcap=getattr(source, "attn_logit_softcapping", None),
+            )  # fmt: skip
+            with torch.no_grad():
+                for name, point in wanted.items():
+                    show(point, OBSERVABLES[name](event))
+
+        for name, hook in (("q", f"{prefix}q"), ("k", f"{prefix}k"), ("v", "hook_v"), ("scores", "hook_attn_scores")):
+            stack.callback(getattr(attention, hook).add_hook(keep(name)).hook.remove)
+        stack.callback(attention.hook_pattern.add_hook(finish).hook.remove)
+
+    @torch.no_grad()
+    def _try_on_two_tokens(self) -> Anatomy:
+        """Drop the points that exist but never fire (some bridges have such), and note the parts that reading out needs."""
+        fired: set[str] = set()
+        raw: list[Tensor] = []
+        with ExitStack() as stack:
+            stack.callback(self.bridge.unembed.register_forward_hook(lambda m, a, out: raw.append(out)).remove)
+            for name, point in self.hook_dict.items():
+                handle = point.add_hook(lambda value, hook, name=name: fired.add(name))
+                stack.callback(point.fwd_hooks.remove, handle)
+                stack.callback(handle.hook.remove)
+            logits = self.bridge(torch.tensor([[self.cfg.d_vocab // 3, self.cfg.d_vocab // 2]], device=self.device))
+        for name in [n for n in self.hook_dict if n not in fired and self.point_table[n].mode != "observable"]:
+            self._drop(name, "this TransformerBridge has the hook point but never fires it")
+        for layer in range(self.cfg.n_layers):
+            needed = [f"blocks.{layer}.{p.name}" for p in table.attention_points(self.rotary)[:3]]
+            if missing := [n for n in needed if n not in self.hook_dict]:
+                for name in [f"blocks.{layer}.attn.hook_{o}" for o in OBSERVABLES]:
+                    self._drop(name, f"it is computed from {missing[0]}, which this TransformerBridge never fires")
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return Anatomy(self._parts(), self.bridge.ln_final, logit_map(raw[0], logits, cap) if raw else None)
+
+    def _drop(self, name: str, reason: str) -> None:
+        if self.hook_dict.pop(name, None) is not None:
+            self.absent[name] = reason
+
+    @property
+    def rotary(self) -> bool:
+        return self.cfg.positional_embedding_type == "rotary"
+
+    def _parts(self) -> tuple[BlockParts, ...]:
+        """The modules that reading out needs, by the names that a bridge gives them."""
+        return tuple(
+            BlockParts(
+                block=block, attention=block.attn, attention_name=f"blocks.{i}.attn", out_projection=getattr(block.attn, "o", None),
+                attn_out=getattr(block, "ln1_post", block.attn), mlp_out=getattr(block, "ln2_post", block.mlp),
+                residual_scale=float(getattr(self.model.config, "residual_multiplier", 1.0)),
+                parallel=self.cfg.parallel_attn_mlp,
+            )
+            for i, block in enumerate(self.bridge.blocks)
+        )  # fmt: skip
+
+
+def _config(bridge: Any) -> LensConfig:
+    cfg, source = bridge.cfg, bridge.original_model.config
+    windows = [getattr(block.attn.original_component, "sliding_window", None) for block in bridge.blocks]
+    return LensConfig(
+        model_name=getattr(cfg, "model_name", None) or type(bridge.original_model).__name__,
+        architecture=type(bridge.original_model).__name__,
+        n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_key_value_heads=cfg.n_key_value_heads or cfg.n_heads,
+        d_head=cfg.d_head, d_model=cfg.d_model, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx,
+        positional_embedding_type="rotary" if hasattr(bridge.blocks[0].attn, "hook_rot_q") else "other",
+        dtype=str(next(bridge.parameters()).dtype).removeprefix("torch."), device=str(next(bridge.parameters()).device),
+        attention="TransformerBridge", window_size=next((w for w in windows if w), None),
+        attn_types=tuple("local" if w else "global" for w in windows),
+        attn_softcap=getattr(source, "attn_logit_softcapping", None),
+        learned_sinks=hasattr(bridge.blocks[0].attn.original_component, "sinks"),
+        parallel_attn_mlp=not hasattr(bridge.blocks[0], "hook_resid_mid"), residual_scale=1.0,
+    )  # fmt: skip

@@ -1,0 +1,209 @@
+"""The command line: `interp models | probe | report`.
+
+A user's mistake is one line on standard error and exit code 2; a failure of ours is one line and exit code 1 (`--debug`
+shows the traceback of either). With `--json` standard output is one JSON object; progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from interp.probes import Probe
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+DEBUG = "--debug"
+
+Model = Annotated[str, typer.Argument(help="'demo', a hub id, a folder, or a .gguf file")]
+Text = Annotated[Path | None, typer.Option("--text", help="a UTF-8 text file; without it Python's own help topics")]
+Tokens = Annotated[int, typer.Option("--tokens", min=1, help="read the first so many tokens")]
+Probes = Annotated[str | None, typer.Option("--probes", help="names separated by commas; without it all of them")]
+Dtype = Annotated[str, typer.Option("--dtype", help="dtype of the weights")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one reading of a text gave, and how."""
+
+    results: dict[str, xr.Dataset]
+    probes: list[Probe]
+    about: dict[str, Any]
+
+
+@app.callback()
+def _app() -> None:
+    """See what attention does, change it while the model runs, show why. Add --debug for tracebacks."""
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that can be loaded without a network."""
+    from interp.subjects.local import local_models
+
+    rows = local_models()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{row['name']:40} {row['what']}")
+    print("Besides these, MODEL may be a folder, a .gguf file, or a hub id.")
+
+
+@app.command()
+def probe(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="folder for the results, one NetCDF file a probe")],
+    text: Text = None,
+    tokens: Tokens = 1024,
+    probes: Probes = None,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Run probes on a model reading a text and store their results."""
+    run = _read(model, text, tokens, probes, dtype)
+    from interp.storage import save
+
+    _folder(out)
+    files = {name: str(save(dataset, out / f"{name}.nc")) for name, dataset in run.results.items()}
+    _tell(run, {"files": files}, as_json)
+
+
+@app.command()
+def report(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="the HTML file; Markdown and NetCDF go beside it")] = Path("report.html"),
+    text: Text = None,
+    tokens: Tokens = 1024,
+    probes: Probes = None,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Write a report about a model reading a text: one HTML file that works offline, Markdown, and the numbers."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InterpError(f"--out names the HTML file of the report, not {out}; end it in .html.")
+    _folder(out.parent)
+    run = _read(model, text, tokens, probes, dtype)
+    from interp.report import write_markdown, write_report
+
+    page = write_report(run.results, run.about, out, run.probes)
+    markdown = write_markdown(run.results, run.about, out.with_suffix(".md"), run.probes)
+    _tell(run, {"files": {"html": str(page), "markdown": str(markdown)}}, as_json)
+
+
+def _read(model: str, text: Path | None, tokens: int, probes: str | None, dtype: str) -> Run:
+    """Check everything that can be checked before the model is loaded, then load and probe."""
+    from interp.probes import resolve
+    from interp.subjects.texts import demo_text, read_text
+
+    wanted = resolve([name.strip() for name in probes.split(",") if name.strip()] if probes is not None else None)
+    content = demo_text() if text is None else read_text(text)
+    with _bar("loading", 1) as step:
+        began = time.perf_counter()
+        import interp
+
+        imported = time.perf_counter()
+        lens = interp.load(model, dtype=dtype)
+        loaded = time.perf_counter()
+        step(1, 1)
+    lens.check_length(tokens)
+    row = lens.to_tokens(content, truncate=tokens)
+    with _bar("reading", lens.cfg.n_layers) as step:
+        probing = time.perf_counter()
+        results = interp.probe(lens, row[0], wanted, progress=step)
+        probed = time.perf_counter()
+    from interp.storage import provenance
+
+    n = int(row.shape[1])
+    about = {
+        "model": lens.cfg.model_name,
+        "architecture": lens.cfg.architecture,
+        "text": "the help topics of this Python (pydoc_data.topics)" if text is None else str(text),
+        "n_tokens": n,
+        "tokens_asked": tokens,
+        "context": lens.cfg.n_ctx,
+        "command": "interp " + shlex.join(a for a in sys.argv[1:] if a != DEBUG),
+        "seconds": {"import": imported - began, "load": loaded - imported, "probe": probed - probing},
+        **provenance(lens.device),
+    }
+    for dataset in results.values():
+        dataset.attrs |= {"text": about["text"], "command": about["command"]}
+    return Run(results, wanted, about)
+
+
+def _tell(run: Run, extra: dict[str, Any], as_json: bool) -> None:
+    """Findings for a person, or everything as JSON for a program."""
+    findings = {p.name: p.findings(run.results[p.name]) for p in run.probes}
+    if as_json:
+        print(json.dumps({"run": run.about, "findings": findings, **extra}, default=str))
+        return
+    about = run.about
+    short = "" if about["n_tokens"] >= about["tokens_asked"] else f" (the text has no more than that; {about['tokens_asked']} were asked for)"
+    print(f"{about['model']} read the first {about['n_tokens']} tokens of {about['text']}{short}.")
+    for name, sentences in findings.items():
+        print(f"\n{name}")
+        for sentence in sentences:
+            print(f"  - {_printable(sentence)}")
+    print("\n" + "\n".join(f"wrote {path}" for path in extra["files"].values()))
+
+
+def _printable(sentence: str) -> str:
+    """Token text may hold control characters that would drive the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+
+
+def _folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InterpError(f"cannot make the folder {path}: {error.strerror or error}.") from None
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Any]:
+    """A progress bar on standard error, shown only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code."""
+    debug = DEBUG in sys.argv
+    sys.argv = [a for a in sys.argv if a != DEBUG] if debug else sys.argv
+    try:
+        app()
+    except InterpError as error:
+        _fail(error, debug, f"error: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _fail(error, debug, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 1)
+
+
+def _fail(error: Exception, debug: bool, line: str, code: int) -> None:
+    if debug:
+        raise error
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

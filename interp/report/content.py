@@ -1,0 +1,143 @@
+"""What a report says, before it becomes HTML or Markdown: plain, unescaped text and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError
+from interp.report.table import Table, layer_table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from interp.probes import Probe
+
+LABELS = {
+    "model": "Model",
+    "text": "Text",
+    "n_tokens": "Tokens",
+    "seconds": "Time",
+    "cpu": "Processor",
+    "threads": "Threads",
+    "device": "Device",
+    "platform": "System",
+    "time": "Date",
+    "interp": "interp",
+    "commit": "Commit",
+    "torch": "torch",
+    "transformers": "transformers",
+    "transformer_lens": "transformer-lens",
+    "numpy": "numpy",
+    "python": "Python",
+}
+ELSEWHERE = {"command", "python_text"}  # shown under "How to regenerate"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One probe's part of the report."""
+
+    name: str
+    title: str
+    description: str
+    findings: list[str]
+    result: xr.Dataset
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that both forms of the report show."""
+
+    model: str
+    text: str
+    n_tokens: int
+    facts: list[tuple[str, str]]
+    sections: list[Section]
+    table: Table
+    command: str
+    python: str
+
+
+def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes: Iterable[Probe] | None) -> Content:
+    """Gathers what is to be said; see `write_report` for the arguments."""
+    if not results:
+        raise InterpError("there is nothing to report: pass the results of at least one probe.")
+    for name, result in results.items():
+        if "text" in result.dims:
+            raise InterpError(f"a report is about one text; choose one with results[{name!r}].isel(text=0).")
+    known = {probe.name: probe for probe in (_all_probes() if probes is None else probes)}
+    sections = [
+        Section(
+            name=name,
+            title=str(result.attrs.get("title", name.replace("_", " ").capitalize())),
+            description=str(result.attrs.get("description", "")),
+            findings=known[name].findings(result) if name in known else [],
+            result=result,
+        )
+        for name, result in results.items()
+    ]
+    first = next(iter(results.values()))
+    n_tokens = int(run.get("n_tokens", first.attrs.get("n_tokens", 0)))
+    model = str(run.get("model", first.attrs.get("model", "a model")))
+    return Content(
+        model=model,
+        text=str(run.get("text", "a text")),
+        n_tokens=n_tokens,
+        facts=_facts({"model": model, "n_tokens": n_tokens, **run}),
+        sections=sections,
+        table=layer_table(results),
+        command=str(run.get("command", "")),
+        python=_python(model, n_tokens, [known.get(name, name) for name in results], str(run.get("python_text", ""))),
+    )
+
+
+def _all_probes() -> list[Probe]:
+    from interp.probes import available
+
+    return [probe() for probe in available().values()]
+
+
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was run, as (label, value): the known ones first, in the order of `LABELS`."""
+    flat: dict[str, str] = {}
+    for key, value in run.items():
+        if key == "seconds":
+            flat[key] = _seconds(value)
+        elif isinstance(value, Mapping):
+            flat |= {inner: _value(content) for inner, content in value.items()}
+        elif key not in ELSEWHERE:
+            flat[key] = _value(value)
+    order = {key: place for place, key in enumerate(LABELS)}
+    return [(LABELS.get(key, key), flat[key]) for key in sorted(flat, key=lambda key: order.get(key, len(order)))]
+
+
+def _seconds(seconds: Any) -> str:
+    if not isinstance(seconds, Mapping):
+        return f"{float(seconds):.1f} s"
+    parts = ", ".join(f"{what} {float(value):.1f} s" for what, value in seconds.items())
+    return parts if "total" in seconds else f"{parts} (together {sum(map(float, seconds.values())):.1f} s)"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _python(model: str, n_tokens: int, probes: list[Probe | str], text: str) -> str:
+    """Lines that repeat the run in Python; settings other than the defaults are written out."""
+    calls, imports = [], []
+    for probe in probes:
+        if isinstance(probe, str) or probe == type(probe)():
+            calls.append(repr(probe if isinstance(probe, str) else probe.name))
+        else:
+            calls.append(repr(probe))
+            imports.append(f"from {type(probe).__module__} import {type(probe).__name__}\n")
+    reading = f"text = {text}" if text else "text = ...  # the text named above"
+    return (
+        f"import interp\n{''.join(imports)}\nlens = interp.load({model!r})\n{reading}\n"
+        f"results = interp.probe(lens, text, [{', '.join(calls)}], tokens={n_tokens})\n"
+        'interp.report.write_report(results, {"model": lens.cfg.model_name, "text": "the same"}, "report.html")'
+    )

@@ -1,0 +1,64 @@
+"""The report in a real browser: every figure draws, nothing is fetched, and it opens quickly."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from interp.report import write_report
+from tests.example_results import example_results
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+]
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")]
+
+
+def test_every_figure_draws_without_a_complaint(run, probes, tmp_path):
+    path = write_report(example_results(), run, tmp_path / "report.html", probes)
+    command = [
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=30000",
+        "--window-size=1200,9000",
+    ]
+    done = subprocess.run(
+        [*command, "--enable-logging=stderr", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "willReadFrequently" not in line]
+    assert [line for line in console if "GL Driver Message" not in line] == []
+    drawn = dict(re.findall(r'data-figure="(\w+)" data-drawn="(\w+)"', done.stdout))
+    assert len(drawn) == 7
+    assert all(value.isdigit() for value in drawn.values()), drawn
+    assert done.stdout.count("<svg") > 14
+    assert len(re.findall(r"<[a-z]", done.stdout.partition("<body")[2])) < 50_000
+
+
+def test_figures_below_the_fold_wait(run, probes, tmp_path):
+    path = write_report(example_results(), run, tmp_path / "report.html", probes)
+    command = [
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=5000",
+        "--window-size=1200,900",
+    ]
+    done = subprocess.run(
+        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    drawn = re.findall(r'data-figure="(\w+)" data-drawn="(\d+)"', done.stdout)
+    assert 1 <= len(drawn) <= 2

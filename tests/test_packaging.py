@@ -1,0 +1,93 @@
+"""One wheel with three import packages, pins that agree with what is declared, and set-up files that hold together."""
+
+import importlib.util
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("interp", "interp_kernels", "interp_explorer")
+
+
+def pins() -> dict[str, Version]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name: Version(version) for name, version in pairs}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
+    assert Path(wheel.filename).name == "interp-0.1.0-py3-none-any.whl"
+    files = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in files} == set(PACKAGES)
+    for folder in ("interp", "kernels/interp_kernels", "apps/interp_explorer"):
+        sources = {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob("*.py")}
+        package = folder.split("/")[-1]
+        assert {f"{package}/{source}" for source in sources} <= set(files)
+        assert f"{package}/py.typed" in files
+
+
+def test_the_wheel_names_its_command_and_its_licence(wheel):
+    entries = wheel.read("interp-0.1.0.dist-info/entry_points.txt").decode()
+    assert "interp = interp.cli:main" in entries
+    described = Parser().parsestr(wheel.read("interp-0.1.0.dist-info/METADATA").decode())
+    assert described["License-Expression"] == "Apache-2.0"
+    assert described.get_all("License-File") == ["LICENSE", "NOTICE"]
+    assert set(described.get_all("Provides-Extra")) == {"app", "cluster", "dev", "gpu", "notebook"}
+
+
+def test_no_top_level_package_is_called_kernels_or_apps():
+    for name in ("kernels", "apps"):
+        assert not (ROOT / name / "__init__.py").exists()
+    for name in PACKAGES:
+        assert importlib.util.find_spec(name).origin.endswith(f"{name}/__init__.py")
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
+    optional = PROJECT["optional-dependencies"]
+    pinned = pins()
+    for line in [*PROJECT["dependencies"], *optional["dev"], *optional["notebook"]]:
+        requirement = Requirement(line)
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, line
+    assert pinned["torch"] == Version("2.13.0")  # without "+cpu": an index may carry it without the suffix
+    assert pinned["torch"].local is None
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or sys.version_info[:2] != (3, 11), reason="the pins are those of Python 3.11 on Linux"
+)
+def test_pins_cover_what_the_pinned_packages_need_here():
+    pinned = pins()
+    for name in pinned.keys() - {"torch"}:  # a CUDA build of torch needs packages that the CPU build does not
+        for line in metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(requirement.name) in pinned, f"{name} needs {line}"
+
+
+def test_make_lists_its_targets_and_the_explorer_is_refused_clearly():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("venv", "demo", "test", "test-all", "test-min", "lint", "bench", "bench-data", "app", "clean"):
+        assert f"make {target} " in listed
+    refused = subprocess.run(["make", "app"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "not there yet" in refused.stderr
