@@ -35,7 +35,17 @@ _WHERE = {
 }
 _PACKAGES = ("figures", "report", "probes", "storage", "subjects")
 
-__all__ = ["InterpError", "Lens", "UnknownNameError", "UnsupportedModelError", "compare", "figures", "load", "probe", "report"]
+__all__ = [
+    "InterpError",
+    "Lens",
+    "UnknownNameError",
+    "UnsupportedModelError",
+    "compare",
+    "figures",
+    "load",
+    "probe",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,11 @@
 
 transformers' decoders call the function that their config names. While a Lens call needs it, that name is `interp`; the
 function below then fires the layer's hook points around the attention maths and otherwise hands the call to what the
-model would have used (SDPA, flash, or the modelling file's eager function), with that function's own mask, so the result
-is bit-identical. A layer computes scores eagerly only when someone hooks its scores or pattern.
+model would have used (SDPA, flash, or the modelling file's eager function), with that function's own mask, so the
+result is bit-identical. A layer computes scores eagerly only when someone hooks its scores or pattern.
 
 transformers builds masks through a second registry. Without an entry there the model would silently attend to the
-future, so `MaskFacts` is registered beside the function: it keeps the facts and builds a dense mask only for a delegate
-that needs one.
+future, so `interp.masks.MaskFacts` is registered beside the function.
 """
 
 from __future__ import annotations
@@ -15,24 +14,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    bidirectional_mask_function,
-    causal_mask_function,
-    sdpa_mask,
-    sliding_window_causal_mask_function,
-)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.errors import UnsupportedModelError
 from interp.event import AttentionEvent
+from interp.masks import MaskFacts, additive_mask, kernel_facts
 
 NAME = "interp"
 Tensor = torch.Tensor
@@ -45,90 +39,13 @@ UNDERSTOOD = {
 }  # fmt: skip
 
 
-def same_function(f: Any, g: Any) -> bool:
-    """Whether two mask functions are the same code over equal closures (transformers rebuilds them at every call)."""
-    if not callable(f) or not hasattr(f, "__code__"):
-        return bool(type(f) is type(g) and f == g)
-    if getattr(g, "__code__", None) is not f.__code__:
-        return False
-    cells = zip(f.__closure__ or (), g.__closure__ or (), strict=True)
-    return all(_same_cell(a.cell_contents, b.cell_contents) for a, b in cells)
-
-
-def _same_cell(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(same_function, a, b))
-    return same_function(a, b)
-
-
-class MaskFacts:
-    """What transformers asked of a mask, kept as facts instead of a queries x keys tensor.
-
-    Keyword arguments are those of transformers' mask functions; `attention_mask` is the 2-D padding mask
-    `[batch, tokens seen]`, True for real tokens.
-    """
-
-    def __init__(self, **asked: Any) -> None:
-        self.asked = asked
-        self._for_delegate: dict[str, Any] = {}
-
-    def for_delegate(self, implementation: str) -> Any:
-        """The mask that transformers would have built for `implementation` (SDPA may get None and use its causal flag)."""
-        if implementation not in self._for_delegate:
-            self._for_delegate[implementation] = ALL_MASK_ATTENTION_FUNCTIONS[implementation](**self.asked)
-        return self._for_delegate[implementation]
-
-    def kernel_facts(self) -> dict[str, Any]:
-        """The mask in the keywords of `interp_kernels`: causal, offset and window where transformers' mask is exactly
-        that, a dense boolean mask `[batch, 1, query, key]` for any other pattern (packed sequences, chunks, overlays)."""
-        asked = self.asked
-        facts: dict[str, Any] = {"offset": int(asked["q_offset"]) - int(asked["kv_offset"]), **self._padding()}
-        pattern, window = asked["mask_function"], asked.get("local_size")
-        if same_function(pattern, causal_mask_function):
-            return {"causal": True, **facts}
-        if same_function(pattern, bidirectional_mask_function):
-            return {"causal": False, **facts}
-        if window is not None and same_function(pattern, sliding_window_causal_mask_function(window)):
-            return {"causal": True, "window": int(window), **facts}
-        return {"mask": sdpa_mask(**{**asked, "allow_is_causal_skip": False}), "query_mask": facts["query_mask"]}
-
-    def _padding(self) -> dict[str, Tensor | None]:
-        """Which keys and which query rows are real tokens; None where all are."""
-        seen = self.asked.get("attention_mask")
-        if seen is None or bool(seen.all()):
-            return {"key_mask": None, "query_mask": None}
-
-        def columns(start: int, length: int) -> Tensor:
-            part = seen[:, start : start + length].bool()
-            return nn.functional.pad(part, (0, length - part.shape[1]))  # a static cache has columns not yet written
-
-        asked = self.asked
-        return {
-            "key_mask": columns(int(asked["kv_offset"]), asked["kv_length"]),
-            "query_mask": columns(int(asked["q_offset"]), asked["q_length"]),
-        }
-
-
-def facts_of_dense_mask(mask: Tensor) -> dict[str, Any]:
-    """Mask facts of a 4-D mask that the caller prepared: boolean, or additive with 0 for visible cells."""
-    if mask.dtype == torch.bool:
-        return {"mask": mask}
-    visible = mask == 0
-    if not bool((visible | (mask <= torch.finfo(mask.dtype).min / 2)).all()):
-        raise UnsupportedModelError(
-            "the attention mask carries a bias (values other than 0 and -inf), which observables would ignore; "
-            "hook hook_pattern instead, or pass a 0/-inf mask."
-        )
-    return {"mask": visible}
-
-
 @cache
 def _eager_of(modelling_file: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """The eager attention function that a modelling file defines for its own models."""
     return vars(sys.modules[modelling_file])["eager_attention_forward"]
 
 
-def live(point: nn.Module | None) -> bool:
+def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
     """Whether anybody hooks this point, forward or backward."""
     return point is not None and bool(point._forward_hooks or point._backward_hooks)
 
@@ -139,11 +56,45 @@ def show(point: nn.Module, value: Any) -> None:
         raise ValueError(f"a hook on {point.name} returned a value, but that point is read-only; return None there.")
 
 
+@dataclass(frozen=True)
+class AttentionCall:
+    """What a model passes to its attention: q `[batch, head, new, d_head]`, k and v `[batch, kv_head, key, d_head]`
+    (after rotary embedding, cached keys included), a mask, the scale of the scores, and what else it may say."""
+
+    module: nn.Module
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Any
+    scaling: float | None
+    rest: Mapping[str, Any]
+
+    @property
+    def scale(self) -> float:
+        return self.q.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+
+    def delegate(self, implementation: str) -> tuple[Tensor, Tensor | None]:
+        """What the model would have called without us, with the mask that function expects."""
+        mask = self.mask.for_delegate(implementation) if isinstance(self.mask, MaskFacts) else self.mask
+        eager = implementation == "eager"
+        function = _eager_of(type(self.module).__module__) if eager else ALL_ATTENTION_FUNCTIONS[implementation]
+        return function(self.module, self.q, self.k, self.v, mask, scaling=self.scaling, **self.rest)
+
+    def refuse_unknown(self) -> None:
+        """Refuse to compute attention ourselves where the model passes something that we would ignore."""
+        unknown = sorted(name for name, value in self.rest.items() if value is not None and name not in UNDERSTOOD)
+        if unknown:
+            raise UnsupportedModelError(
+                f"{type(self.module).__name__} passes {', '.join(unknown)} to its attention, which scores, pattern and "
+                "observables would ignore; hook q, k, v or z of this model instead."
+            )
+
+
 class Site:
     """One attention module during a Lens call: its layer, its hook points, and what it delegates to.
 
-    `points` maps names relative to the block (`attn.hook_z`) to hook points. `position_embeddings` is filled by a pre-hook
-    on the module, `new` by the Lens' cache; both belong to the call in progress.
+    `points` maps names relative to the block (`attn.hook_z`) to hook points. `position_embeddings` is filled by a pre-
+    hook on the module, `new` by the Lens' cache; both belong to the call in progress.
     """
 
     def __init__(self, layer: int, points: Mapping[str, nn.Module], delegate: str, rotation: Rotation | str) -> None:
@@ -164,7 +115,8 @@ class Site:
         return self._edit("k", k), self._edit("v", v)
 
     def _edit(self, name: str, x: Tensor) -> Tensor:
-        """Fire an editable point; hooks see TransformerLens' `[batch, pos, head, d_head]`, the maths `[batch, head, pos, d_head]`."""
+        """Fire an editable point; hooks see TransformerLens' `[batch, pos, head, d_head]`, the maths `[batch, head,
+        pos, d_head]`."""
         point = self.point(name)
         return point(x.transpose(1, 2)).transpose(1, 2) if live(point) else x
 
@@ -186,38 +138,38 @@ class Site:
         """One attention call with hook points around it; returns z `[batch, pos, head, d_head]` and weights or None."""
         q = self._edit("q", q)
         k, v = self._new_keys_values(k, v, q.shape[2])
-        for name, x in (("cached_k", k), ("cached_v", v)):
-            if live(self.point(name)):
-                show(self.point(name), x.transpose(1, 2))
-        self._show_observables(module, q, k, v, mask, scaling, rest)
-        if live(self.point("attn_scores")) or live(self.point("pattern")):
-            z, weights = self._eager(module, q, k, v, mask, scaling, rest)
-        else:
-            z, weights = delegate(self.delegate, module, q, k, v, mask, scaling=scaling, **rest)
-        point = self.point("z")
-        return (point(z) if live(point) else z), weights
+        call = AttentionCall(module, q, k, v, mask, scaling, rest)
+        self._show(call)
+        eagerly = live(self.point("attn_scores")) or live(self.point("pattern"))
+        z, weights = self._eager(call) if eagerly else call.delegate(self.delegate)
+        return (self.point("z")(z) if live(self.point("z")) else z), weights
 
     @torch.no_grad()
-    def _show_observables(
-        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None, rest: dict[str, Any]
-    ) -> None:
-        wanted = {name: point for name in OBSERVABLES if live(point := self.points.get(f"attn.hook_{name}"))}
-        if not wanted:
-            return
-        refuse_unknown(module, rest)
-        event = AttentionEvent(
+    def _show(self, call: AttentionCall) -> None:
+        """Fire the points that hooks may look at: what is attended to, and observables of it."""
+        for name, x in (("cached_k", call.k), ("cached_v", call.v)):
+            if live(self.point(name)):
+                show(self.point(name), x.transpose(1, 2))
+        points = {name: self.points.get(f"attn.hook_{name}") for name in OBSERVABLES}
+        wanted = {name: point for name, point in points.items() if live(point)}
+        if wanted:
+            event = self._event(call)
+            for name, point in wanted.items():
+                show(point, OBSERVABLES[name](event))
+
+    def _event(self, call: AttentionCall) -> AttentionEvent:
+        call.refuse_unknown()
+        return AttentionEvent(
             layer=self.layer,
-            q=q,
-            k=k,
-            v=v,
-            scale=q.shape[-1] ** -0.5 if scaling is None else scaling,
-            facts=kernel_facts(module, q, k, mask),
-            softcap=rest.get("softcap"),
-            sinks=rest.get("s_aux"),
+            q=call.q,
+            k=call.k,
+            v=call.v,
+            scale=call.scale,
+            facts=kernel_facts(call.module, call.q, call.k, call.mask),
+            softcap=call.rest.get("softcap"),
+            sinks=call.rest.get("s_aux"),
             unrotate=self._unrotate(),
         )
-        for name, point in wanted.items():
-            show(point, OBSERVABLES[name](event))
 
     def _unrotate(self) -> Callable[[Tensor], Tensor] | None:
         if isinstance(self.rotation, str) or self.position_embeddings is None:
@@ -225,21 +177,18 @@ class Site:
         rotation, (cos, sin) = self.rotation, self.position_embeddings
         return lambda k: rotation.undo(k, cos, sin)
 
-    def _eager(
-        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None, rest: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _eager(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Attention with scores and pattern in the open: softmax in fp32, masked cells at the dtype's minimum."""
-        refuse_unknown(module, rest)
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        if (softcap := rest.get("softcap")) is not None:
+        call.refuse_unknown()
+        groups = call.q.shape[1] // call.k.shape[1]
+        k, v = call.k.repeat_interleave(groups, 1), call.v.repeat_interleave(groups, 1)
+        scores = call.q @ k.transpose(2, 3) * call.scale
+        if (softcap := call.rest.get("softcap")) is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = scores + additive_mask(module, mask, scores)
-        scores = self.point("attn_scores")(scores)
-        pattern = softmax_with_sinks(scores, rest.get("s_aux")).to(q.dtype)
+        scores = self.point("attn_scores")(scores + additive_mask(call.module, call.mask, scores))
+        pattern = softmax_with_sinks(scores, call.rest.get("s_aux")).to(call.q.dtype)
         pattern = self.point("pattern")(pattern)
-        dropped = nn.functional.dropout(pattern, p=rest.get("dropout", 0.0), training=module.training)
+        dropped = nn.functional.dropout(pattern, p=call.rest.get("dropout", 0.0), training=call.module.training)
         return (dropped @ v).transpose(1, 2).contiguous(), pattern
 
 
@@ -255,7 +204,8 @@ OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
 
 
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys, in fp32 at least; learned sink logits `[head]` join as an extra column that is dropped (gpt-oss)."""
+    """Softmax over keys, in fp32 at least; learned sink logits `[head]` join as an extra column that is dropped (gpt-
+    oss)."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         return scores.softmax(-1, dtype=dtype)
@@ -263,63 +213,11 @@ def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
 
 
-def refuse_unknown(module: nn.Module, rest: Mapping[str, Any]) -> None:
-    """Refuse to compute attention ourselves where the model passes something that we would ignore."""
-    unknown = sorted(name for name, value in rest.items() if value is not None and name not in UNDERSTOOD)
-    if unknown:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which scores, pattern and observables "
-            "would ignore; hook q, k, v or z of this model instead."
-        )
-
-
-def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any) -> dict[str, Any]:
-    """Mask facts for `interp_kernels`, from whatever the model handed to its attention."""
-    if isinstance(mask, MaskFacts):
-        if mask.asked["kv_length"] != k.shape[2]:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} attends to {k.shape[2]} keys but its mask was built for {mask.asked['kv_length']}; "
-                "its layers keep different lengths, pass no past_key_values and let the Lens make the cache."
-            )
-        return mask.kernel_facts()
-    if isinstance(mask, Tensor):
-        return facts_of_dense_mask(mask)
-    if q.shape[2] > 1:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} passes no mask to its attention, so causality is unknown; scores, pattern and "
-            "observables are refused for it."
-        )
-    return {"causal": True}
-
-
-def additive_mask(module: nn.Module, mask: Any, scores: Tensor) -> Tensor:
-    """The mask as something to add to scores `[batch, head, query, key]`."""
-    if isinstance(mask, MaskFacts):
-        return mask.for_delegate("eager")
-    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
-        return mask
-    if isinstance(mask, Tensor):
-        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
-    kernel_facts(module, scores, scores.transpose(2, 3), None)
-    return torch.zeros((), dtype=scores.dtype, device=scores.device)
-
-
-def delegate(
-    implementation: str, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **rest: Any
-) -> tuple[Tensor, Tensor | None]:
-    """What the model would have called without us, with the mask that function expects."""
-    if isinstance(mask, MaskFacts):
-        mask = mask.for_delegate(implementation)
-    if implementation == "eager":
-        return _eager_of(type(module).__module__)(module, q, k, v, mask, **rest)
-    return ALL_ATTENTION_FUNCTIONS[implementation](module, q, k, v, mask, **rest)
-
-
 class Rotation:
     """Undoes a model's rotary embedding with the modelling file's own rotation, run with the opposite sine.
 
-    `width` channels are rotated, the first ones of each head (Phi, GPT-NeoX and StableLM rotate only a part). Rotating by
-    θ and back multiplies by cos² + sin², which is 1 except where the model scales its tables (gpt-oss: 1.81).
+    `width` channels are rotated, the first ones of each head (Phi, GPT-NeoX and StableLM rotate only a part). Rotating
+    by θ and back multiplies by cos² + sin², which is 1 except where the model scales its tables (gpt-oss: 1.81).
     """
 
     def __init__(self, rotate: Callable[..., tuple[Tensor, Tensor]], width: int) -> None:
@@ -355,7 +253,9 @@ def attention(
     """The registered function: finds whose attention this is and lets its site attend."""
     site = _sites.get(module)
     if site is None:
-        raise UnsupportedModelError(f"{type(module).__name__} attends through interp outside a Lens call; load it with interp.load.")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} attends through interp outside a Lens call; load it with interp.load."
+        )
     return site.attend(module, query, key, value, attention_mask, scaling, **rest)
 
 

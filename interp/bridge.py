@@ -1,15 +1,15 @@
 """`BridgeLens`: a TransformerLens `TransformerBridge` behind the same names.
 
-A bridge recomputes attention eagerly and fires its own hooks, so nothing is registered with transformers here. Its points
-are hooked where they are; observables and attention events are computed from the queries, keys, values and scores that
-the bridge shows. What a bridge does not have on an architecture is refused by name.
+A bridge recomputes attention eagerly and fires its own hooks, so nothing is registered with transformers here. Its
+points are hooked where they are; observables and attention events are computed from the queries, keys, values and
+scores that the bridge shows. What a bridge does not have on an architecture is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ Tensor = torch.Tensor
 class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
-    LAST_LOGITS_ONLY: dict[str, Any] = {}
+    LAST_LOGITS_ONLY: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, bridge: Any, tokenizer: Any = None) -> None:
         super().__init__()
@@ -63,7 +63,9 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         for point in table.attention_points(rotary):
             name, short = f"blocks.{layer}.{point.name}", point.name.removeprefix("attn.")
             if delegates and short != "hook_z":
-                self.absent[name] = "this bridge hands attention to transformers and sees neither rotated keys nor scores"
+                self.absent[name] = (
+                    "this bridge hands attention to transformers and sees neither rotated keys nor scores"
+                )
             elif point is table.PRE_ROTARY:
                 self.absent[name] = "a TransformerBridge does not show keys between QK-norm and rotation"
             elif point.mode == "observable":
@@ -85,7 +87,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         return {name: found}
 
     @property
-    def hook_dict(self) -> dict[str, HookPoint]:  # type: ignore[override]
+    def hook_dict(self) -> dict[str, HookPoint]:
         """Hook points by our names; the bridge's own points carry the bridge's names themselves."""
         return self.__dict__.setdefault("_points", {})
 
@@ -124,7 +126,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         source = attention.original_component
         if getattr(source, "sinks", None) is not None:
             raise UnsupportedModelError(
-                f"{self.cfg.architecture} has learned sinks, which a TransformerBridge does not show; load the model itself."
+                f"{self.cfg.architecture} has learned sinks, which a TransformerBridge does not show; load the model."
             )
         prefix = "hook_rot_" if self.rotary else "hook_"
         seen: dict[str, Tensor] = {}
@@ -139,7 +141,9 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
                 facts |= {"key_mask": attention_mask.bool(), "query_mask": attention_mask.bool()}
             q, k, v = (seen[n].transpose(1, 2) for n in "qkv")
             if q.shape[-1] != self.cfg.d_head:
-                raise UnsupportedModelError(f"{self.cfg.architecture} has latent attention, of which a bridge shows only a part.")
+                raise UnsupportedModelError(
+                    f"{self.cfg.architecture} has latent attention, of which a bridge shows only a part."
+                )
             event = AttentionEvent(
                 layer=layer, q=q, k=k, v=v, scale=float(source.scaling), facts=facts,
                 softcap=getattr(source, "attn_logit_softcapping", None),
@@ -154,7 +158,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
 
     @torch.no_grad()
     def _try_on_two_tokens(self) -> Anatomy:
-        """Drop the points that exist but never fire (some bridges have such), and note the parts that reading out needs."""
+        """Drop the points that exist but never fire (some bridges have such), and note the parts that reading out
+        needs."""
         fired: set[str] = set()
         raw: list[Tensor] = []
         with ExitStack() as stack:
@@ -184,15 +189,20 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
 
     def _parts(self) -> tuple[BlockParts, ...]:
         """The modules that reading out needs, by the names that a bridge gives them."""
+        scale = float(getattr(self.model.config, "residual_multiplier", 1.0))
         return tuple(
             BlockParts(
-                block=block, attention=block.attn, attention_name=f"blocks.{i}.attn", out_projection=getattr(block.attn, "o", None),
-                attn_out=getattr(block, "ln1_post", block.attn), mlp_out=getattr(block, "ln2_post", block.mlp),
-                residual_scale=float(getattr(self.model.config, "residual_multiplier", 1.0)),
+                block=block,
+                attention=block.attn,
+                attention_name=f"blocks.{i}.attn",
+                out_projection=getattr(block.attn, "o", None),
+                attn_out=getattr(block, "ln1_post", block.attn),
+                mlp_out=getattr(block, "ln2_post", block.mlp),
+                residual_scale=scale,
                 parallel=self.cfg.parallel_attn_mlp,
             )
             for i, block in enumerate(self.bridge.blocks)
-        )  # fmt: skip
+        )
 
 
 def _config(bridge: Any) -> LensConfig:

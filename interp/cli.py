@@ -86,7 +86,9 @@ def probe(
 @app.command()
 def report(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="the HTML file; Markdown and NetCDF go beside it")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", help="the HTML file; Markdown and NetCDF go beside it")] = Path(
+        "report.html"
+    ),
     text: Text = None,
     tokens: Tokens = 1024,
     probes: Probes = None,
@@ -152,7 +154,11 @@ def _tell(run: Run, extra: dict[str, Any], as_json: bool) -> None:
         print(json.dumps({"run": run.about, "findings": findings, **extra}, default=str))
         return
     about = run.about
-    short = "" if about["n_tokens"] >= about["tokens_asked"] else f" (the text has no more than that; {about['tokens_asked']} were asked for)"
+    short = (
+        ""
+        if about["n_tokens"] >= about["tokens_asked"]
+        else f" (the text has no more than that; {about['tokens_asked']} were asked for)"
+    )
     print(f"{about['model']} read the first {about['n_tokens']} tokens of {about['text']}{short}.")
     for name, sentences in findings.items():
         print(f"\n{name}")
@@ -195,7 +201,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        _fail(error, debug, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 1)
+        _fail(
+            error,
+            debug,
+            f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)",
+            1,
+        )
 
 
 def _fail(error: Exception, debug: bool, line: str, code: int) -> None:

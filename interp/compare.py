@@ -30,6 +30,13 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     shared = set.intersection(*(set(map(str, d.data_vars)) for d in results.values()))
     left_out = sorted(set.union(*(set(map(str, d.data_vars)) for d in results.values())) - shared)
     parts = [d[sorted(shared)] for d in results.values()]
-    joined = xr.concat(parts, dim=pd.Index(list(results), name="model"), join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts")
+    joined = xr.concat(
+        parts,
+        dim=pd.Index(list(results), name="model"),
+        join="outer",
+        coords="minimal",
+        compat="override",
+        combine_attrs="drop_conflicts",
+    )
     joined.attrs["left_out"] = ", ".join(left_out)
     return joined

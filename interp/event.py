@@ -4,8 +4,8 @@ An `AttentionEvent` carries queries, keys and values as they enter the attention
 facts of the mask. What can be derived from them is computed on first use and remembered, so that three probes that ask
 for the log-sum-exp pay for it once. Nothing but `pattern()` holds an array of size queries x keys.
 
-Tensors use the layout of torch's SDPA: `[batch, head, position, d_head]`; keys and values have `kv_head` heads and query
-head h reads key/value head `h // (heads // kv_heads)`.
+Tensors use the layout of torch's SDPA: `[batch, head, position, d_head]`; keys and values have `kv_head` heads and
+query head h reads key/value head `h // (heads // kv_heads)`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
-
 from interp_kernels import Attended, attention_apply, attention_gram_apply, attention_transpose_apply, channel_energy
+from jaxtyping import Float
 
 Tensor = torch.Tensor
 
@@ -50,7 +49,7 @@ class AttentionEvent:
 
     @cached_property
     def statistics(self) -> Attended:
-        """Row statistics of the pattern in one pass: lse, entropy, sum of squares; each `[batch, head, query]`, fp32."""
+        """Row statistics of the pattern in one pass (lse, entropy, sum of squares), each `[batch, head, query]`."""
         return attention_apply(self.q, self.k, statistics=("lse", "entropy", "square"), **self.maths)
 
     @property
@@ -105,6 +104,7 @@ class AttentionEvent:
         return attention_gram_apply(self.q, self.k, self.lse, x, **self.maths)
 
     def pattern(self) -> Float[Tensor, "batch head query key"]:
-        """The materialised pattern, learned sink column dropped. For short inputs and tests: it needs queries x keys memory."""
+        """The materialised pattern, learned sink column dropped. For short inputs and tests: it needs queries x keys
+        memory."""
         eye = torch.eye(self.k.shape[2], dtype=torch.float32, device=self.k.device)
         return self.apply(eye.expand(self.q.shape[0], self.q.shape[1], -1, -1))

@@ -1,7 +1,7 @@
 """TransformerLens' `HookedRootModule`, made strict.
 
-A name or filter that selects no hook point raises and suggests the nearest one; `pos_slice` cuts each activation along its
-own position axis; only hook points get a `.name`, so the model inside keeps its modules as they are.
+A name or filter that selects no hook point raises and suggests the nearest one; `pos_slice` cuts each activation along
+its own position axis; only hook points get a `.name`, so the model inside keeps its modules as they are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,11 @@ from interp.points import Point
 
 class Room(nn.Module):
     """A named place in the tree of hook points (`blocks.0`, `blocks.0.attn`, `ln_final`)."""
+
+    if TYPE_CHECKING:  # hook points are added by name
+        __call__: Callable[..., Any]
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class HookedLens(HookedRootModule):
@@ -45,8 +50,8 @@ class HookedLens(HookedRootModule):
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
         """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
 
-        Without `names_filter` everything that the model computes anyway and that grows with positions is stored; scores,
-        patterns and observables only when named. `pos_slice` slices each point along its own position axis.
+        Without `names_filter` everything that the model computes anyway and that grows with positions is stored;
+        scores, patterns and observables only when named. `pos_slice` slices each point along its own position axis.
         """
         out, cached = super().run_with_cache(*args, **kwargs)
         if not return_cache_object:

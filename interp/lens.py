@@ -1,8 +1,9 @@
 """`Lens`: TransformerLens' hook points around an unmodified transformers model.
 
-A Lens owns hook points with TransformerLens' names and the habits that go with them (`run_with_cache`, `run_with_hooks`,
-`hooks`). It changes nothing in the model: for the time of one call it registers forward hooks on the modules that the
-hooked points need and routes attention through `interp.attention`; with no hook it calls the model and nothing else.
+A Lens owns hook points with TransformerLens' names and the habits that go with them (`run_with_cache`,
+`run_with_hooks`, `hooks`). It changes nothing in the model: for the time of one call it registers forward hooks on the
+modules that the hooked points need and routes attention through `interp.attention`; with no hook it calls the model and
+nothing else.
 """
 
 from __future__ import annotations
@@ -68,21 +69,28 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             room.attn = Room()
             self.blocks.append(room)
             for point in table.attention_points(block.seen["rotary"]):
-                room.attn.add_module(point.name.removeprefix("attn."), self._place(point, f"blocks.{layer}.{point.name}"))
+                room.attn.add_module(
+                    point.name.removeprefix("attn."), self._place(point, f"blocks.{layer}.{point.name}")
+                )
             for point in table.RESIDUAL:
                 name = f"blocks.{layer}.{point.name}"
                 if (reason := _missing(point.name, block)) is None:
                     room.add_module(point.name, self._place(point, name))
                 else:
                     self.absent[name] = reason
-            if block.seen["rotary"] and isinstance(reason := Rotation.of(block.attention, block.seen["d_head"]), str):
+            rotation = Rotation.of(block.attention, block.seen["d_head"])
+            if block.seen["rotary"] and isinstance(rotation, str):
                 del room.attn.hook_pre_rot_k
-                self.absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = reason
+                self.absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = rotation
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
 
-    # ---------------------------------------------------------------- running
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in TransformerLens; while the block runs, other threads that call this Lens wait."""
+        with self._lock, super().hooks(*args, **kwargs) as hooked:
+            yield hooked
 
     def forward(
         self,
@@ -103,9 +111,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False))
         seen = past.get_seq_length() if past is not None else 0
         self.check_length(seen + tokens.shape[1])
-        padded = attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask.all())
-        if padded and "position_ids" not in kwargs:
-            kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:]
+        if attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask.all()):
+            kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
         with self._session(past):
             logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
         if return_type in ("loss", "both"):
@@ -149,7 +156,9 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
         with self._lock, ExitStack() as stack:
             if self._inside:
-                raise InterpError("the Lens was called from inside one of its own hooks; call lens.model there instead.")
+                raise InterpError(
+                    "the Lens was called from inside one of its own hooks; call lens.model there instead."
+                )
             self._inside = True
             stack.callback(setattr, self, "_inside", False)
             watched = {name: point for name, point in self.hook_dict.items() if live(point)}
@@ -186,7 +195,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 cache.listener = lambda layer, k, v: sites[layer].store(k, v)
                 stack.callback(setattr, cache, "listener", None)
 
-    def _attach_residual(self, part: BlockParts, room: nn.Module, stack: ExitStack, on: Callable) -> None:
+    def _attach_residual(self, part: BlockParts, room: Any, stack: ExitStack, on: Callable) -> None:
         point = lambda name: getattr(room, name, None)  # noqa: E731
         if live(point("hook_resid_pre")) or live(point("hook_resid_mid")):
             resid: dict[str, Tensor] = {}
@@ -215,7 +224,9 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
     def _site(self, layer: int, stack: ExitStack) -> Site:
         part = self.anatomy.blocks[layer]
-        names = {p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in table.attention_points(part.seen["rotary"])}
+        names = {
+            p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in table.attention_points(part.seen["rotary"])
+        }
         rotation = Rotation.of(part.attention, part.seen["d_head"])
         site = Site(layer, {n: p for n, p in names.items() if p is not None}, self.cfg.attention, rotation)
 
@@ -254,7 +265,10 @@ def _missing(point: str, block: BlockParts) -> str | None:
 
 def _refuse_lossy_delegates(cfg: LensConfig) -> None:
     """SDPA knows neither logit softcaps nor learned sinks; some transformers releases drop them without a word."""
-    for feature, present in (("an attention softcap", cfg.attn_softcap is not None), ("learned sinks", cfg.learned_sinks)):
+    for feature, present in (
+        ("an attention softcap", cfg.attn_softcap is not None),
+        ("learned sinks", cfg.learned_sinks),
+    ):
         if present and cfg.attention == "sdpa":
             raise UnsupportedModelError(
                 f"{cfg.architecture} has {feature}, which sdpa ignores; load it with attn_implementation='eager'."

@@ -56,7 +56,8 @@ def load(
 
 
 def is_bridge(model: Any) -> bool:
-    """Whether a model is TransformerLens' wrapper, told without importing it (the import silences transformers' logger)."""
+    """Whether a model is TransformerLens' wrapper, told without importing it (the import silences transformers'
+    logger)."""
     module = sys.modules.get("transformer_lens.model_bridge")
     return module is not None and isinstance(model, module.TransformerBridge)
 
@@ -100,7 +101,9 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
             model = model.to(options["device_map"])
         return model.eval(), tokenizer or own
     if path.exists() and not path.is_dir():
-        raise InterpError(f"{name} is a file but not a .gguf; give the folder that holds config.json and safetensors weights.")
+        raise InterpError(
+            f"{name} is a file but not a .gguf; give the folder that holds config.json and safetensors weights."
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise InterpError(f"the folder {name} has no config.json; give the folder that save_pretrained wrote.")
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
@@ -114,12 +117,21 @@ def _from_pretrained(
     options = {key: value for key, value in options.items() if value is not None}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=local, **options
+            name,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=local,
+            **options,
         )
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
     except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
         reason = " ".join(str(error).split()) or type(error).__name__
-        where = f"the folder {name}" if local else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
+        where = (
+            f"the folder {name}"
+            if local
+            else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
+        )
         raise InterpError(f"cannot load {where}: {reason[:300]}") from error
     return model.eval(), tokenizer

@@ -28,7 +28,7 @@ class Point:
 
     @property
     def cached_by_default(self) -> bool:
-        """Whether `run_with_cache()` without a filter stores it: only what the model computes anyway and is O(positions)."""
+        """Whether `run_with_cache()` without a filter stores it: what the model computes anyway, O(positions)."""
         return self.mode == "edit" and self.name not in ("attn.hook_attn_scores", "attn.hook_pattern")
 
 
@@ -41,39 +41,56 @@ def attention_points(rotary: bool) -> tuple[Point, ...]:
     q, k = ("attn.hook_rot_q", "attn.hook_rot_k") if rotary else ("attn.hook_q", "attn.hook_k")
     after = "after rotary embedding" if rotary else "as the model projects them"
     points = (
-        Point(q, "batch pos head d_head", "edit", -3, f"queries of the new tokens, {after}"),
-        Point(k, "batch pos kv_head d_head", "edit", -3, f"keys of the new tokens, {after}, before the cache stores them"),
-        Point("attn.hook_v", "batch pos kv_head d_head", "edit", -3, "values of the new tokens, before the cache stores them"),
-        Point("attn.hook_cached_k", "batch key kv_head d_head", "read", -3, "all keys that the queries attend to"),
-        Point("attn.hook_cached_v", "batch key kv_head d_head", "read", -3, "all values that the queries attend to"),
-        Point("attn.hook_attn_scores", "batch head pos key", "edit", -2, "scores before softmax, masked cells at the dtype's minimum; runs this layer eagerly"),
-        Point("attn.hook_pattern", "batch head pos key", "edit", -2, "attention pattern, learned sink column dropped; runs this layer eagerly"),
-        Point("attn.hook_z", "batch pos head d_head", "edit", -3, "output of each head before the output projection"),
-        Point("attn.hook_event", "AttentionEvent", "observable", None, "the whole attention event, from which probes compute what they need"),
-        Point("attn.hook_column_mass", "batch head key", "observable", -1, "attention received by each key, summed over the queries"),
-        Point("attn.hook_lse", "batch head pos", "observable", -1, "log-sum-exp of each row over real keys"),
-        Point("attn.hook_row_entropy", "batch head pos", "observable", -1, "entropy of each row of the pattern, in nats"),
-        Point("attn.hook_key_energy", "batch kv_head d_head", "observable", None, "mean square of each key channel over real tokens"),
-        Point("attn.hook_query_energy", "batch head d_head", "observable", None, "mean square of each query channel over real tokens"),
-    )  # fmt: skip
+        _edit(q, "batch pos head d_head", -3, f"queries of the new tokens, {after}"),
+        _edit(k, "batch pos kv_head d_head", -3, f"keys of the new tokens, {after}, before the cache stores them"),
+        _edit("attn.hook_v", "batch pos kv_head d_head", -3, "values of the new tokens, before the cache stores them"),
+        _read("attn.hook_cached_k", "batch key kv_head d_head", "all keys that the queries attend to"),
+        _read("attn.hook_cached_v", "batch key kv_head d_head", "all values that the queries attend to"),
+        _edit(
+            "attn.hook_attn_scores", "batch head pos key", -2, f"scores, masked cells at the dtype's minimum; {EAGER}"
+        ),
+        _edit(
+            "attn.hook_pattern", "batch head pos key", -2, f"attention pattern, learned sink column dropped; {EAGER}"
+        ),
+        _edit("attn.hook_z", "batch pos head d_head", -3, "output of each head before the output projection"),
+        _seen("attn.hook_event", "AttentionEvent", None, "the whole event, from which probes compute what they need"),
+        _seen("attn.hook_column_mass", "batch head key", -1, "attention that each key receives, summed over queries"),
+        _seen("attn.hook_lse", "batch head pos", -1, "log-sum-exp of each row over real keys"),
+        _seen("attn.hook_row_entropy", "batch head pos", -1, "entropy of each row of the pattern, in nats"),
+        _seen("attn.hook_key_energy", "batch kv_head d_head", None, "mean square of each key channel over real tokens"),
+        _seen(
+            "attn.hook_query_energy", "batch head d_head", None, "mean square of each query channel over real tokens"
+        ),
+    )
     return (*points, PRE_ROTARY) if rotary else points
 
 
-PRE_ROTARY = Point(
-    "attn.hook_pre_rot_k",
-    "batch pos kv_head d_head",
-    "observable",
-    -3,
-    "keys before rotation (after QK-norm), recovered by rotating back",
+EAGER = "runs this layer eagerly"
+
+
+def _edit(name: str, shape: str, axis: int, meaning: str) -> Point:
+    return Point(name, shape, "edit", axis, meaning)
+
+
+def _read(name: str, shape: str, meaning: str) -> Point:
+    return Point(name, shape, "read", -3, meaning)
+
+
+def _seen(name: str, shape: str, axis: int | None, meaning: str) -> Point:
+    return Point(name, shape, "observable", axis, meaning)
+
+
+PRE_ROTARY = _seen(
+    "attn.hook_pre_rot_k", "batch pos kv_head d_head", -3, "keys before rotation (after QK-norm), rotated back"
 )
 
+STREAM = "batch pos d_model"
 RESIDUAL = (
-    Point("hook_resid_pre", "batch pos d_model", "edit", -2, "residual stream entering the block"),
-    Point("hook_attn_out", "batch pos d_model", "edit", -2, "what attention adds to the residual stream (after a post-norm where there is one)"),
-    Point("hook_resid_mid", "batch pos d_model", "edit", -2, "residual stream between attention and MLP; an edit moves the residual itself"),
-    Point("hook_mlp_out", "batch pos d_model", "edit", -2, "what the MLP adds to the residual stream (after a post-norm where there is one)"),
-    Point("hook_resid_post", "batch pos d_model", "edit", -2, "residual stream leaving the block"),
-)  # fmt: skip
-
-EMBED = Point("hook_embed", "batch pos d_model", "edit", -2, "output of the token embedding")
-FINAL = Point("hook_normalized", "batch pos d_model", "edit", -2, "residual stream after the final norm")
+    _edit("hook_resid_pre", STREAM, -2, "residual stream entering the block"),
+    _edit("hook_attn_out", STREAM, -2, "what attention adds to the residual stream, after a post-norm if there is one"),
+    _edit("hook_resid_mid", STREAM, -2, "residual stream between attention and MLP; an edit moves the residual itself"),
+    _edit("hook_mlp_out", STREAM, -2, "what the MLP adds to the residual stream, after a post-norm if there is one"),
+    _edit("hook_resid_post", STREAM, -2, "residual stream leaving the block"),
+)
+EMBED = _edit("hook_embed", STREAM, -2, "output of the token embedding")
+FINAL = _edit("hook_normalized", STREAM, -2, "residual stream after the final norm")

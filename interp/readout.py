@@ -15,7 +15,7 @@ Tensor = torch.Tensor
 
 
 class FinalNorm(Room):
-    """The model's final norm with its hook point; calling it applies the norm. The norm itself stays the model's child."""
+    """The model's final norm with its hook point; calling it applies the norm, which stays the model's own child."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -50,13 +50,17 @@ class ReadoutMixin:
         return frozen(norm, resid)
 
     def head_contributions(self, layer: int, z: Tensor, pos: int = -1) -> Tensor:
-        """What each head adds to the residual stream at one position: `[head, d_model]` from `z [1, pos, head, d_head]`.
+        """What each head adds to the residual stream at one position: `[head, d_model]` from `z [1, pos, head,
+        d_head]`.
 
-        The output projection's bias belongs to no head. Where a norm follows attention (Gemma, OLMo-2) its scale is frozen.
+        The output projection's bias belongs to no head. Where a norm follows attention (Gemma, OLMo-2) its scale is
+        frozen.
         """
         part = self.anatomy.blocks[layer]
         if part.out_projection is None or part.attn_out is None:
-            raise UnsupportedModelError(f"layer {layer} of {self.cfg.architecture} has no output projection that could be found.")
+            raise UnsupportedModelError(
+                f"layer {layer} of {self.cfg.architecture} has no output projection that could be found."
+            )
         heads = z[0, pos]
         alone = torch.zeros(heads.shape[0], *heads.shape, dtype=z.dtype, device=z.device)
         alone[torch.arange(len(heads)), torch.arange(len(heads))] = heads
@@ -80,5 +84,7 @@ def frozen(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     tiny = x.abs() < torch.finfo(x.dtype).tiny
     factor = torch.where(tiny, 0.0, norm(x) / torch.where(tiny, 1.0, x))
     if not torch.allclose(norm(2 * x), norm(x), rtol=1e-2, atol=1e-3):
-        raise UnsupportedModelError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm, so its scale cannot be frozen.")
+        raise UnsupportedModelError(
+            f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm, so its scale cannot be frozen."
+        )
     return lambda part: part * factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,9 +31,11 @@ def probe(
 
     Args:
         lens: from `interp.load`.
-        inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text). Each text is read by
+        inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text). Each text is read
+        by
             itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for what
-            does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and `<variable>_high`.
+            does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
+            `<variable>_high`.
         probes: names, or probe objects with their parameters; None runs all.
         tokens: read only the first so many tokens of each text.
         progress: see `Progress`.
@@ -44,7 +47,7 @@ def probe(
     total, done = lens.cfg.n_layers * len(rows), 0
     results: list[dict[str, xr.Dataset]] = []
     for row in rows:
-        report = None if progress is None else (lambda layer, done=done: progress(done + layer, total))
+        report = None if progress is None else partial(_report, progress, done, total)
         results.append(_probe_one(lens, row, wanted, report))
         done += lens.cfg.n_layers
     if not _several(inputs):
@@ -52,6 +55,10 @@ def probe(
     from interp.several import gather
 
     return {p.name: gather([r[p.name] for r in results]) for p in wanted}
+
+
+def _report(progress: Progress, before: int, total: int, layer: int, _: Any = None) -> None:
+    progress(before + layer, total)
 
 
 def _several(inputs: Any) -> bool:
@@ -75,20 +82,24 @@ def _rows(lens: Any, inputs: Any, n: int | None) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Callable[[int], None] | None) -> dict:
+def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None) -> dict:
     context = Context(lens, tokens, lens.to_str_tokens(tokens))
     folds = {p.name: p.begin(context) for p in wanted}
     hooks = [hook for fold in folds.values() for hook in _attach(lens, fold)]
     if report is not None:
         last = lens.cfg.n_layers - 1
-        hooks += [(f"blocks.{i}.hook_resid_post", _only(lambda _, i=i: report(i + 1))) for i in range(last + 1)]
+        hooks += [(f"blocks.{i}.hook_resid_post", _only(partial(report, i + 1))) for i in range(last + 1)]
     began = time.perf_counter()
     # The last position's logits suffice: all of them would be the largest tensor of the pass.
     lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.LAST_LOGITS_ONLY)
     seconds = time.perf_counter() - began
     results = {name: fold.result() for name, fold in folds.items()}
     for dataset in results.values():
-        dataset.attrs |= {"model": lens.cfg.model_name, "architecture": lens.cfg.architecture, "n_tokens": context.n_tokens}
+        dataset.attrs |= {
+            "model": lens.cfg.model_name,
+            "architecture": lens.cfg.architecture,
+            "n_tokens": context.n_tokens,
+        }
         dataset.attrs |= {"seconds_forward": round(seconds, 3), "dtype": lens.cfg.dtype}
     return results
 
@@ -98,12 +109,12 @@ def _attach(lens: Any, fold: Fold) -> list[tuple[str, Callable]]:
     hooks = []
     for name, fn in fold.hooks().items():
         if name in lens.hook_dict:
-            hooks.append((name, _only(lambda value, fn=fn: fn(-1, value))))
+            hooks.append((name, _only(partial(fn, -1))))
             continue
         layers = [i for i in range(lens.cfg.n_layers) if f"blocks.{i}.{name}" in lens.hook_dict]
         if not layers:
             raise UnknownNameError(f"{lens.cfg.architecture} has no hook point {name!r}, which this probe needs.")
-        hooks += [(f"blocks.{i}.{name}", _only(lambda value, fn=fn, i=i: fn(i, value))) for i in layers]
+        hooks += [(f"blocks.{i}.{name}", _only(partial(fn, i))) for i in layers]
     return hooks
 
 

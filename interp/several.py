@@ -17,10 +17,18 @@ def gather(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     """One dataset with a `text` dimension from one dataset per text.
 
     Shorter texts are filled with NaN (or empty strings) along positions. Every numeric variable without a position
-    dimension gets `<name>_mean` and, from two texts on, `<name>_low` and `<name>_high`: the limits of the 95 % percentile
-    bootstrap over texts (1,000 resamples, fixed seed).
+    dimension gets `<name>_mean` and, from two texts on, `<name>_low` and `<name>_high`: the limits of the 95 %
+    percentile bootstrap over texts (1,000 resamples, fixed seed).
     """
-    joined = xr.concat(datasets, dim="text", join="outer", data_vars="all", coords="minimal", compat="override", combine_attrs="override")
+    joined = xr.concat(
+        datasets,
+        dim="text",
+        join="outer",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        combine_attrs="override",
+    )
     joined = joined.assign_coords(text=np.arange(len(datasets)))
     joined.attrs["n_tokens"] = max(int(d.attrs["n_tokens"]) for d in datasets)
     joined.attrs["texts"] = len(datasets)
@@ -41,6 +49,9 @@ def _summary(name: str, variable: xr.DataArray) -> dict[str, xr.DataArray]:
             batch=50, rng=np.random.default_rng(0), vectorized=True,
         ).confidence_interval  # fmt: skip
         for side, limit in (("low", interval.low), ("high", interval.high)):
-            attrs = {"units": units, "description": f"{side} limit of the {CONFIDENCE:.0%} bootstrap interval of the mean of {name}"}
+            attrs = {
+                "units": units,
+                "description": f"{side} limit of the {CONFIDENCE:.0%} bootstrap interval of the mean of {name}",
+            }
             summary[f"{name}_{side}"] = xr.DataArray(limit, dims=mean.dims, coords=mean.coords, attrs=attrs)
     return summary

@@ -2,8 +2,8 @@ r"""Results on disk: one NetCDF file a dataset, written in one step, and the pro
 
 NetCDF (through h5netcdf) knows strings and numbers. So nested attributes become JSON text and booleans 0 or 1, and text
 with characters that HDF5 would cut or refuse (NUL, lone surrogates) or that garble a terminal (escape sequences)
-is stored escaped: a backslash as `\\`, a control character as `\n`, `\x00`, `\ud800`. A string variable that was escaped
-says so in its attribute `escaped`, attributes that were are listed in `escaped_attributes`; `load` undoes both.
+is stored escaped: a backslash as `\\`, a control character as `\n`, `\x00`, `\ud800`. A string variable that was
+escaped says so in its attribute `escaped`, attributes that were are listed in `escaped_attributes`; `load` undoes both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class StorageError(InterpError, ValueError):
 def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write `dataset` to `path` as NetCDF; the file appears complete or not at all. Makes missing folders.
 
-    Raises `StorageError` for an attribute that is neither string, number, boolean nor a nest of them.
+    Raises `StorageError` for an attribute that is neither string, number, boolean nor a nest of them, and where the
+    disk refuses.
     """
     stored = dataset.copy()
     stored.attrs = _storable_attrs(dataset.attrs, "the dataset")
@@ -84,14 +85,20 @@ def load(path: str | Path) -> xr.Dataset:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write; on success it takes the place of `path`, on an exception it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary sibling to write; on success it takes the place of `path`, on an exception it is removed.
+
+    Makes missing folders. Raises `StorageError` where the disk refuses.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def escape(text: str) -> str:

@@ -23,7 +23,7 @@ class TextMixin:
         return self.model.device
 
     def to_tokens(self, input: str | list[str], truncate: int | None = None) -> Tensor:
-        """Tokens `[batch, pos]` int64 of one text or several (padded on the left); `truncate` keeps the first so many."""
+        """Tokens `[batch, pos]` int64 of texts, padded on the left; `truncate` keeps the first so many of each."""
         return self._encode(input, truncate)[0]
 
     def to_string(self, tokens: Tensor) -> str | list[str]:
@@ -36,7 +36,7 @@ class TextMixin:
         tokens = self.to_tokens(input)[0] if isinstance(input, str) else input.reshape(-1)
         if self.tokenizer is None:
             return [f"<{int(t)}>" for t in tokens]
-        return self.tokenizer.batch_decode(tokens.tolist(), clean_up_tokenization_spaces=False)
+        return [self.tokenizer.decode([t], clean_up_tokenization_spaces=False) for t in tokens.tolist()]
 
     def tokens_and_mask(
         self, input: Any, attention_mask: Tensor | None = None, chat: bool = False
@@ -44,7 +44,9 @@ class TextMixin:
         """Tokens `[batch, pos]` on the model's device, and their padding mask or None where nothing is padded."""
         if isinstance(input, torch.Tensor):
             if input.is_floating_point() or input.ndim not in (1, 2):
-                raise InterpError(f"tokens are integers of shape [batch, pos], not {input.dtype} of shape {tuple(input.shape)}.")
+                raise InterpError(
+                    f"tokens are integers of shape [batch, pos], not {input.dtype} of shape {tuple(input.shape)}."
+                )
             if input.numel() == 0:
                 raise InterpError("there are no tokens to read; pass at least one.")
             if int(input.max()) >= self.cfg.d_vocab or int(input.min()) < 0:
@@ -64,7 +66,9 @@ class TextMixin:
                 f"{n_tokens} tokens exceed the context of {self.cfg.n_ctx} of {self.cfg.model_name}; shorten the text."
             )
 
-    def _encode(self, input: str | list[str], truncate: int | None, special: bool = True) -> tuple[Tensor, Tensor | None]:
+    def _encode(
+        self, input: str | list[str], truncate: int | None, special: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         tokenizer = self._need_tokenizer()
         texts = [input] if isinstance(input, str) else list(input)
         rows = [tokenizer(text, add_special_tokens=special).input_ids[:truncate] for text in texts]
@@ -86,5 +90,7 @@ class TextMixin:
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise InterpError("this Lens has no tokenizer; pass tokens instead of text, or give interp.load a tokenizer.")
+            raise InterpError(
+                "this Lens has no tokenizer; pass tokens instead of text, or give interp.load a tokenizer."
+            )
         return self.tokenizer

@@ -11,3 +11,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PIP_NO_INDEX"] = "1"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Tiny models gain nothing from a second thread, and lose a lot to one that waits on a busy machine.
+torch.set_num_threads(1)

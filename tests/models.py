@@ -23,7 +23,8 @@ BUILDERS = {
         hf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=5, attn_logit_softcapping=2.0, query_pre_attn_scalar=2,
                         layer_types=LOCAL_GLOBAL)),
     "gemma3": lambda: hf.Gemma3ForCausalLM(
-        hf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=5, layer_types=LOCAL_GLOBAL, query_pre_attn_scalar=8)),
+        hf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=5, layer_types=LOCAL_GLOBAL,
+        query_pre_attn_scalar=8)),
     "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SHAPE, rotary_pct=0.25)),
     "gpt2": lambda: hf.GPT2LMHeadModel(
         hf.GPT2Config(vocab_size=128, n_positions=512, n_embd=64, n_layer=3, n_head=8, bos_token_id=0, eos_token_id=1,
@@ -48,6 +49,8 @@ def tiny(name: str, **overrides: object) -> hf.PreTrainedModel:
     """A fresh model with seeded weights large enough that attention is far from uniform."""
     torch.manual_seed(0)
     model = BUILDERS[name]().eval()
+    if name == "gemma2":
+        model.set_attn_implementation("eager")  # the default of newer releases; older ones take sdpa and lose the softcap
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

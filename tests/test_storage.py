@@ -99,6 +99,15 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_refusal_of_the_disk_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.nc").mkdir()
+    for path in (tmp_path / "file" / "x.nc", tmp_path / "folder.nc"):
+        with pytest.raises(storage.StorageError, match=r"cannot write .*\.nc: \w+ .*\.$"):
+            storage.save(xr.Dataset({"x": ("n", [1.0])}), path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.nc"}
+
+
 def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(storage.StorageError, match="there is no result file"):
         storage.load(tmp_path / "absent.nc")

@@ -52,8 +52,8 @@ def channel_surface(ds: xr.Dataset, layer: int | None = None, kv_head: int | Non
         xaxis={"title": {"text": "channel"}},
         yaxis={"title": {"text": "token"}},
         zaxis={"title": {"text": "mean |x|"}, "range": [0, top], "nticks": 5},
-        aspectratio={"x": 1, "y": 1.2, "z": 0.7},
-        camera={"eye": {"x": 1.7, "y": -1.5, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.22}},
+        aspectratio={"x": 1, "y": 1.2, "z": 0.9},
+        camera={"eye": {"x": 1.75, "y": -1.6, "z": 0.95}, "center": {"x": -0.08, "y": -0.08, "z": -0.15}},
     )
     fig.update_layout(
         coloraxis={"colorscale": AMOUNT, "cmin": 0, "cmax": top, "colorbar": {"title": {"text": "mean |x|"}}},

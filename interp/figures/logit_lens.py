@@ -33,7 +33,9 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
     line = {
         "y": layers,
         "text": tokens,
+        "hovertext": layers,
         "customdata": divergence,
+        "line": {"color": INK},
         "mode": "lines+markers",
         "marker": {"size": 6},
         "showlegend": False,
@@ -41,16 +43,20 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
     about = "<br>top token %{text}<br>KL to the final prediction %{customdata:.3~g} nats<extra></extra>"
     probability = ds["lens_probability"].values.astype("float32")
     rank = ds["lens_rank"].values
-    fig.add_scatter(
-        **line, x=probability, line_color=INK, hovertemplate="%{y}<br>probability %{x:.3~%}" + about, row=1, col=1
-    )
-    fig.add_scatter(**line, x=rank, line_color=INK, hovertemplate="%{y}<br>rank %{x}" + about, row=1, col=2)
+    fig.add_scatter(**line, x=probability, hovertemplate="%{hovertext}<br>probability %{x:.3~%}" + about, row=1, col=1)
+    fig.add_scatter(**line, x=rank, hovertemplate="%{hovertext}<br>rank %{x}" + about, row=1, col=2)
     for name, label, colour in (("attention", "attention", BLUE), ("mlp", "MLP", ORANGE)):
         values = ds[f"{name}_attribution"].values.astype("float32")
-        hover = "%{y}<br>" + label + " %{x:+.3~f} logits<extra></extra>"
-        fig.add_bar(
-            x=values, y=layers, orientation="h", name=label, marker_color=colour, hovertemplate=hover, row=1, col=3
-        )
+        bars = {
+            "x": values,
+            "y": layers,
+            "hovertext": layers,
+            "orientation": "h",
+            "marker_color": colour,
+            "name": label,
+        }
+        hover = "%{hovertext}<br>" + label + " %{x:+.3~f} logits<extra></extra>"
+        fig.add_bar(**bars, hovertemplate=hover, row=1, col=3)
     heads = ds["head_attribution"].transpose("layer", "head").values.astype("float32")
     hover = "%{y} · head %{x}<br>%{z:+.3~f} logits<extra></extra>"
     fig.add_heatmap(

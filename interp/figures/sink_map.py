@@ -54,22 +54,18 @@ def sink_map(ds: xr.Dataset) -> go.Figure:
     fig.add_trace(heat, 1, 1)
     sink = ds["primary_sink"].values.astype(int)
     sink_share = ds["primary_sink_share"].values.astype("float32")
-    sink_text = [f"{at} {quoted(tokens[at])}" for at in sink]
+    each = {
+        "y": layers,
+        "customdata": sink_share,
+        "hovertext": [
+            f"{layer}<br>primary sink: position {at} {quoted(tokens[at])}"
+            for layer, at in zip(layers, sink, strict=True)
+        ],
+        "hovertemplate": "%{hovertext}<br>%{customdata:.1%} of attention<extra></extra>",
+    }
     ring = {"symbol": "circle-open", "size": 10, "color": ORANGE, "line": {"width": 2}}
-    found = "%{y}<br>primary sink: position %{text}<br>%{customdata:.1%} of attention<extra></extra>"
-    rings = go.Scatter(
-        x=sink,
-        y=layers,
-        mode="markers",
-        marker=ring,
-        text=sink_text,
-        customdata=sink_share,
-        hovertemplate=found,
-        cliponaxis=False,
-    )
-    fig.add_trace(rings, 1, 1)
-    bars = go.Bar(x=sink_share, y=layers, orientation="h", marker_color=BLUE, text=sink_text, customdata=sink_share)
-    fig.add_trace(bars.update(hovertemplate=found, textposition="none"), 1, 2)
+    fig.add_scatter(**each, x=sink, mode="markers", marker=ring, cliponaxis=False, row=1, col=1)
+    fig.add_bar(**each, x=sink_share, orientation="h", marker_color=BLUE, row=1, col=2)
 
     numbers = [str(layer) for layer in ds["layer"].values]
     named = [f"{at} {quoted(tokens[at], 12)}" for at in sink]

@@ -49,5 +49,7 @@ def _one(probe: str | Probe) -> Probe:
         return probe
     if probe not in available():
         near = difflib.get_close_matches(str(probe), available(), n=1, cutoff=0.0)
-        raise UnknownNameError(f"there is no probe {probe!r}; did you mean {near[0]!r}? There are {', '.join(available())}.")
+        raise UnknownNameError(
+            f"there is no probe {probe!r}; did you mean {near[0]!r}? There are {', '.join(available())}."
+        )
     return available()[probe]()

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 LABELS = {
     "model": "Model",
+    "architecture": "Architecture",
     "text": "Text",
     "n_tokens": "Tokens",
+    "tokens_asked": "Tokens asked",
+    "context": "Context",
     "seconds": "Time",
     "cpu": "Processor",
     "threads": "Threads",
@@ -126,12 +129,22 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _by_default(probe: Probe) -> bool:
+    """Whether the probe's name alone gives it."""
+    try:
+        return probe == type(probe)()
+    except TypeError:  # it has a parameter without a default
+        return False
+
+
 def _python(model: str, n_tokens: int, probes: list[Probe | str], text: str) -> str:
     """Lines that repeat the run in Python; settings other than the defaults are written out."""
     calls, imports = [], []
     for probe in probes:
-        if isinstance(probe, str) or probe == type(probe)():
-            calls.append(repr(probe if isinstance(probe, str) else probe.name))
+        if isinstance(probe, str):
+            calls.append(repr(probe))
+        elif _by_default(probe):
+            calls.append(repr(probe.name))
         else:
             calls.append(repr(probe))
             imports.append(f"from {type(probe).__module__} import {type(probe).__name__}\n")

@@ -66,7 +66,7 @@ def write_report(
 
 
 def _figures(section: Section) -> list[dict[str, Any]]:
-    """Each figure of a result: name, caption, height in pixels and JSON, which plotly makes safe inside a script tag."""
+    """Each figure of a result: name, caption, height in pixels, and JSON that plotly made safe for a script tag."""
     from markupsafe import Markup
 
     drawn = []

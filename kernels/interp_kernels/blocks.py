@@ -1,8 +1,8 @@
 """What the blocked attention operations share: walking a head in blocks of query rows.
 
-A block is as many rows as fit the budget below next to all the keys they see, so its scores stay in a core's
-cache while they are masked, exponentiated and multiplied; memory is one block a thread, whatever N and S are.
-Scores are kept in units of log 2, because torch's vectorised exp2 takes a third of the time of its exp.
+A block is some rows next to all the keys that they see. Its scores stay near the core while they are masked,
+exponentiated and multiplied, and memory is one block a thread, whatever N and S are. Scores are kept in units of
+log 2, because torch's vectorised exp2 takes a third of the time of its exp.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .explicit import log_denominator
 from .facts import Facts
 
 LOG2E = math.log2(math.e)
-BLOCK_ELEMENTS = 256 * 1024  # 1 MB of fp32 scores
-MOST_ROWS = 256
-FEWEST_ROWS = 32
+BLOCK_CELLS = 512 * 1024  # 2 MB of fp32 scores; half or twice as many cost 5 % more
+MOST_ROWS = 128  # more rows waste more work on hidden keys beside the diagonal
+FEWEST_ROWS = 32  # fewer rows make the matrix products slow, so long contexts get larger blocks instead
 HIDDEN = -1e30  # a score whose exponential is 0; finite, so that 0 * score is 0 and not NaN
 EMPTY_SHIFT = 1e30  # a log denominator under which every score's exponential is 0
 
@@ -47,7 +47,7 @@ def row_blocks(facts: Facts) -> Iterator[tuple[slice, slice]]:
     start = 0
     while start < queries:
         low, high = facts.key_range(start, min(start + FEWEST_ROWS, queries))
-        fitting = BLOCK_ELEMENTS // max(1, high - low)
+        fitting = BLOCK_CELLS // max(1, high - low)
         stop = min(queries, start + max(FEWEST_ROWS, min(MOST_ROWS, fitting)))
         low, high = facts.key_range(start, stop)
         if low < high:
@@ -56,44 +56,41 @@ def row_blocks(facts: Facts) -> Iterator[tuple[slice, slice]]:
 
 
 class HeadScores:
-    """The scores of one head, a block of rows at a time, in one buffer that every block overwrites.
+    """The scores of a task's head, one block at a time, in a buffer that the next block overwrites.
 
-    q [N, D] and k [S, D] are held in the accumulation dtype, q multiplied by scale (and log2 e), padding cleared.
+    Holds q [N, D] and k [S, D] of the head in the accumulation dtype, padding cleared and the scale put into q.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, batch: int, head: int, facts: Facts) -> None:
-        self.facts, self.batch, self.head = facts, batch, head
+    def __init__(self, q: Tensor, k: Tensor, task: Task, facts: Facts) -> None:
+        self.task, self.facts = task, facts
         dtype = accumulator(q)
-        kv_head = head // (q.shape[1] // k.shape[1])
+        kv_head = task.head // (q.shape[1] // k.shape[1])
         unit = facts.scale * LOG2E if facts.softcap is None else facts.scale / facts.softcap
-        self.query = real_rows(q, batch, head, facts.query_mask, dtype) * unit
-        self.key_transposed = real_rows(k, batch, kv_head, facts.key_mask, dtype).T
-        self.buffer = self.query.new_empty(0)
+        self.query = real_rows(q, task.batch, task.head, facts.query_mask, dtype) * unit
+        self.key_transposed = real_rows(k, task.batch, kv_head, facts.key_mask, dtype).T
+        self.buffer = q.new_empty(max(map(cells, task.blocks)), dtype=dtype)
 
     def scores(self, rows: slice, keys: slice) -> Tensor:
-        """Scores [rows, keys] in units of log 2, not masked."""
-        shape = rows.stop - rows.start, keys.stop - keys.start
-        if self.buffer.numel() < shape[0] * shape[1]:
-            self.buffer = self.query.new_empty(max(BLOCK_ELEMENTS, shape[0] * shape[1]))
-        scores = self.buffer[: shape[0] * shape[1]].view(shape)
+        """Scores [rows, keys] in units of log 2, hidden keys included."""
+        scores = self.buffer[: cells((rows, keys))].view(-1, keys.stop - keys.start)
         torch.mm(self.query[rows], self.key_transposed[:, keys], out=scores)
         if self.facts.softcap is not None:
             scores.tanh_().mul_(self.facts.softcap * LOG2E)
         return scores
 
     def hide(self, block: Tensor, rows: slice, keys: slice, value: float) -> Tensor:
-        """Fill the cells of block [rows, keys] whose key is hidden from the query, in place."""
-        for low, high, hidden in self.facts.hidden(self.batch, self.head, rows.start, rows.stop):
+        """Set the cells of block [rows, keys] whose key is hidden from the query to value, in place."""
+        for low, high, hidden in self.facts.hidden(self.task.batch, self.task.head, rows.start, rows.stop):
             block[:, low - keys.start : high - keys.start].masked_fill_(hidden, value)
         return block
 
 
 class HeadPattern(HeadScores):
-    """Blocks of A itself, for a head whose rows' log denominators [N] are known."""
+    """Blocks of A itself, for rows whose log denominators [B, H, N] are known (`row_shift`)."""
 
-    def __init__(self, q: Tensor, k: Tensor, shift: Tensor, batch: int, head: int, facts: Facts) -> None:
-        super().__init__(q, k, batch, head, facts)
-        self.shift = shift[batch, head, :, None]
+    def __init__(self, q: Tensor, k: Tensor, shift: Tensor, task: Task, facts: Facts) -> None:
+        super().__init__(q, k, task, facts)
+        self.shift = shift[task.batch, task.head, :, None]
 
     def block(self, rows: slice, keys: slice) -> Tensor:
         """A[rows, keys], valid until the next call."""
@@ -114,3 +111,9 @@ def real_rows(x: Tensor, batch: int, head: int, keep: Tensor | None, dtype: torc
     """One head of x [B, H, T, R] as [T, R] in dtype, with zeros at the positions that keep [B, T] calls padding."""
     x = x[batch, head].to(dtype)
     return x if keep is None else x.masked_fill(~keep[batch, :, None], 0.0)
+
+
+def cells(block: tuple[slice, slice]) -> int:
+    """How many scores a block has."""
+    rows, keys = block
+    return (rows.stop - rows.start) * (keys.stop - keys.start)

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from types import TracebackType
 
 PATHS = ("reference", "cpu")
-AUTOMATIC = "auto"
 
 _override: str | None = None
 
@@ -25,12 +24,12 @@ class use:
 
     def __init__(self, path: str) -> None:
         global _override
-        if path not in (*PATHS, AUTOMATIC):
-            near = get_close_matches(path, (*PATHS, AUTOMATIC), n=1)
+        if path not in (*PATHS, "auto"):
+            near = get_close_matches(path, (*PATHS, "auto"), n=1)
             hint = f' (did you mean "{near[0]}"?)' if near else ""
             raise ValueError(f'use: no path is called "{path}"{hint}; there are "reference", "cpu" and "auto".')
         self._previous = _override
-        _override = None if path == AUTOMATIC else path
+        _override = None if path == "auto" else path
 
     def __enter__(self) -> None:
         return None

@@ -31,8 +31,8 @@ def log_denominator(lse: Tensor, facts: Facts) -> Tensor:
 
 def pattern(scores: Tensor, lse: Tensor, facts: Facts) -> Tensor:
     """A [B, H, N, S] from masked scores and their row lse [B, H, N]; a row whose lse is -inf is zero."""
-    empty = (lse == -torch.inf)[..., None]
-    return torch.exp(scores - log_denominator(lse, facts)[..., None]).masked_fill(empty, 0.0)
+    zero = (scores == -torch.inf) | (lse == -torch.inf)[..., None]
+    return torch.exp(scores - log_denominator(lse, facts)[..., None]).masked_fill(zero, 0.0)
 
 
 def clear_padding(x: Tensor, keep: Tensor | None) -> Tensor:

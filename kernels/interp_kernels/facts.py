@@ -19,8 +19,9 @@ from .checks import expect_bool, expect_float, expect_shape
 
 
 class MaskFacts(TypedDict, total=False):
-    """Keywords of every attention operation. B batch, H query heads, N queries, S keys; masks are True for what is kept.
+    """Keywords of every attention operation (B batch, H query heads, N queries, S keys).
 
+    Masks are True for what is kept.
     A query row without any visible key, or with query_mask False, has an all-zero row in A: its lse is -inf,
     and it adds nothing to a transposed product. What padded positions contain does not matter, not even NaN.
     """
@@ -36,13 +37,13 @@ class MaskFacts(TypedDict, total=False):
     query_mask: Tensor | None
     """Bool [B, N], False for padding rows."""
     mask: Tensor | None
-    """Bool [B or 1, H or 1, N, S], any pattern: replaces causal, offset and window; key_mask and query_mask still hold."""
+    """Bool [B or 1, H or 1, N, S], any pattern: replaces causal, offset and window; key_mask, query_mask still hold."""
     scale: float | None
     """Factor on q @ k^T. Default None: D ** -0.5."""
     softcap: float | None
     """Scores become softcap * tanh(scores / softcap) before masking. Default None."""
     sinks: Tensor | None
-    """Learned sink logits [H]: one more softmax column, then dropped, so rows of A sum to less than 1. No part of lse."""
+    """Learned sink logits [H]: one more softmax column, then dropped, so A's rows sum to less than 1. Not in lse."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ class Facts:
         if self.causal:
             first = max(low, start + self.offset + 1)  # the first key that row `start` does not see
             if first < high:
-                yield first, high, self._distance(start, stop, first, high) < 0
+                later = torch.ones(stop - start, high - first, dtype=torch.bool, device=self.device)
+                yield first, high, later.triu(start + self.offset - first + 1)
         if self.window is not None:
             last = min(high, stop + self.offset - self.window)  # row `stop - 1` sees this key and later ones
             if low < last:
-                yield low, last, self._distance(start, stop, low, last) >= self.window
+                older = torch.ones(stop - start, last - low, dtype=torch.bool, device=self.device)
+                yield low, last, older.tril(start + self.offset - self.window - low)
         if self.key_mask is not None:
             padding = ~self.key_mask[batch, None, low:high]
             if padding.any():
@@ -96,7 +99,8 @@ class Facts:
         """Bool [B, H, N, S]: the whole pattern at once."""
         _, _, queries, keys = self.shape
         seen = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        distance = self._distance(0, queries, 0, keys)
+        rows = torch.arange(queries, device=self.device) + self.offset
+        distance = rows[:, None] - torch.arange(keys, device=self.device)
         if self.mask is not None:
             seen &= self.mask
         if self.causal:
@@ -108,11 +112,6 @@ class Facts:
         if self.query_mask is not None:
             seen &= self.query_mask[:, None, :, None]
         return seen
-
-    def _distance(self, start: int, stop: int, low: int, high: int) -> Tensor:
-        """Position of row minus position of key, [rows, keys]: 0 on the diagonal, negative in the future."""
-        rows = torch.arange(start, stop, device=self.device)
-        return rows[:, None] + self.offset - torch.arange(low, high, device=self.device)
 
 
 def resolve(operation: str, q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) -> Facts:
@@ -133,7 +132,8 @@ def resolve(operation: str, q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) ->
     kv_heads, keys = k.shape[1:3]
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(
-            f"{operation}: k's {kv_heads} heads should divide q's {heads}, found q {list(q.shape)} and k {list(k.shape)}."
+            f"{operation}: k's {kv_heads} heads should divide q's {heads} evenly, "
+            f"found q {list(q.shape)} and k {list(k.shape)}."
         )
     sizes = {"B": (batch,), "N": (queries,), "S": (keys,), "H": (heads,), "B|1": (batch, 1), "H|1": (heads, 1)}
     for name, pattern in {"key_mask": "B S", "query_mask": "B N", "mask": "B|1 H|1 N S", "sinks": "H"}.items():

@@ -1,41 +1,42 @@
 """Heads in parallel: one Python thread a core, torch single-threaded inside each.
 
 torch's own threads meet at a barrier after every operation. A block's operations last well under a millisecond, so
-on a machine that is also busy with something else those barriers cost more than the work (2 busy cores: 5 to 20
-times as long). Whole heads need no barrier, and torch releases the interpreter lock while it computes.
+on a machine that is busy with something else too those barriers cost many times the work itself. Shares of heads
+need no barrier, and torch releases the interpreter lock while it computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import torch
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from .blocks import Task, cells
 
-SMALL = 1 << 20  # cells of A below which starting threads costs more than it brings (about 2 ms of work)
+SMALL = 1 << 20  # cells of A (about 3 ms of work) below which starting threads costs more than it brings
 
 
-def map_heads(function: Callable[[Task], Result], tasks: Sequence[Task], cells: int) -> list[Result]:
-    """[function(task) for task in tasks], in threads when the work (in cells of A) is worth it.
+def for_each(tasks: Sequence[Task], function: Callable[[Task], None]) -> None:
+    """Call function on every task, in threads when there is enough work; an exception in one is raised here.
 
-    As many threads as torch.get_num_threads() says; each inherits the caller's inference mode, without gradients.
+    As many threads as torch.get_num_threads() says. Gradients are off in them; inference mode is the caller's.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(tasks) == 1 or cells < SMALL:
-        return [function(task) for task in tasks]
+    if threads == 1 or len(tasks) < 2 or sum(cells(block) for task in tasks for block in task.blocks) < SMALL:
+        for task in tasks:
+            function(task)
+        return
     inference = torch.is_inference_mode_enabled()
 
-    def run(task: Task) -> Result:
+    def run(task: Task) -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            return function(task)
+            function(task)
 
     try:
-        # in a worker this setting is the worker's own, but torch also gives it to threads that start later
+        # the setting is each worker's own, but torch also hands it to threads born later: hence the `finally`
         with ThreadPoolExecutor(min(threads, len(tasks)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(run, tasks))
+            for _ in pool.map(run, tasks):
+                pass
     finally:
         torch.set_num_threads(threads)

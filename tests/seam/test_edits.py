@@ -42,7 +42,7 @@ def test_q_k_v_and_z(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_scores_and_pattern(name: str) -> None:
-    """Flat scores make a flat pattern over visible keys; a pattern of ones at the first key makes z that key's value."""
+    """Flat scores make a flat pattern over visible keys; a pattern of ones at the first key makes z its value."""
     lens, ids = interp.load(shared(name)), tokens()
     flat = ("blocks.1.attn.hook_attn_scores", lambda s, hook: torch.where(s > -1e30, 0.0, s))
     with lens.hooks(fwd_hooks=[flat]):
@@ -54,7 +54,9 @@ def test_scores_and_pattern(name: str) -> None:
         torch.testing.assert_close(shares, shares[:1].expand_as(shares))
 
     def first_key(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.zeros(pattern.shape[:-1], dtype=torch.long), pattern.shape[-1]).to(pattern)
+        return torch.nn.functional.one_hot(torch.zeros(pattern.shape[:-1], dtype=torch.long), pattern.shape[-1]).to(
+            pattern
+        )
 
     with lens.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", first_key)]):
         _, cache = lens.run_with_cache(ids)
@@ -65,7 +67,8 @@ def test_scores_and_pattern(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_residual_stream_adds_up(name: str) -> None:
-    """resid_pre + α·attn_out = resid_mid, + α·mlp_out = resid_post = the next resid_pre; parallel blocks skip resid_mid."""
+    """resid_pre + α·attn_out = resid_mid, + α·mlp_out = resid_post = the next resid_pre; parallel blocks skip
+    resid_mid."""
     lens, ids = interp.load(shared(name)), tokens()
     _, cache = lens.run_with_cache(ids)
     alpha = lens.cfg.residual_scale
@@ -75,7 +78,9 @@ def test_residual_stream_adds_up(name: str) -> None:
             assert f"blocks.{layer}.hook_resid_mid" not in cache
         else:
             torch.testing.assert_close(cache["resid_mid", layer], middle)
-        torch.testing.assert_close(cache["resid_post", layer], middle + alpha * cache["mlp_out", layer], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            cache["resid_post", layer], middle + alpha * cache["mlp_out", layer], rtol=1e-4, atol=1e-4
+        )
         if layer:
             assert torch.equal(cache["resid_pre", layer], cache["resid_post", layer - 1])
     assert torch.equal(lens.ln_final(cache["resid_post", -1]), cache["ln_final.hook_normalized"])
@@ -100,7 +105,9 @@ def test_residual_edits_move_the_residual(name: str) -> None:
     post, pre = logits("blocks.0.hook_resid_post", delta), logits("blocks.1.hook_resid_pre", delta)
     torch.testing.assert_close(post, pre)
     last = logits(f"blocks.{lens.cfg.n_layers - 1}.hook_mlp_out", delta / lens.cfg.residual_scale)
-    torch.testing.assert_close(last, logits(f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post", delta), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        last, logits(f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post", delta), rtol=1e-3, atol=1e-3
+    )
     assert not torch.allclose(logits("hook_embed", delta), plain, atol=1e-3)
     assert not torch.allclose(logits("ln_final.hook_normalized", delta), plain, atol=1e-3)
 
@@ -112,7 +119,9 @@ def test_an_edit_is_what_the_cache_stores(name: str) -> None:
     lens, ids = interp.load(shared(name)), tokens(length=6)
     _, k = names_of(lens)
     edits = [(f"blocks.1.attn.hook_{n}", lambda x, hook: x * 0.5 + 1) for n in (k, "v")]
-    full = lens.run_with_hooks(ids, fwd_hooks=[(n, lambda x, hook: torch.cat([x[:, :5] * 0.5 + 1, x[:, 5:]], 1)) for n, _ in edits])
+    full = lens.run_with_hooks(
+        ids, fwd_hooks=[(n, lambda x, hook: torch.cat([x[:, :5] * 0.5 + 1, x[:, 5:]], 1)) for n, _ in edits]
+    )
     with lens.hooks(fwd_hooks=edits):
         lens(ids[:, :5], use_cache=True)
     decoded = lens(ids[:, 5:], use_cache=True, past_key_values=lens.last_cache)
@@ -144,7 +153,9 @@ def test_gradients_flow_through_hooks(point: str) -> None:
 
     def loss(strength: torch.Tensor) -> torch.Tensor:
         name = f"blocks.1.attn.hook_{point}"
-        return lens.run_with_hooks(ids, return_type="loss", fwd_hooks=[(name, lambda x, hook: torch.where(x > -1e30, x * strength, x))])
+        return lens.run_with_hooks(
+            ids, return_type="loss", fwd_hooks=[(name, lambda x, hook: torch.where(x > -1e30, x * strength, x))]
+        )
 
     strength = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(strength), strength)
@@ -157,7 +168,7 @@ def test_gradients_flow_through_hooks(point: str) -> None:
 
 def test_backward_hooks_and_gradient_cache() -> None:
     lens, ids = interp.load(tiny("llama")), tokens(length=6)
-    loss, cache = lens.run_with_cache(
+    _, cache = lens.run_with_cache(
         ids, return_type="loss", incl_bwd=True, names_filter=["blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"]
     )
     for name in ("blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"):

@@ -9,7 +9,8 @@ import torch
 import transformers as hf
 
 import interp
-from interp.attention import NAME, same_function
+from interp.attention import NAME
+from interp.masks import same_function
 from tests.models import SHAPE, shared, tiny, tokens
 
 
@@ -51,7 +52,9 @@ def test_edits_on_a_foreign_cache_are_refused_and_reads_are_not(lens: interp.Len
     more = tokens(length=3, seed=4)
     point = "blocks.1.attn.hook_rot_k"
     seen: list[torch.Tensor] = []
-    lens.run_with_hooks(more, past_key_values=cache, use_cache=True, fwd_hooks=[(point, lambda x, hook: seen.append(x))])
+    lens.run_with_hooks(
+        more, past_key_values=cache, use_cache=True, fwd_hooks=[(point, lambda x, hook: seen.append(x))]
+    )
     assert seen[0].shape[1] == 3
     with pytest.raises(ValueError, match="read-only"):
         lens.run_with_hooks(more, past_key_values=cache, use_cache=True, fwd_hooks=[(point, lambda x, hook: x * 2)])
@@ -61,9 +64,10 @@ def test_edits_on_a_foreign_cache_are_refused_and_reads_are_not(lens: interp.Len
     ("build", "says"),
     [
         (lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=128, hidden_size=64, n_layer=2, n_head=8)), "registry"),
-        (lambda: hf.FalconForCausalLM(hf.FalconConfig(vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=8)), "registry"),
-        (lambda: hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=128, d_model=64, d_ff=64, num_layers=2, num_heads=4)), "encoder-decoder"),
-        (lambda: hf.LlamaModel(hf.LlamaConfig(**SHAPE)), "language-model head"),
+        (lambda: hf.FalconForCausalLM(hf.FalconConfig(vocab_size=128, hidden_size=64, num_hidden_layers=2,
+        num_attention_heads=8)), "registry"), (lambda: hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=128,
+        d_model=64, d_ff=64, num_layers=2, num_heads=4)), "encoder-decoder"), (lambda:
+        hf.LlamaModel(hf.LlamaConfig(**SHAPE)), "language-model head"),
     ],
 )  # fmt: skip
 def test_models_a_lens_cannot_read(build: object, says: str) -> None:

@@ -88,7 +88,9 @@ def test_packed_sequences_take_the_dense_path() -> None:
     """Position ids that restart make transformers mask across sequences, which is no plain causal mask."""
     lens, ids = interp.load(shared("llama")), tokens(batch=1, length=10)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]])
-    _, cache = lens.run_with_cache(ids, position_ids=positions, names_filter=lambda n: "pattern" in n or "column_mass" in n)
+    _, cache = lens.run_with_cache(
+        ids, position_ids=positions, names_filter=lambda n: "pattern" in n or "column_mass" in n
+    )
     pattern = cache["pattern", 1]
     assert (pattern[..., 6:, :6] == 0).all()
     close(cache["column_mass", 1], pattern.sum(2))

@@ -77,7 +77,8 @@ def test_generate(name: str, beams: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_eager_layers_agree(name: str) -> None:
-    """Hooking the pattern moves that layer to the open maths: same logits to rounding, and rows that sum as they should."""
+    """Hooking the pattern moves that layer to the open maths: same logits to rounding, and rows that sum as they
+    should."""
     model = shared(name)
     ids, mask = left_padded(tokens(), 3)
     lens = interp.load(model)
@@ -89,7 +90,8 @@ def test_eager_layers_agree(name: str) -> None:
     for layer in range(lens.cfg.n_layers):
         rows = cache["pattern", layer].sum(-1).transpose(1, 2)[real]
         if lens.cfg.learned_sinks:
-            assert (rows < 1).all() and (rows > 0).all()
+            assert (rows < 1).all()
+            assert (rows > 0).all()
         else:
             torch.testing.assert_close(rows, torch.ones_like(rows))
 

@@ -23,7 +23,7 @@ class Attended(NamedTuple):
     z: Tensor | None
     """A @ v, [B, H, N, R]; None without v."""
     lse: Tensor
-    """Log of the sum of exp(score) over visible real keys, sinks not included, [B, H, N], nats; -inf for an empty row."""
+    """Log of the sum of exp(score) over visible real keys, without sinks, [B, H, N], nats; -inf for an empty row."""
     entropy: Tensor | None
     """-sum_j A_ij log A_ij, [B, H, N], nats; None unless asked for. With sinks the dropped column has no part in it."""
     square: Tensor | None

@@ -10,14 +10,14 @@ from torch import Tensor
 from ..blocks import EMPTY_SHIFT, HIDDEN, LOG2E, HeadScores, Task, real_rows, tasks
 from ..checks import accumulator
 from ..facts import Facts
-from ..parallel import map_heads
+from ..parallel import for_each
 
 
 def attention_apply(
     q: Tensor, k: Tensor, v: Tensor | None, statistics: Collection[str], facts: Facts
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """(z, lse, entropy, square) as documented in the package; what was not asked for is None."""
-    batch, heads, queries, keys = facts.shape
+    batch, heads, queries, _ = facts.shape
     dtype = accumulator(q)
     # With t = score - highest score of the row, in units of log 2, each row's sums of 2^t, 2^t t, 4^t and 2^t v.
     highest = q.new_zeros(batch, heads, queries, dtype=dtype)
@@ -28,13 +28,13 @@ def attention_apply(
 
     def fill_rows(task: Task) -> None:
         b, h, blocks = task
-        head = HeadScores(q, k, b, h, facts)
+        head = HeadScores(q, k, task, facts)
         values = None if v is None else real_rows(v, b, h // (heads // v.shape[1]), facts.key_mask, dtype)
         for rows, seen in blocks:
             scores = head.hide(head.scores(rows, seen), rows, seen, HIDDEN)
             top = scores.amax(-1).clamp_(min=HIDDEN / 2)  # a row of hidden keys then sums to 0
             scores.sub_(top[:, None])
-            exponentials = scores.exp2()
+            exponentials = scores.exp2_() if surprise is None else scores.exp2()
             highest[b, h, rows] = top
             total[b, h, rows] = exponentials.sum(-1)
             if z is not None:
@@ -44,7 +44,7 @@ def attention_apply(
             if squares is not None:
                 squares[b, h, rows] = torch.linalg.vector_norm(exponentials, dim=-1).square_()
 
-    map_heads(fill_rows, tasks(facts), batch * heads * queries * keys)
+    for_each(tasks(facts), fill_rows)
     if facts.query_mask is not None:
         total.masked_fill_(~facts.query_mask[:, None], 0.0)
     log_total = total.log2()

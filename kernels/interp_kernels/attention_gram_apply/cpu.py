@@ -10,32 +10,30 @@ from torch import Tensor
 from ..blocks import HeadPattern, Task, real_rows, row_shift, tasks
 from ..checks import accumulator
 from ..facts import Facts
-from ..parallel import map_heads
+from ..parallel import for_each
 
 
 def attention_gram_apply(q: Tensor, k: Tensor, lse: Tensor, x: Tensor, facts: Facts) -> tuple[Tensor, Tensor]:
     """(A @ x [B, H, N, R], A^T @ A @ x [B, H, S, R])."""
     batch, heads, queries, keys = facts.shape
-    columns = x.shape[-1]
     dtype = accumulator(q)
+    columns = x.shape[-1]
     shift = row_shift(lse, facts, dtype)
     applied = q.new_zeros(batch, heads, queries, columns, dtype=dtype)
-
-    gram = q.new_zeros(batch, heads, columns, keys, dtype=dtype)
+    gram = q.new_zeros(batch, heads, columns, keys, dtype=dtype)  # keys last: the products then run along A's rows
     adding = Lock()
 
-    def head_share(task: Task) -> None:
-        """Fill the rows of A @ x; return their contribution to A^T @ A @ x, [R, S], key axis last."""
+    def add_share(task: Task) -> None:
         b, h, blocks = task
-        pattern = HeadPattern(q, k, shift, b, h, facts)
+        pattern = HeadPattern(q, k, shift, task, facts)
         values = real_rows(x, b, h, facts.key_mask, dtype)
         share = q.new_zeros(columns, keys, dtype=dtype)
         for rows, seen in blocks:
             block = pattern.block(rows, seen)
-            z = torch.mm(block, values[seen], out=applied[b, h, rows])
-            share[:, seen].addmm_(z.T, block)
-        with adding:  # two shares a head at most, so the sum does not depend on which comes first
+            applied_rows = torch.mm(block, values[seen], out=applied[b, h, rows])
+            share[:, seen].addmm_(applied_rows.T, block)
+        with adding:  # a head has two shares, so the sum does not depend on which comes first
             gram[b, h] += share
 
-    map_heads(head_share, tasks(facts), batch * heads * queries * keys)
+    for_each(tasks(facts), add_share)
     return applied, gram.mT

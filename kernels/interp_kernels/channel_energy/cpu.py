@@ -18,5 +18,6 @@ def channel_energy(x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
             block = block.masked_fill(~mask[:, None, start : start + BLOCK_TOKENS, None], 0.0)
         total += block.square().sum(dim=2)
-    real = tokens if mask is None else mask.sum(dim=1)[:, None, None]
-    return total / max(1, real) if mask is None else total / real.clamp(min=1)
+    if mask is None:
+        return total / tokens
+    return total / mask.sum(dim=1)[:, None, None].clamp(min=1)

@@ -1,0 +1,85 @@
+"""Random inputs for the attention operations, with the mask facts that real models and batches bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+NAN = float("nan")
+
+
+def facts_named(name: str, heads: int, queries: int, keys: int, generator: torch.Generator) -> dict:
+    """The keywords of one case for a batch of two; sizes are chosen so that the smallest inputs stay legal."""
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    short = torch.tensor([keys, (keys + 1) // 2])  # real keys of each text
+    left = torch.arange(keys) >= (keys - short)[:, None]
+    right = torch.arange(keys) < short[:, None]
+    rows_right = torch.arange(queries) < torch.tensor([queries, (queries + 1) // 2])[:, None]
+    cases = {
+        "causal": {},
+        "bidirectional": {"causal": False},
+        "window": {"window": max(1, keys // 3)},
+        "window of one": {"window": 1},
+        "softcap": {"softcap": 1.5},
+        "sinks": {"sinks": 3 * rand(heads) - 1},
+        "offset": {"offset": keys - queries - 2},  # the first rows see nothing where N >= S
+        "scale": {"scale": 0.7},
+        "left padding": {"key_mask": left},
+        "right padding": {"key_mask": right, "query_mask": rows_right},
+        "dense": {"mask": rand(2, heads, queries, keys) > 0.5},
+        "dense broadcast": {"mask": rand(1, 1, queries, keys) > 0.5, "key_mask": right, "window": 1},
+        "nothing visible": {"key_mask": torch.zeros(2, keys, dtype=torch.bool), "sinks": rand(heads)},
+        "all at once": {
+            "window": max(1, keys // 2),
+            "softcap": 4.0,
+            "sinks": rand(heads),
+            "key_mask": left,
+            "query_mask": rows_right,
+            "scale": 0.3,
+        },
+    }
+    return cases[name]
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., SimpleNamespace]:
+    """draw(heads, kv_heads, queries, keys, dtype, facts name, seed) -> q, k, v, y, x and facts; padding holds NaN."""
+
+    def build(
+        heads: int,
+        kv_heads: int,
+        queries: int,
+        keys: int,
+        dtype: torch.dtype = torch.float32,
+        name: str = "causal",
+        seed: int = 0,
+        size: int = 16,
+        columns: int = 5,
+    ) -> SimpleNamespace:
+        generator = torch.Generator().manual_seed(seed)
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        facts = facts_named(name, heads, queries, keys, generator)
+        drawn = SimpleNamespace(
+            q=2 * randn(heads, queries, size),
+            k=randn(kv_heads, keys, size),
+            v=randn(kv_heads, keys, columns),
+            y=randn(heads, queries, columns),
+            x=randn(heads, keys, columns),
+            facts=facts,
+        )
+        for mask, tensors in (("key_mask", (drawn.k, drawn.v, drawn.x)), ("query_mask", (drawn.q, drawn.y))):
+            if mask in facts:
+                for tensor in tensors:
+                    tensor.masked_fill_(~facts[mask][:, None, :, None], NAN)
+        return drawn
+
+    return build
