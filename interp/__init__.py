@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp import figures, report
-    from interp.compare import compare
+    from interp.comparing import compare
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
     from interp.lens import Lens
     from interp.loading import load
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "interp.loading",
     "probe": "interp.running",
-    "compare": "interp.compare",
+    "compare": "interp.comparing",
     "Lens": "interp.lens",
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformer_lens.hook_points import HookPoint
 
 from interp import points as table
 from interp.anatomy import Anatomy, BlockParts, logit_map
@@ -21,7 +20,7 @@ from interp.attention import OBSERVABLES, live, show
 from interp.config import LensConfig
 from interp.errors import UnsupportedModelError
 from interp.event import AttentionEvent
-from interp.hooked import HookedLens, Room
+from interp.hooked import HookedLens, HookPoint, Room
 from interp.lens import next_token_loss
 from interp.readout import FinalNorm, ReadoutMixin
 from interp.text import TextMixin

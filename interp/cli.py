@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 DEBUG = "--debug"
+DEFAULT_TOKENS = 1024
 
 Model = Annotated[str, typer.Argument(help="'demo', a hub id, a folder, or a .gguf file")]
 Text = Annotated[Path | None, typer.Option("--text", help="a UTF-8 text file; without it Python's own help topics")]
-Tokens = Annotated[int, typer.Option("--tokens", min=1, help="read the first so many tokens")]
+Tokens = Annotated[
+    int | None, typer.Option("--tokens", min=1, help=f"read the first so many tokens; without it {DEFAULT_TOKENS:,}")
+]
 Probes = Annotated[str | None, typer.Option("--probes", help="names separated by commas; without it all of them")]
 Dtype = Annotated[str, typer.Option("--dtype", help="dtype of the weights")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -69,7 +72,7 @@ def probe(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="folder for the results, one NetCDF file a probe")],
     text: Text = None,
-    tokens: Tokens = 1024,
+    tokens: Tokens = None,
     probes: Probes = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -90,7 +93,7 @@ def report(
         "report.html"
     ),
     text: Text = None,
-    tokens: Tokens = 1024,
+    tokens: Tokens = None,
     probes: Probes = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -107,7 +110,7 @@ def report(
     _tell(run, {"files": {"html": str(page), "markdown": str(markdown)}}, as_json)
 
 
-def _read(model: str, text: Path | None, tokens: int, probes: str | None, dtype: str) -> Run:
+def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Run:
     """Check everything that can be checked before the model is loaded, then load and probe."""
     from interp.probes import resolve
     from interp.subjects.texts import demo_text, read_text
@@ -119,11 +122,15 @@ def _read(model: str, text: Path | None, tokens: int, probes: str | None, dtype:
         import interp
 
         imported = time.perf_counter()
-        lens = interp.load(model, dtype=dtype)
+        from interp.subjects.quiet import quiet_transformers
+
+        with quiet_transformers():
+            lens = interp.load(model, dtype=dtype)
         loaded = time.perf_counter()
         step(1, 1)
-    lens.check_length(tokens)
-    row = lens.to_tokens(content, truncate=tokens)
+    asked = tokens or min(DEFAULT_TOKENS, lens.cfg.n_ctx or DEFAULT_TOKENS)
+    lens.check_length(asked)
+    row = lens.to_tokens(content, truncate=asked)
     with _bar("reading", lens.cfg.n_layers) as step:
         probing = time.perf_counter()
         results = interp.probe(lens, row[0], wanted, progress=step)
@@ -136,7 +143,7 @@ def _read(model: str, text: Path | None, tokens: int, probes: str | None, dtype:
         "architecture": lens.cfg.architecture,
         "text": "the help topics of this Python (pydoc_data.topics)" if text is None else str(text),
         "n_tokens": n,
-        "tokens_asked": tokens,
+        "tokens_asked": asked,
         "context": lens.cfg.n_ctx,
         "command": "interp " + shlex.join(a for a in sys.argv[1:] if a != DEBUG),
         "seconds": {"import": imported - began, "load": loaded - imported, "probe": probed - probing},

@@ -7,18 +7,21 @@ its own position axis; only hook points get a `.name`, so the model inside keeps
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities import Slice
 
 from interp.errors import UnknownNameError
 from interp.points import Point
+
+with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
+    from transformer_lens import ActivationCache, HookedRootModule
+    from transformer_lens.hook_points import HookPoint as HookPoint
+    from transformer_lens.utilities import Slice
 
 
 class Room(nn.Module):

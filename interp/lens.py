@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformer_lens.hook_points import HookPoint
 
 from interp import points as table
 from interp.anatomy import BlockParts, dissect, first
@@ -26,7 +25,7 @@ from interp.attention import Rotation, Site, attention_through, live
 from interp.cache import LensCache
 from interp.config import LensConfig, config_of
 from interp.errors import InterpError, UnsupportedModelError
-from interp.hooked import HookedLens, Room
+from interp.hooked import HookedLens, HookPoint, Room
 from interp.readout import FinalNorm, ReadoutMixin
 from interp.text import TextMixin
 

@@ -50,7 +50,7 @@ def tiny(name: str, **overrides: object) -> hf.PreTrainedModel:
     torch.manual_seed(0)
     model = BUILDERS[name]().eval()
     if name == "gemma2":
-        model.set_attn_implementation("eager")  # the default of newer releases; older ones take sdpa and lose the softcap
+        model.set_attn_implementation("eager")  # newer releases' default; older ones take sdpa and lose the softcap
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

@@ -48,8 +48,8 @@ def _one(probe: str | Probe) -> Probe:
     if isinstance(probe, Probe):
         return probe
     if probe not in available():
-        near = difflib.get_close_matches(str(probe), available(), n=1, cutoff=0.0)
+        (near,) = difflib.get_close_matches(str(probe), available(), n=1, cutoff=0.0)
         raise UnknownNameError(
-            f"there is no probe {probe!r}; did you mean {near[0]!r}? There are {', '.join(available())}."
+            f"there is no probe {probe!r}; did you mean {near!r}? There are {', '.join(available())}."
         )
     return available()[probe]()

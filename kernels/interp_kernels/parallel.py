@@ -7,6 +7,7 @@ need no barrier, and torch releases the interpreter lock while it computes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,20 +24,23 @@ def for_each(tasks: Sequence[Task], function: Callable[[Task], None]) -> None:
     As many threads as torch.get_num_threads() says. Gradients are off in them; inference mode is the caller's.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(tasks) < 2 or sum(cells(block) for task in tasks for block in task.blocks) < SMALL:
-        for task in tasks:
-            function(task)
-        return
     inference = torch.is_inference_mode_enabled()
 
     def run(task: Task) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             function(task)
 
+    if threads == 1:
+        for task in tasks:
+            function(task)
+        return
     try:
-        # the setting is each worker's own, but torch also hands it to threads born later: hence the `finally`
-        with ThreadPoolExecutor(min(threads, len(tasks)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(run, tasks):
-                pass
+        torch.set_num_threads(1)
+        if len(tasks) < 2 or sum(cells(block) for task in tasks for block in task.blocks) < SMALL:
+            for task in tasks:
+                function(task)
+        else:  # the setting is each thread's own, so every worker makes it again
+            with ThreadPoolExecutor(min(threads, len(tasks)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                deque(pool.map(run, tasks), maxlen=0)
     finally:
         torch.set_num_threads(threads)

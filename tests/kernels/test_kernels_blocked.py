@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import interp_kernels as ik
 import pytest
 import torch
-
-import interp_kernels as ik
 
 STATISTICS = ("lse", "entropy", "square")
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-5), (torch.float16, 1e-5), (torch.float64, 1e-12)]
@@ -31,8 +30,10 @@ FACTS = [
 
 def assert_equal(found, wanted, tolerance):
     """Equal to tolerance, absolute below 1 and relative above; -inf only where wanted, and NaN nowhere."""
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    assert not found.isnan().any() and not wanted.isnan().any()
+    assert found.shape == wanted.shape
+    assert found.dtype == wanted.dtype
+    assert not found.isnan().any()
+    assert not wanted.isnan().any()
     infinite = wanted == -torch.inf
     assert torch.equal(found == -torch.inf, infinite)
     error = (found - wanted).abs() / wanted.abs().clamp(min=1)
@@ -115,7 +116,8 @@ def test_inference_mode_reaches_the_threads(draw):
     with torch.inference_mode():
         drawn = draw(4, 2, 1024, 1024)
         found = every_operation(drawn, "cpu")
-    assert found["gram"].is_inference() and found["gram"].isfinite().all()
+    assert found["gram"].is_inference()
+    assert found["gram"].isfinite().all()
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import interp_kernels as ik
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import interp_kernels as ik
 
 FACTS = ["causal", "bidirectional", "window", "softcap", "offset", "left padding", "right padding", "dense"]
 shapes = st.fixed_dictionaries(
@@ -91,8 +90,11 @@ def test_entropy_and_square_keep_their_bounds(draw, shape, name):
     attended = ik.attention_apply(drawn.q, drawn.k, statistics=("entropy", "square"), **drawn.facts)
     seen = attended.lse.isfinite()
     most = torch.tensor(float(shape["keys"])).double()
-    assert (attended.entropy >= -1e-12).all() and (attended.entropy <= most.log() + 1e-9).all()
-    assert (attended.square <= 1 + 1e-9).all() and (attended.square[seen] >= 1 / most - 1e-9).all()
+    assert (attended.entropy >= -1e-12).all()
+    assert (attended.entropy <= most.log() + 1e-9).all()
+    assert (attended.square <= 1 + 1e-9).all()
+    assert (attended.square[seen] >= 1 / most - 1e-9).all()
     # Renyi entropies fall with their order: H1 >= H2 = -log(square)
     assert (attended.entropy[seen] >= -attended.square[seen].log() - 1e-9).all()
-    assert (attended.entropy[~seen] == 0).all() and (attended.square[~seen] == 0).all()
+    assert (attended.entropy[~seen] == 0).all()
+    assert (attended.square[~seen] == 0).all()

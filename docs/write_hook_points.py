@@ -1,0 +1,49 @@
+"""Writes `hook_points.md` from the table in `interp.points`: `python -m docs.write_hook_points`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from interp import points
+
+PAGE = Path(__file__).with_name("hook_points.md")
+
+HEAD = """# Hook points of a Lens
+
+Names, shapes and axis order are TransformerLens'. This page is written by `python -m docs.write_hook_points`.
+
+* **edit**: the value that a hook returns replaces the activation (and is what the cache stores); gradients flow.
+* **read**: hooks see it; returning a value raises.
+* **observable**: computed by a fused kernel only while somebody hooks it; returning a value raises.
+
+`run_with_cache()` without a filter stores the edit points that grow with positions, not with their square: scores,
+patterns and observables are stored only when named. Parallel blocks (GPT-NeoX, Phi, Cohere) have no `hook_resid_mid`;
+asking for a point that a model does not have raises with the reason. Keys and values of new tokens fire before the cache
+stores them when the Lens made the cache (it does whenever `use_cache` is on); on a cache from elsewhere hooks may read
+and an edit is refused.
+"""
+
+
+def rows(title: str, prefix: str, listed: Iterable[points.Point]) -> str:
+    lines = [f"\n## {title}\n", "| name | shape | mode | what |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{prefix}{p.name}` | {p.shape} | {p.mode} | {p.meaning} |" for p in listed]
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    rotary = points.attention_points(rotary=True)
+    plain = [p for p in points.attention_points(rotary=False) if p not in rotary]
+    return (
+        HEAD
+        + rows("Outside the blocks", "", [points.EMBED])
+        + rows("After the last block", "ln_final.", [points.FINAL])
+        + rows("Residual stream of block l", "blocks.{l}.", points.RESIDUAL)
+        + rows("Attention of block l", "blocks.{l}.", rotary)
+        + rows("Instead, in models without rotary embedding (GPT-2)", "blocks.{l}.", plain)
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}")

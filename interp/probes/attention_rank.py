@@ -1,0 +1,213 @@
+"""How low-rank attention is: the spectrum of each head's pattern and of its scores before softmax.
+
+ThinK (Xu et al. 2025, arXiv:2407.21018, figure 5) motivates channel pruning with the observation that few singular values
+hold most of the attention's energy. Here the pattern A is never stored: its leading singular values come from products
+with A and Aᵀ, and the total Σσ² is exactly the sum of its squared probabilities.
+
+The scores S = scale * Q Kᵀ have rank <= d_head by construction, so only ranks below that tell something.
+They are taken without mask and softcap, which makes them exactly computable from two d_head x d_head matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interp.event import AttentionEvent
+from interp.probes._by_head import by_head
+from interp.probes._spectrum import exact_spectrum, lanczos_spectrum
+from interp.probes.base import Context, Fold, Probe
+
+Tensor = torch.Tensor
+
+SHARE = 0.9  # of the energy Σσ² that "rank at 90 %" asks for
+
+
+@dataclass(frozen=True)
+class AttentionRank(Probe):
+    """Leading singular values, energy curve, rank at 90 % of the energy, nuclear norm and effective rank of every head.
+
+    Up to `exact_below` tokens all singular values are computed. Beyond it, `passes` sweeps of block Lanczos with blocks
+    of `width` columns: at 1,024 tokens of the demo model the leading 32 singular values were within 1 % in all heads
+    after 5 sweeps and in 98 % of them after 4 (where they are at least a thousandth of the largest); nuclear norm and
+    effective rank, estimated from the same sweeps, within 2 and 7 % (5 sweeps), each with its error beside it.
+    `seed` draws the first block. Memory beyond the layer's own: about 4 * (passes * width + 5 * width) bytes a token and head.
+    """
+
+    name: ClassVar[str] = "attention_rank"
+    k: int = 32
+    exact_below: int = 512
+    width: int = 48
+    passes: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.width:
+            raise ValueError(f"attention_rank: k should lie between 1 and width={self.width}, found {self.k}.")
+        if self.passes < 1:
+            raise ValueError(f"attention_rank: passes should be at least 1, found {self.passes}.")
+
+    def begin(self, context: Context) -> Fold:
+        return RankFold(self, context.n_tokens)
+
+    def findings(self, result: xr.Dataset) -> list[str]:
+        tokens, k = result.attrs["n_tokens"], result.attrs["k"]
+        rank, censored = result["rank90"], result["rank90_censored"].astype(bool)
+        heads = rank.size
+        median = float(rank.median())
+        typical = f"more than {k}" if median > k else f"{median:g}"
+        first = f"The median head holds 90 % of its pattern's energy in {typical} of {tokens:,} singular values"
+        wide = (rank > tokens / 4) | censored
+        where = _named(wide)
+        if not where:
+            sentences = [f"{first}; in every head the rank at 90 % is at most {int(rank.max())}."]
+        else:
+            bound = f"more than {k}" if bool(censored.any()) else f"more than a quarter of {tokens:,}"
+            sentences = [f"{first}; {len(where)} of {heads} heads need {bound}: {_listed(where)}."]
+        effective = result["effective_rank"]
+        low, high = _named(effective == effective.min())[0], _named(effective == effective.max())[0]
+        sentences.append(
+            f"Effective rank (exponential of the entropy of the singular values) has the median {float(effective.median()):.3g}, "
+            f"from {float(effective.min()):.3g} in {low} to {float(effective.max()):.3g} in {high}."
+        )
+        sentences.append(
+            f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head holds 90 % of "
+            f"their energy in {float(result['score_rank90'].median()):g} singular values, effective rank "
+            f"{float(result['score_effective_rank'].median()):.3g}."
+        )
+        return sentences
+
+
+class RankFold(Fold):
+    def __init__(self, probe: AttentionRank, n_tokens: int) -> None:
+        self.probe, self.n_tokens = probe, n_tokens
+        self.exact = n_tokens <= probe.exact_below
+        self.width = min(probe.width, n_tokens)
+        self.passes = min(probe.passes, n_tokens // self.width)
+        self.layers: dict[int, dict[str, np.ndarray]] = {}
+
+    def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
+        return {"attn.hook_event": self.attend}
+
+    def attend(self, layer: int, event: AttentionEvent) -> None:
+        total = event.square[0].double().sum(-1)
+        spectrum = self._spectrum(layer, event)
+        sigma = spectrum.leading
+        energy = (sigma.square().cumsum(-1) / total[:, None]).clamp_max(1)
+        rank = 1 + (energy < SHARE).sum(-1)
+        score = score_singular_values(event.q[0], event.k[0], event.scale)
+        score_energy = score.square().cumsum(-1) / score.square().sum(-1, keepdim=True)
+        share = score / score.sum(-1, keepdim=True)
+        numbers = {
+            "singular_value": sigma,
+            "energy": energy,
+            "frobenius_squared": total,
+            "rank90": rank,
+            "rank90_censored": rank > sigma.shape[-1],
+            "nuclear_norm": spectrum.nuclear_norm,
+            "nuclear_norm_error": spectrum.nuclear_norm_error,
+            "effective_rank": spectrum.effective_rank,
+            "effective_rank_error": spectrum.effective_rank_error,
+            "sigma_share": (sigma.cumsum(-1) / spectrum.nuclear_norm[:, None]).clamp_max(1),
+            "score_singular_value": score,
+            "score_energy": score_energy,
+            "score_rank90": 1 + (score_energy < SHARE).sum(-1),
+            "score_effective_rank": torch.exp(-torch.special.xlogy(share, share).sum(-1)),
+        }
+        self.layers[layer] = {name: value.cpu().numpy().astype(VARIABLES[name][1]) for name, value in numbers.items()}
+
+    def _spectrum(self, layer: int, event: AttentionEvent):
+        if self.exact:
+            return exact_spectrum(event.pattern()[0], self.probe.k)
+        generator = torch.Generator().manual_seed(self.probe.seed + layer)
+        start = torch.randn(event.q.shape[1], event.k.shape[2], self.width, generator=generator).to(event.q.device)
+
+        def sweep(x: Tensor) -> tuple[Tensor, Tensor]:
+            applied, gram = event.gram_apply(x[None])
+            return applied[0], gram[0]
+
+        return lanczos_spectrum(sweep, start, self.probe.k, self.passes)
+
+    def result(self) -> xr.Dataset:
+        layers = sorted(self.layers)
+        data = {}
+        for name, (dims, _, units, description) in VARIABLES.items():
+            values = np.stack([self.layers[layer][name] for layer in layers])
+            data[name] = (("layer", "head", *dims), values, {"units": units, "description": description})
+        _, heads, components = data["singular_value"][1].shape
+        channels = data["score_energy"][1].shape[-1]
+        coordinates = {
+            "layer": layers,
+            "head": np.arange(heads),
+            "component": np.arange(1, components + 1),
+            "channel": np.arange(1, channels + 1),
+        }
+        attrs = {
+            "title": "Rank of attention",
+            "description": "Singular values of each head's attention pattern, and of its scores before softmax",
+            "n_tokens": self.n_tokens,
+            "k": components,
+            "d_head": channels,
+            "method": "exact" if self.exact else "block Lanczos",
+            "passes": 0 if self.exact else self.passes,
+            "width": 0 if self.exact else self.width,
+            "exact_below": self.probe.exact_below,
+            "seed": self.probe.seed,
+        }
+        return xr.Dataset(data, coordinates, attrs)
+
+
+def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Singular values of scale * Q Kᵀ, unmasked, largest first: `[head, d_head]` fp64.
+
+    `q [head, query, d_head]`, `k [kv_head, key, d_head]`. With C Cᵀ = QᵀQ, they are the roots of the eigenvalues of
+    Cᵀ KᵀK C; any root C will do, so C comes from the eigenpairs of QᵀQ, which may be singular.
+    """
+    group = q.shape[0] // k.shape[0]
+    keys = by_head(_square, list(k))
+
+    def one(head: int) -> Tensor:
+        values, vectors = torch.linalg.eigh(_square(q[head]))
+        root = vectors * values.clamp_min(0).sqrt()
+        return torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+
+    return abs(scale) * torch.stack(by_head(one, range(q.shape[0])))
+
+
+def _square(x: Tensor) -> Tensor:
+    """xᵀx in fp64."""
+    x = x.double()
+    return x.mT @ x
+
+
+def _named(mask: xr.DataArray) -> list[str]:
+    where = np.argwhere(mask.transpose("layer", "head").values)
+    return [f"layer {int(mask['layer'][layer])} head {int(mask['head'][head])}" for layer, head in where]
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # dimensions after layer and head, dtype, units, description
+    "singular_value": (("component",), "float32", "1", "singular value of the attention pattern"),
+    "energy": (("component",), "float32", "1", "share of Σσ² held by the components up to this one"),
+    "frobenius_squared": ((), "float32", "1", "Σσ², the sum of the pattern's squared probabilities, exact"),
+    "rank90": ((), "int32", "1", "number of components that hold 90 % of Σσ²; k + 1 stands for more than k"),
+    "rank90_censored": ((), "int8", "1", "1 where more than the k computed components are needed"),
+    "nuclear_norm": ((), "float32", "1", "sum of all singular values of the pattern"),
+    "nuclear_norm_error": ((), "float32", "1", "half the quadrature bracket plus one standard error; 0 where exact"),
+    "effective_rank": ((), "float32", "1", "exp of the entropy (nats) of all singular values divided by their sum"),
+    "effective_rank_error": ((), "float32", "1", "half the quadrature bracket plus one standard error; 0 where exact"),
+    "sigma_share": (("component",), "float32", "1", "share of the nuclear norm held by the components up to this one"),
+    "score_singular_value": (("channel",), "float32", "1", "singular value of scale * Q Kᵀ, unmasked, before softcap"),
+    "score_energy": (("channel",), "float32", "1", "share of the scores' Σσ² held by the singular values up to this one"),
+    "score_rank90": ((), "int32", "1", "number of singular values that hold 90 % of the scores' Σσ²"),
+    "score_effective_rank": ((), "float32", "1", "exp of the entropy (nats) of the scores' singular values over their sum"),
+}  # fmt: skip

@@ -1,0 +1,142 @@
+"""The command line: what it writes, and one line with exit code 2 for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from interp import cli, storage
+from tests.models import shared, tokenizer
+
+TEXT = "w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    shared("llama").save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return str(tmp_path / "text.txt")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit code of the command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["interp", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_probe_writes_results_and_findings(model: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    out = tmp_path / "out"
+    names = "channel_imbalance,text_sinks"
+    assert run(monkeypatch, "probe", model, "--text", text, "--probes", names, "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert "read the first 13 tokens" in printed
+    assert "the text has no more than that; 512 were asked for" in printed  # the default of 1,024 exceeds this context
+    assert sorted(p.name for p in out.iterdir()) == ["channel_imbalance.nc", "text_sinks.nc"]
+    stored = storage.load(out / "text_sinks.nc")
+    assert stored.attrs["n_tokens"] == 13
+    assert stored.attrs["text"] == text
+
+
+def test_json_is_one_object(model: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = ("probe", model, "--text", text, "--tokens", "6", "--probes", "text_sinks", "--out", str(tmp_path), "--json")
+    assert run(monkeypatch, *arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["run"]["n_tokens"] == 6
+    assert told["files"] == {"text_sinks": str(tmp_path / "text_sinks.nc")}
+    assert set(told["run"]["seconds"]) == {"import", "load", "probe"}
+
+
+def test_report_writes_html_markdown_and_results(model: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    out = tmp_path / "r" / "report.html"
+    assert run(monkeypatch, "report", model, "--text", text, "--out", str(out)) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "<html" in page
+    assert out.with_suffix(".md").is_file()
+    assert len(list(out.parent.glob("*.nc"))) == 4
+    assert str(out) in capsys.readouterr().out
+
+
+def test_models_lists_the_demo(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "models", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["name"] == "demo"
+    assert rows[0]["bytes"] > 50_000_000
+
+
+def bad_inputs(model: str, text: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
+    (tmp / "empty.txt").write_text(" \n")
+    (tmp / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    (tmp / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    out = ["--out", str(tmp / "out")]
+    return {
+        "missing text": (["probe", model, "--text", str(tmp / "none.txt"), *out], "none.txt"),
+        "empty text": (["probe", model, "--text", str(tmp / "empty.txt"), *out], "empty"),
+        "not UTF-8": (["probe", model, "--text", str(tmp / "latin.txt"), *out], "not UTF-8"),
+        "beyond the context": (["probe", model, "--text", text, "--tokens", "513", *out], "context of 512"),
+        "unknown probe": (["probe", model, "--text", text, "--probes", "text_sink", *out], "did you mean 'text_sinks'"),
+        "no probe": (["probe", model, "--text", text, "--probes", ",", *out], "no probe was asked for"),
+        "unknown model": (["probe", "no/such-model", "--text", text, *out], "cannot load 'no/such-model'"),
+        "truncated weights": (["probe", str(tmp / "cut.gguf"), "--text", text, *out], "cut.gguf"),
+        "unknown dtype": (["probe", model, "--text", text, "--dtype", "int3", *out], "dtype is one of"),
+        "report not html": (["report", model, "--text", text, "--out", str(tmp / "report.pdf")], "end it in .html"),
+    }
+
+
+CASES = ("missing text", "empty text", "not UTF-8", "beyond the context", "unknown probe", "no probe", "unknown model",
+         "truncated weights", "unknown dtype", "report not html")  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_leaves_nothing(case: str, model: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments, says = bad_inputs(model, text, tmp_path)[case]
+    before = sorted(tmp_path.rglob("*"))
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    line = captured.err.strip()
+    assert captured.out == ""
+    assert says in line
+    assert "\n" not in line
+    assert line.startswith("error: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_architecture_without_the_registry(tmp_path: Path, text: str, monkeypatch, capsys) -> None:
+    import transformers
+
+    config = transformers.BloomConfig(vocab_size=128, hidden_size=64, n_layer=2, n_head=8)
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    tokenizer().save_pretrained(tmp_path / "bloom")
+    assert run(monkeypatch, "probe", str(tmp_path / "bloom"), "--text", text, "--out", str(tmp_path / "out")) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: BloomForCausalLM does not call transformers' attention registry")
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_and_debug() -> None:
+    """In a process of its own: wrong usage is code 2 without a traceback, --debug shows one."""
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "interp.cli", *arguments], capture_output=True, text=True, check=False)
+
+    wrong = command("prob")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+    missing = ("probe", "demo", "--text", "/no/such/file", "--out", "x")
+    assert "Traceback" not in command(*missing).stderr
+    debug = command(*missing, "--debug")
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr

@@ -1,0 +1,146 @@
+"""`interp.probe`: one pass for all probes, many texts, intervals, and its refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import interp
+from interp.probes import Context, Fold, Probe, available, resolve
+from tests.models import shared, tokenizer, tokens
+
+
+class NormFold(Fold):
+    def __init__(self, n_layers: int, point: str) -> None:
+        self.norms, self.point, self.embed = np.zeros(n_layers), point, 0
+
+    def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
+        return {self.point: self.see, "hook_embed": self.see_embed}
+
+    def see(self, layer: int, resid: torch.Tensor) -> None:
+        self.norms[layer] = float(resid.norm(dim=-1).mean())
+
+    def see_embed(self, layer: int, value: torch.Tensor) -> None:
+        assert layer == -1
+        self.embed += 1
+
+    def result(self) -> xr.Dataset:
+        assert self.embed == 1, "one forward pass"
+        norm = xr.DataArray(self.norms, dims="layer", attrs={"units": "1", "description": "mean norm"})
+        return xr.Dataset({"norm": norm, "token_id": ("token", np.arange(3))}, attrs={"title": "norms"})
+
+
+@dataclass(frozen=True)
+class Norms(Probe):
+    """A probe that a user might write: nothing but this class."""
+
+    name: ClassVar[str] = "norms"
+    point: str = "hook_resid_post"
+
+    def begin(self, context: Context) -> NormFold:
+        assert context.n_tokens == len(context.str_tokens)
+        return NormFold(context.cfg.n_layers, self.point)
+
+
+@dataclass(frozen=True)
+class Others(Norms):
+    name: ClassVar[str] = "others"
+
+
+@pytest.fixture
+def lens() -> interp.Lens:
+    return interp.load(shared("llama"), tokenizer())
+
+
+def norms(lens: interp.Lens, ids: torch.Tensor) -> np.ndarray:
+    _, cache = lens.run_with_cache(ids)
+    return np.array([float(cache["resid_post", i].norm(dim=-1).mean()) for i in range(lens.cfg.n_layers)])
+
+
+@torch.no_grad()
+def test_one_text_one_pass_for_all_probes(lens: interp.Lens) -> None:
+    calls: list[int] = []
+    with lens.hooks(fwd_hooks=[("hook_embed", lambda x, hook: calls.append(1))]):
+        found = interp.probe(lens, "w5 w6 w7 w8", [Norms(), Others()])
+    assert list(found) == ["norms", "others"]
+    assert calls == [1]
+    np.testing.assert_allclose(found["norms"].norm, norms(lens, lens.to_tokens("w5 w6 w7 w8")), rtol=1e-5)
+    assert found["norms"].attrs["n_tokens"] == lens.to_tokens("w5 w6 w7 w8").shape[1]
+    assert found["norms"].attrs["architecture"] == "LlamaForCausalLM"
+
+
+@torch.no_grad()
+def test_many_texts_are_read_alone_and_summarised(lens: interp.Lens) -> None:
+    texts = ["w5 w6 w7", "w8 w9", "w10 w11 w12 w13 w14", "w4"]
+    found = interp.probe(lens, texts, Norms())["norms"]
+    assert found.sizes["text"] == 4
+    for i, text in enumerate(texts):
+        np.testing.assert_allclose(found.norm[i], norms(lens, lens.to_tokens(text)), rtol=1e-5)
+    np.testing.assert_allclose(found.norm_mean, found.norm.mean("text"))
+    assert (found.norm_low <= found.norm_mean).all()
+    assert (found.norm_mean <= found.norm_high).all()
+    assert (found.norm_low < found.norm_high).all()
+    assert (found.norm_low >= found.norm.min("text") - 1e-9).all()
+    assert "token_id_mean" not in found
+
+
+@torch.no_grad()
+def test_a_batch_of_tokens_is_as_many_texts(lens: interp.Lens) -> None:
+    ids = tokens()
+    found = interp.probe(lens, ids, Norms())["norms"]
+    np.testing.assert_allclose(found.norm[1], norms(lens, ids[1:]), rtol=1e-5)
+    single = interp.probe(lens, ids[0], Norms())["norms"]
+    assert "text" not in single.dims
+
+
+def test_progress_counts_layers_and_texts(lens: interp.Lens) -> None:
+    seen: list[tuple[int, int]] = []
+    interp.probe(lens, tokens(), Norms(), progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(i + 1, 6) for i in range(6)]
+
+
+def test_truncation(lens: interp.Lens) -> None:
+    found = interp.probe(lens, "w5 w6 w7 w8 w9", Norms(), tokens=3)["norms"]
+    assert found.attrs["n_tokens"] == 3
+
+
+def test_refusals(lens: interp.Lens) -> None:
+    for call, says in (
+        (lambda: interp.probe(lens, "w5", "chanel_imbalance"), "did you mean 'channel_imbalance'"),
+        (lambda: interp.probe(lens, "w5", [Norms(), Norms(point="hook_resid_pre")]), "norms is asked for twice"),
+        (lambda: interp.probe(lens, "w5", []), "no probe was asked for"),
+        (lambda: interp.probe(lens, [], Norms()), "no text"),
+        (lambda: interp.probe(lens, "", Norms()), "no tokens|no text"),
+        (lambda: interp.probe(lens, "w5", Norms(), tokens=0), "at least 1"),
+        (lambda: interp.probe(lens, tokens(batch=1, length=600), Norms()), "exceed the context"),
+        (lambda: interp.probe(lens, "w5", Norms(point="attn.hook_nothing")), "which this probe needs"),
+    ):
+        with pytest.raises(interp.InterpError, match=says):
+            call()
+
+
+def test_every_probe_of_the_library_is_found() -> None:
+    assert set(available()) >= {"channel_imbalance", "attention_rank", "text_sinks", "logit_lens"}
+    assert [p.name for p in resolve(None)] == sorted(available())
+
+
+@torch.no_grad()
+def test_models_are_compared_by_name(lens: interp.Lens) -> None:
+    """Models of different depth side by side; what one has and the other lacks is named."""
+    one = interp.probe(lens, tokens()[0], Norms())["norms"]
+    other = interp.probe(interp.load(shared("gpt2")), tokens()[0], Norms())["norms"].isel(layer=slice(0, 2))
+    other = other.assign(extra=("layer", [1.0, 2.0]))
+    both = interp.compare({"llama": one, "gpt2": other})
+    assert both.norm.sel(model="gpt2").isnull().sum() == 1
+    np.testing.assert_allclose(both.norm.sel(model="llama"), one.norm)
+    assert both.attrs["left_out"] == "extra"
+    with pytest.raises(interp.InterpError, match="at least two"):
+        interp.compare({"llama": one})
+    with pytest.raises(interp.InterpError, match="different probes"):
+        interp.compare({"llama": one, "gpt2": other.assign_attrs(title="something else")})
