@@ -11,7 +11,7 @@ import xarray as xr
 
 HOSTILE = [
     "<script>alert(1)</script>", "|", "`", "```", "\n", "\x00", "\x1b[31m", "<b>bold</b>", "&amp;", "%{x}", "\\", "\\n",
-    "🧑‍🔬", "\u202eevil", "**", "[a](javascript:alert(1))", "</text>", "\t", "é", "漢字", "{{ 7*7 }}", "$x$",
+    "🧑‍🔬", "\u202eevil", "**", "[a](javascript:alert(1))", "</text>", "\t", "é", "漢字", "{{ 7*7 }}", "$x$", "\"", "'",
 ]  # fmt: skip
 WORDS = [
     "the",

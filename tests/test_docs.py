@@ -1,7 +1,13 @@
 """Pages that a command writes are what that command writes today."""
 
-from docs.write_hook_points import PAGE, page
+from docs import write_hook_points, write_probes
 
 
 def test_hook_points_page_is_current() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m docs.write_hook_points"
+    written = write_hook_points.PAGE.read_text(encoding="utf-8")
+    assert written == write_hook_points.page(), "run python -m docs.write_hook_points"
+
+
+def test_probes_page_is_current() -> None:
+    written = write_probes.PAGE.read_text(encoding="utf-8")
+    assert written == write_probes.page(), "run python -m docs.write_probes"

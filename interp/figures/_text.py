@@ -32,8 +32,11 @@ def _show(character: str) -> str:
 
 
 def escape(text: str, most: int | None = None) -> str:
-    """`visible` text that plotly prints letter by letter: markup and `$`, which starts formulas, become entities."""
-    return html.escape(visible(text, most)).replace("$", "&#36;")
+    """`visible` text that plotly prints letter by letter: markup and `$`, which starts formulas, become entities.
+
+    Quotation marks stay: plotly decodes numbered entities and a few named ones, and `&quot;` is none of them.
+    """
+    return html.escape(visible(text, most), quote=False).replace("$", "&#36;")
 
 
 def quoted(text: str, most: int | None = 20) -> str:

@@ -15,7 +15,7 @@ from interp.figures._text import escape, visible
 from interp.figures._theme import INK, MONO, decades, finish
 
 RESULT = "text_sinks"
-SHOWN = 400
+SHOWN, LINES = 400, 60  # tokens and lines at most
 LINE = 104  # characters that fit side by side at 1000 px
 FLOOR = -4.0
 PALE_TO_DARK, UNKNOWN = "Blues", "#e3e5e8"
@@ -27,18 +27,18 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     token shows its numbers.
 
     `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all.
-    Draws the first 400 tokens. Raises `FigureError` for another dataset or a head that it does not hold.
+    Draws the first 400 tokens, or 60 lines. Raises `FigureError` for another dataset or a head that it does not hold.
     """
     need(ds, "token_mass", RESULT, "mean_received", "column_mass", "token_text")
     where = {d: choose(ds, d, v) for d, v in (("layer", layer), ("head", head)) if v is not None}
-    part = ds[["mean_received", "column_mass"]].sel(where).isel(token=slice(0, SHOWN))
+    tokens = [str(text) for text in ds["token_text"].values[:SHOWN]]
+    column, line, shown = _lines(tokens)
+    part = ds[["mean_received", "column_mass"]].sel(where).isel(token=slice(0, len(shown)))
     others = [d for d in ("layer", "head") if d not in where]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # tokens that too few queries see are NaN everywhere
         received = part["mean_received"].mean(others).values
     mass = part["column_mass"].mean(others).values
-    tokens = [str(text) for text in ds["token_text"].values[:SHOWN]]
-    column, line, shown = _lines(tokens)
 
     with np.errstate(divide="ignore"):
         level = np.maximum(np.log10(received), FLOOR)
@@ -61,8 +61,8 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
         textangle=0,
         insidetextfont={"family": MONO, "size": 12, "color": np.where(depth > 0.55, "white", INK)},
         marker={"color": _grounds(depth), "line": {"width": 0}},
-        customdata=np.array(list(zip(map(str, range(len(tokens))), share, mass.astype(str), strict=True)), object),
-        hovertext=[escape(token, 60) for token in tokens],
+        customdata=np.array(list(zip(map(str, range(len(shown))), share, mass.astype(str), strict=True)), object),
+        hovertext=[escape(token, 60) for token in tokens[: len(shown)]],
         hovertemplate="“%{hovertext}”<br>position %{customdata[0]}<br>receives %{customdata[1]}"
         "<br>column mass %{customdata[2]:.4~g} queries<extra></extra>",
     )
@@ -87,8 +87,8 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     colours = {"colorscale": PALE_TO_DARK, "cmin": FLOOR, "cmax": highest, "colorbar": {**bar, **ticks}}
     fig.update_layout(coloraxis=colours, barmode="overlay", showlegend=False)
     title = f"Attention received, {_where(ds, where)}"
-    if ds.sizes["token"] > SHOWN:
-        title += f" (first {SHOWN} of {ds.sizes['token']:,} tokens)"
+    if ds.sizes["token"] > len(shown):
+        title += f" (first {len(shown)} of {ds.sizes['token']:,} tokens)"
     return finish(fig, title, height).update_layout(margin_b=130)
 
 
@@ -109,13 +109,18 @@ def _colour_bar_only(highest: float) -> go.Scatter:
 
 
 def _lines(tokens: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Column and line of each token when the text is set in lines of `LINE` characters, and how it is written there."""
+    """Column and line of each token when the text is set in lines of `LINE` characters, and how it is written there.
+
+    Ends after `LINES` lines.
+    """
     column, line, shown = [], [], []
     x = y = 0
     for token in tokens:
         written = visible(token, LINE) or "∅"
         if x and x + _width(written) > LINE:
             x, y = 0, y + 1
+        if y == LINES:
+            break
         column.append(x)
         line.append(y)
         shown.append(written)

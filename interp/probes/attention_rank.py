@@ -18,8 +18,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.probes._by_head import by_head
+from interp.probes._naming import heads_named
 from interp.probes._spectrum import exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
 
@@ -48,39 +50,32 @@ class AttentionRank(Probe):
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.width:
-            raise ValueError(f"attention_rank: k should lie between 1 and width={self.width}, found {self.k}.")
+            raise InterpError(f"attention_rank: k should lie between 1 and width={self.width}, found {self.k}.")
         if self.passes < 1:
-            raise ValueError(f"attention_rank: passes should be at least 1, found {self.passes}.")
+            raise InterpError(f"attention_rank: passes should be at least 1, found {self.passes}.")
 
     def begin(self, context: Context) -> Fold:
         return RankFold(self, context.n_tokens)
 
     def findings(self, result: xr.Dataset) -> list[str]:
-        tokens, k = result.attrs["n_tokens"], result.attrs["k"]
-        rank, censored = result["rank90"], result["rank90_censored"].astype(bool)
-        heads = rank.size
-        median = float(rank.median())
+        tokens, k, layers = result.attrs["n_tokens"], result.attrs["k"], result["layer"].values
+        rank, effective = (result[name].transpose("layer", "head").values for name in ("rank90", "effective_rank"))
+        median = np.median(rank)
         typical = f"more than {k}" if median > k else f"{median:g}"
-        first = f"The median head holds 90 % of its pattern's energy in {typical} of {tokens:,} singular values"
-        wide = (rank > tokens / 4) | censored
-        where = _named(wide)
-        if not where:
-            sentences = [f"{first}; in every head the rank at 90 % is at most {int(rank.max())}."]
-        else:
-            bound = f"more than {k}" if bool(censored.any()) else f"more than a quarter of {tokens:,}"
-            sentences = [f"{first}; {len(where)} of {heads} heads need {bound}: {_listed(where)}."]
-        effective = result["effective_rank"]
-        low, high = _named(effective == effective.min())[0], _named(effective == effective.max())[0]
-        sentences.append(
-            f"Effective rank (exponential of the entropy of the singular values) has the median {float(effective.median()):.3g}, "
-            f"from {float(effective.min()):.3g} in {low} to {float(effective.max()):.3g} in {high}."
-        )
-        sentences.append(
+        wide = (rank > tokens / 4) | result["rank90_censored"].transpose("layer", "head").values.astype(bool)
+        exceptions = f"in every head that rank is at most {rank.max()}"
+        if wide.any():
+            bound = min(k, tokens // 4)
+            exceptions = f"{wide.sum()} of {wide.size} heads need more than {bound}: {heads_named(wide, layers)}"
+        lowest, highest = (heads_named(effective == x, layers) for x in (effective.min(), effective.max()))
+        return [
+            f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; {exceptions}.",
+            f"Effective rank (exponential of the entropy of the singular values) has the median {np.median(effective):.3g}, from "
+            f"{effective.min():.3g} in {lowest} to {effective.max():.3g} in {highest}.",
             f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head holds 90 % of "
-            f"their energy in {float(result['score_rank90'].median()):g} singular values, effective rank "
-            f"{float(result['score_effective_rank'].median()):.3g}."
-        )
-        return sentences
+            f"their energy in {np.median(result['score_rank90']):g} singular values, "
+            f"with an effective rank of {np.median(result['score_effective_rank']):.3g}.",
+        ]
 
 
 class RankFold(Fold):
@@ -183,16 +178,6 @@ def _square(x: Tensor) -> Tensor:
     """xᵀx in fp64."""
     x = x.double()
     return x.mT @ x
-
-
-def _named(mask: xr.DataArray) -> list[str]:
-    where = np.argwhere(mask.transpose("layer", "head").values)
-    return [f"layer {int(mask['layer'][layer])} head {int(mask['head'][head])}" for layer, head in where]
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # dimensions after layer and head, dtype, units, description

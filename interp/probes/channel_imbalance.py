@@ -23,13 +23,6 @@ Tensor = torch.Tensor
 
 TENSORS = ("key_pre_rotary", "key", "value")
 BINS = 64  # most token bins of `magnitude`: enough for a surface plot
-METRICS = {
-    "max_over_median": "largest channel energy over the median channel's",
-    "top10_share": "share of the energy in the tenth of the channels (rounded up) that has most",
-    "gini": "Gini coefficient of the channel energies: 0 is balanced, 1 is all in one channel",
-    "participation_ratio": "(Σe)² / (D Σe²) over D channels: 1 is balanced, 1/D is all in one channel",
-    "token_consistency": "mean over tokens of Spearman's correlation between |x| of a token and the channel energies",
-}
 
 
 @dataclass(frozen=True)
@@ -49,9 +42,9 @@ class ChannelImbalance(Probe):
             f"In the median head the strongest key channel has {key:.3g} times the energy of the median channel, the strongest "
             f"value channel {value:.3g} times: keys are {key / value:.3g} times as unbalanced as values."
         ]
-        worst = ratio.sel(tensor="key")
-        layer, head = np.unravel_index(int(worst.argmax()), worst.shape)
-        channel = int(result["energy"].sel(tensor="key")[layer, head].argmax())
+        worst = ratio.sel(tensor="key").transpose("layer", "kv_head")
+        layer, head = np.unravel_index(np.nanargmax(worst.values), worst.shape)
+        channel = int(np.nanargmax(result["energy"].sel(tensor="key").isel(layer=layer, kv_head=head)))
         sentences.append(
             f"The most unbalanced key channel is channel {channel} of key/value head {int(result['kv_head'][head])} in layer "
             f"{int(result['layer'][layer])}, with {float(worst[layer, head]):.3g} times its head's median energy."
@@ -76,6 +69,7 @@ class ImbalanceFold(Fold):
     def __init__(self, context: Context) -> None:
         self.n_tokens = context.n_tokens
         self.bin = -(-self.n_tokens // BINS)  # tokens a bin, rounded up
+        self.absent: Mapping[str, str] = context.lens.absent
         self.layers: dict[int, dict[str, dict[str, np.ndarray]]] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
@@ -102,28 +96,85 @@ class ImbalanceFold(Fold):
 
     def result(self) -> xr.Dataset:
         layers = sorted(self.layers)
-        tensors = [t for t in TENSORS if all(t in self.layers[layer] for layer in layers)]
+        tensors = [t for t in TENSORS if any(t in self.layers[layer] for layer in layers)]
+        data = {}
+        for name, (dims, units, description) in VARIABLES.items():
+            values = _grid([[self.layers[layer].get(t, {}).get(name) for layer in layers] for t in tensors])
+            data[name] = (("tensor", "layer", "kv_head", *dims), values, {"units": units, "description": description})
+        _, _, kv_heads, bins, channels = data["magnitude"][1].shape
+        coordinates = {
+            "tensor": tensors,
+            "layer": layers,
+            "kv_head": np.arange(kv_heads),
+            "channel": np.arange(channels),
+            "token_bin": np.arange(bins) * self.bin,
+        }
+        attrs = {
+            "title": "Channel imbalance of keys and values",
+            "description": "Energy of each key and value channel, and how unevenly channels share it",
+            "n_tokens": self.n_tokens,
+            "tokens_per_bin": self.bin,
+            "pre_rotary": self._pre_rotary(layers),
+        }
+        return xr.Dataset(data, coordinates, attrs)
 
-        def stacked(name: str) -> np.ndarray:
-            return np.stack([_widened([self.layers[layer][t][name] for layer in layers]) for t in tensors])
-
-        dims = ("tensor", "layer", "kv_head")
-        energy = ("mean square over tokens", "activation squared")
-        data = {"energy": ((*dims, "channel"), _described(energy))}
-        return xr.Dataset(data)
+    def _pre_rotary(self, layers: list[int]) -> str:
+        """Where keys before the rotary embedding are to be found, and why not elsewhere."""
+        without = [layer for layer in layers if "key_pre_rotary" not in self.layers[layer]]
+        if not without:
+            return "keys after QK-norm (where there is one), before rotation"
+        where = "any layer" if len(without) == len(layers) else f"layers {', '.join(map(str, without))}"
+        why = self.absent.get(f"blocks.{without[0]}.attn.hook_pre_rot_k", "keys are not rotated, or cannot be rotated back")
+        return f"not available in {where}: {why}"
 
 
 def imbalance(energy: np.ndarray) -> dict[str, np.ndarray]:
-    """How unevenly `energy [..., channel]` is spread; see `METRICS`."""
+    """How unevenly `energy [..., channel]` is spread: the metrics of `VARIABLES` that need nothing else."""
     channels = energy.shape[-1]
     rising = np.sort(energy, axis=-1)
     total = rising.sum(-1)
     top = -(-channels // 10)
-    position = np.arange(1, channels + 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a head that is zero everywhere has no imbalance: NaN
         return {
             "max_over_median": rising[..., -1] / np.median(energy, axis=-1),
             "top10_share": rising[..., -top:].sum(-1) / total,
-            "gini": (2 * position - channels - 1) @ rising[..., None] / (channels * total),
-            "participation_ratio": total**2 / (channels * (energy**2).sum(-1)),
+            "gini": (rising * (2 * np.arange(1, channels + 1) - channels - 1)).sum(-1) / (channels * total),
+            "participation_ratio": total**2 / (channels * np.square(energy).sum(-1)),
         }
+
+
+def token_consistency(size: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Mean over tokens of Spearman's correlation over channels: `[kv_head]`, between -1 and 1.
+
+    `size [kv_head, token, channel]` is |x|, `energy [kv_head, channel]`. Ties get successive ranks instead of their
+    average: among measured activations they are improbable. One sort a token, whatever the number of channels.
+    """
+    channels = size.shape[-1]
+    rank = np.argsort(np.argsort(energy, axis=-1), axis=-1) - (channels - 1) / 2
+    order = np.argsort(size, axis=-1)  # the token's r-th smallest channel
+    placed = np.stack([head_rank[head_order] for head_rank, head_order in zip(rank, order, strict=True)])
+    own = np.arange(channels) - (channels - 1) / 2
+    return placed.mean(1) @ own / np.square(own).sum()
+
+
+def _grid(rows: list[list[np.ndarray | None]]) -> np.ndarray:
+    """Arrays as one array with two more axes in front; NaN where one is missing, or narrower than the widest."""
+    known = [x for row in rows for x in row if x is not None]
+    shape = np.max([x.shape for x in known], axis=0)
+    grid = np.full((len(rows), len(rows[0]), *shape), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        for j, x in enumerate(row):
+            if x is not None:
+                grid[(i, j, *map(slice, x.shape))] = x
+    return grid
+
+
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {  # dimensions after tensor, layer and kv_head; units; description
+    "energy": (("channel",), "activation squared", "mean square over tokens, e"),
+    "magnitude": (("token_bin", "channel"), "activation", "mean |x| over the tokens of a bin, which the coordinate's token begins"),
+    "max_over_median": ((), "1", "largest channel energy over the median channel's"),
+    "top10_share": ((), "1", "share of the energy in the tenth of the channels (rounded up) that has most"),
+    "gini": ((), "1", "Gini coefficient of the channel energies: 0 is balanced, near 1 is all in one channel"),
+    "participation_ratio": ((), "1", "(Σe)² / (D Σe²) over D channels: 1 is balanced, 1/D is all in one channel"),
+    "token_consistency": ((), "1", "mean over tokens of Spearman's correlation between a token's |x| and e over channels"),
+}  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def expect_bool(operation: str, **tensors: Tensor) -> None:
             )
 
 
-def expect_shape(operation: str, name: str, tensor: Tensor, pattern: str, sizes: dict[str, tuple[int, ...]]) -> None:
+def expect_shape(operation: str, name: str, tensor: Tensor, pattern: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless `tensor` has the axes of `pattern`, a string such as "B H N D".
 
     sizes: what each letter may be; a letter that is not in it may be anything.

@@ -42,5 +42,5 @@ class use:
 
 
 def choose(paths: Mapping[str, Callable]) -> Callable:
-    """The function to run: the overridden path, else the blocked one (plain torch, so right on any device)."""
+    """The function to run: the overridden path, else the blocked one."""
     return paths[_override or "cpu"]

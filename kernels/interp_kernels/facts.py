@@ -136,17 +136,22 @@ def resolve(operation: str, q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) ->
             f"found q {list(q.shape)} and k {list(k.shape)}."
         )
     sizes = {"B": (batch,), "N": (queries,), "S": (keys,), "H": (heads,), "B|1": (batch, 1), "H|1": (heads, 1)}
-    for name, pattern in {"key_mask": "B S", "query_mask": "B N", "mask": "B|1 H|1 N S", "sinks": "H"}.items():
-        tensor = facts.get(name)
+    tensors = [
+        ("key_mask", facts.get("key_mask"), "B S"),
+        ("query_mask", facts.get("query_mask"), "B N"),
+        ("mask", facts.get("mask"), "B|1 H|1 N S"),
+        ("sinks", facts.get("sinks"), "H"),
+    ]
+    for name, tensor, pattern in tensors:
         if tensor is not None:
             (expect_float if name == "sinks" else expect_bool)(operation, **{name: tensor})
             expect_shape(operation, name, tensor, pattern, sizes)
-    window, softcap, offset, mask = (facts.get(name) for name in ("window", "softcap", "offset", "mask"))
+    window, softcap, mask = facts.get("window"), facts.get("softcap"), facts.get("mask")
     if window is not None and window < 1:
         raise ValueError(f"{operation}: window should be at least 1 (a query sees itself), found {window}.")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{operation}: softcap should be positive, found {softcap}; None means no cap.")
-    scale = facts.get("scale")
+    offset, scale = facts.get("offset"), facts.get("scale")
     return Facts(
         shape=(batch, heads, queries, keys),
         device=q.device,

@@ -24,23 +24,23 @@ def for_each(tasks: Sequence[Task], function: Callable[[Task], None]) -> None:
     As many threads as torch.get_num_threads() says. Gradients are off in them; inference mode is the caller's.
     """
     threads = torch.get_num_threads()
+    enough = sum(cells(block) for task in tasks for block in task.blocks) >= SMALL
+    workers = min(threads, len(tasks)) if enough else 1
     inference = torch.is_inference_mode_enabled()
 
     def run(task: Task) -> None:
         with torch.inference_mode(inference), torch.no_grad():
             function(task)
 
-    if threads == 1:
-        for task in tasks:
-            function(task)
-        return
     try:
-        torch.set_num_threads(1)
-        if len(tasks) < 2 or sum(cells(block) for task in tasks for block in task.blocks) < SMALL:
+        if threads > 1:
+            torch.set_num_threads(1)
+        if workers < 2:
             for task in tasks:
                 function(task)
         else:  # the setting is each thread's own, so every worker makes it again
-            with ThreadPoolExecutor(min(threads, len(tasks)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 deque(pool.map(run, tasks), maxlen=0)
     finally:
-        torch.set_num_threads(threads)
+        if threads > 1:
+            torch.set_num_threads(threads)

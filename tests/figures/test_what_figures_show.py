@@ -9,7 +9,7 @@ import xarray as xr
 from interp import figures
 from interp.figures._need import FigureError
 from interp.figures._text import escape, visible
-from interp.figures.token_mass import LINE, SHOWN
+from interp.figures.token_mass import LINE, LINES, SHOWN
 from tests.example_results import example_results
 
 RESULTS = example_results(layers=5, heads=4, kv_heads=2, width=16, tokens=600)
@@ -72,11 +72,11 @@ def test_rank_map_marks_what_was_cut_off(results):
     ds["rank90"][:] = 3
     ds["rank90_censored"][:] = 0
     ds["rank90"][2, 1], ds["rank90_censored"][2, 1] = 33, 1
-    pattern, scores = figures.rank_map(ds).data
+    pattern, numbers, scores, _ = figures.rank_map(ds).data
     assert pattern.text[2, 1] == ">32"
     assert (np.delete(pattern.text.ravel(), 2 * 4 + 1) == "3").all()
     assert pattern.z[2, 1] == pytest.approx(np.log2(33))
-    assert pattern.texttemplate == "%{text}"
+    assert numbers.text[2 * 4 + 1] == ">32"
     assert scores.text[0, 0] == str(int(ds["score_rank90"][0, 0]))
 
 
@@ -111,6 +111,15 @@ def test_token_mass_lays_the_text_out_without_overlap(results):
     breaks = [i for i, text in enumerate(ds["token_text"].values[: SHOWN - 1]) if "\n" in text]
     assert breaks
     assert all(line[i + 1] == line[i] + 1 for i in breaks)
+
+
+def test_token_mass_of_empty_lines_stays_readable(results):
+    ds = results["text_sinks"]
+    ds["token_text"][:] = "\n"
+    fig = figures.token_mass(ds)
+    assert len(fig.data[1].x) == LINES
+    assert fig.layout.title.text.endswith("(first 60 of 600 tokens)")
+    assert fig.layout.height < 1500
 
 
 def test_token_mass_says_what_it_shows(results):
@@ -173,6 +182,6 @@ def test_visible_shows_what_the_eye_would_miss(text, shown):
 
 
 def test_escape_leaves_nothing_for_plotly_to_interpret():
-    assert escape("<b>&lt;$\\alpha$") == "&lt;b&gt;&amp;lt;&#36;\\alpha&#36;"
+    assert escape('<b>&lt;"$\\alpha$') == '&lt;b&gt;&amp;lt;"&#36;\\alpha&#36;'
     assert escape("abcdef", most=4) == "abc…"
     assert escape("&&&&&", most=4) == "&amp;&amp;&amp;…", "cut before escaping, so that no entity is cut"

@@ -29,7 +29,7 @@ def facts_named(name: str, heads: int, queries: int, keys: int, generator: torch
         "softcap": {"softcap": 1.5},
         "sinks": {"sinks": 3 * rand(heads) - 1},
         "offset": {"offset": keys - queries - 2},  # the first rows see nothing where N >= S
-        "scale": {"scale": 0.4},
+        "scale": {"scale": 0.1},
         "left padding": {"key_mask": left},
         "right padding": {"key_mask": right, "query_mask": rows_right},
         "dense": {"mask": rand(2, heads, queries, keys) > 0.5},
@@ -69,7 +69,7 @@ def draw() -> Callable[..., SimpleNamespace]:
 
         facts = facts_named(name, heads, queries, keys, generator)
         drawn = SimpleNamespace(
-            q=2 * randn(heads, queries, size),
+            q=randn(heads, queries, size),
             k=randn(kv_heads, keys, size),
             v=randn(kv_heads, keys, columns),
             y=randn(heads, queries, columns),

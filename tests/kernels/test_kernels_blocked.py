@@ -7,9 +7,14 @@ import pytest
 import torch
 
 STATISTICS = ("lse", "entropy", "square")
-DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-5), (torch.float16, 1e-5), (torch.float64, 1e-12)]
 HEADS = [(3, 3), (6, 2), (8, 1)]  # ratios 1, 3, 8
-LENGTHS = [(1, 1), (7, 7), (63, 63), (100, 100), (257, 257), (1, 100), (7, 63), (100, 257), (100, 63)]
+LENGTHS = [(1, 1), (7, 7), (63, 63), (1, 100), (100, 63), (257, 257)]
+DTYPES = [
+    (torch.float32, 1e-5, LENGTHS),
+    (torch.bfloat16, 1e-5, LENGTHS[1::2]),
+    (torch.float16, 1e-5, LENGTHS[1::2]),
+    (torch.float64, 1e-12, LENGTHS[::2]),
+]
 FACTS = [
     "causal",
     "bidirectional",
@@ -61,11 +66,11 @@ def every_operation(drawn, path):
         }
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("dtype", "tolerance", "lengths"), DTYPES, ids=["fp32", "bf16", "fp16", "fp64"])
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
 @pytest.mark.parametrize("name", FACTS)
-def test_blocked_equals_reference(draw, name, heads, kv_heads, dtype, tolerance):
-    for seed, (queries, keys) in enumerate(LENGTHS):
+def test_blocked_equals_reference(draw, name, heads, kv_heads, dtype, tolerance, lengths):
+    for seed, (queries, keys) in enumerate(lengths):
         drawn = draw(heads, kv_heads, queries, keys, dtype, name, seed)
         wanted, found = every_operation(drawn, "reference"), every_operation(drawn, "cpu")
         for output in wanted:
@@ -75,7 +80,7 @@ def test_blocked_equals_reference(draw, name, heads, kv_heads, dtype, tolerance)
 @pytest.mark.parametrize("name", ["causal", "window", "all at once"])
 def test_threads_give_the_same_answer(draw, name):
     """Long enough for worker threads and for blocks of fewer than the most rows."""
-    drawn = draw(2, 1, 1024, 5000, name=name)
+    drawn = draw(2, 1, 300, 5000, name=name)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

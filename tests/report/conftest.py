@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import xarray as xr
 
-from interp.probes.base import Context, Fold, Probe
+from interp.probes.base import Probe
 from tests.example_results import example_results
-
-EVIL = "<script>alert(1)</script>`|\n\x00[x](javascript:alert(2))"
-
-
-@dataclass(frozen=True)
-class ReportedSinks(Probe):
-    """A probe that is never run: its findings quote the text."""
-
-    name: ClassVar[str] = "text_sinks"
-    epsilon: float = 0.3
-
-    def begin(self, context: Context) -> Fold:
-        raise AssertionError("a report runs nothing")
-
-    def findings(self, result: xr.Dataset) -> list[str]:
-        return [f"{result.sizes['layer']} layers, threshold {self.epsilon}: {EVIL}"]
+from tests.report.reported_sinks import EVIL, ReportedSinks
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from interp.figures._text import visible
 from interp.report import write_report
-from tests.example_results import example_results
+from tests.example_results import HOSTILE, example_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -47,6 +49,8 @@ def test_every_figure_draws_without_a_complaint(run, probes, tmp_path):
     assert len(drawn) == 7
     assert all(value.isdigit() for value in drawn.values()), drawn
     assert done.stdout.count("<svg") > 14
+    labels = {html.unescape(label) for label in re.findall(r'<text class="bartext[^>]*>(.*?)</text>', done.stdout)}
+    assert {visible(text) for text in HOSTILE} <= labels, "hostile tokens are shown letter by letter"
     assert len(re.findall(r"<[a-z]", done.stdout.partition("<body")[2])) < 50_000
 
 

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from interp.errors import InterpError
 from interp.report import write_report
 from tests.example_results import example_results
+from tests.report.reported_sinks import ReportedSinks
 
 
 class Page(HTMLParser):
@@ -111,13 +112,19 @@ def test_page_says_what_was_run_and_found(results, run, probes, tmp_path):
         assert column in text, column
 
 
+def test_findings_come_from_the_probes_of_that_name_by_default(results, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.probes.available", lambda: {"text_sinks": ReportedSinks})
+    text = read(write_report(results, run, tmp_path / "report.html")).text
+    assert "4 layers, threshold 0.3: " in text
+
+
 def test_table_holds_the_numbers_of_each_layer(results, run, tmp_path):
     sinks, ranks = results["text_sinks"], results["attention_rank"]
     sinks["primary_sink"][2], sinks["primary_sink_share"][2], sinks["psi"][2] = 8, 0.4567, 1234.5
     ranks["rank90"][2] = [5, 7, 33, 33]
     ranks["rank90"][3] = [33, 33, 33, 1]
     results["channel_imbalance"]["max_over_median"].loc[{"tensor": "key", "layer": 2}] = 250.4
-    page = write_report(results, run, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(results, run, tmp_path / "report.html", probes=[]).read_text(encoding="utf-8")
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(<td.*?)</tr>", page)]
     cells = [html.unescape(re.sub("<[^>]+>", "", cell)) for cell in rows[2]]
     assert cells[:7] == ["2", "8", "|", "45.7%", "1,234", "20", "250×"]

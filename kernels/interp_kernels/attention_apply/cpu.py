@@ -24,7 +24,7 @@ def attention_apply(
     total = torch.zeros_like(highest)
     surprise = torch.zeros_like(highest) if "entropy" in statistics else None
     squares = torch.zeros_like(highest) if "square" in statistics else None
-    z = None if v is None else q.new_zeros(batch, heads, queries, v.shape[-1], dtype=dtype)
+    z = q.new_zeros(batch, heads, queries, 0 if v is None else v.shape[-1], dtype=dtype)
 
     def fill_rows(task: Task) -> None:
         b, h, blocks = task
@@ -37,7 +37,7 @@ def attention_apply(
             exponentials = scores.exp2_() if surprise is None else scores.exp2()
             highest[b, h, rows] = top
             total[b, h, rows] = exponentials.sum(-1)
-            if z is not None:
+            if values is not None:
                 torch.mm(exponentials, values[seen], out=z[b, h, rows])
             if surprise is not None:
                 surprise[b, h, rows] = scores.mul_(exponentials).sum(-1)
@@ -54,7 +54,7 @@ def attention_apply(
     log_total.masked_fill_(total == 0, EMPTY_SHIFT)
     weight = torch.exp2(-log_total)
     return (
-        None if z is None else z.mul_(weight[..., None]),
+        None if v is None else z.mul_(weight[..., None]),
         lse,
         None if surprise is None else (total * log_total - surprise) * weight / LOG2E,
         None if squares is None else squares * weight.square(),

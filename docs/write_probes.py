@@ -1,0 +1,61 @@
+"""Writes `probes.md` from the probes themselves: `python -m docs.write_probes`.
+
+Formulas, sources and defaults come from the docstrings and fields; names, dimensions, units and descriptions of the
+variables from the results of a tiny random model, so that the page cannot say what the code does not do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+import interp
+from interp.probes import Probe, available
+
+PAGE = Path(__file__).with_name("probes.md")
+
+HEAD = """# Probes
+
+A probe listens at hook points during one forward pass and keeps a few numbers of each layer. `interp.probe(lens, text,
+names)` runs any number of them in the same pass and returns an `xarray.Dataset` for each. Write `interp.probe(lens, text,
+[TextSinks(epsilon=(0.3, 0.8))])` with a probe object to change its parameters. This page is written by
+`python -m docs.write_probes`.
+"""
+
+
+def tiny_lens() -> interp.Lens:
+    """A random two-layer Llama: what variables a result has does not depend on the weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return interp.load(LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **shape)).eval())
+
+
+def section(probe: type[Probe], result: xr.Dataset) -> str:
+    module = sys.modules[probe.__module__]
+    lines = [f"\n## `{probe.name}`: {result.attrs['title'].lower()}\n", inspect.getdoc(module) or ""]
+    lines += [f"\n### `{probe.__name__}`\n", inspect.getdoc(probe) or ""]
+    if fields := dataclasses.fields(probe):
+        lines += ["\n| parameter | default |", "| --- | --- |"]
+        lines += [f"| `{field.name}` | `{field.default!r}` |" for field in fields]
+    lines += ["\n| variable | dimensions | units | what |", "| --- | --- | --- | --- |"]
+    for name, variable in result.data_vars.items():
+        what = str(variable.attrs["description"]).replace("|", "\\|")
+        lines.append(f"| `{name}` | {', '.join(map(str, variable.dims)) or 'scalar'} | {variable.attrs['units']} | {what} |")
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    results = interp.probe(tiny_lens(), torch.arange(1, 31))
+    return HEAD + "".join(section(probe, results[name]) for name, probe in available().items())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}")

@@ -1,0 +1,238 @@
+"""Attention sinks and massive activations: which tokens absorb attention, and where the residual stream explodes.
+
+Sinks: Sink_k of Gu et al. 2025 (arXiv:2410.10781), the share of heads that give more than epsilon of their attention to
+one position. Massive activations: Sun et al. 2024 (arXiv:2402.17762), a block output with |x| > 100 and more than 1,000
+times the median of all |x|. The two often coincide and are measured apart, because either exists without the other.
+
+How much attention a key receives is averaged over the queries that can see it, and counts only where these are many;
+otherwise the last tokens, seen by hardly anybody but themselves, would win. Learned sinks (gpt-oss) take their mass out of
+the pattern: rows then sum to less than 1, and `learned_sink_mass` says by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.probes._naming import layers_named, quoted
+from interp.probes.base import Context, Fold, Probe
+
+Tensor = torch.Tensor
+
+MASSIVE = 100.0
+MASSIVE_OVER_MEDIAN = 1000.0
+FEWEST_QUERIES = 64
+
+
+@dataclass(frozen=True)
+class TextSinks(Probe):
+    """Attention received by every token, each layer's sink, Sink_k at every `epsilon`, massive activations, sink geometry.
+
+    `position` is the k of Sink_k, counted from 0 (the paper counts from 1). T, the number of tokens read, is stored with
+    every rate, since Sink_k falls with it: the paper reads 64 tokens.
+    """
+
+    name: ClassVar[str] = "text_sinks"
+    epsilon: tuple[float, ...] = (0.3,)
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.epsilon or not all(0 < e < 1 for e in self.epsilon):
+            raise InterpError(f"text_sinks: epsilon should be numbers between 0 and 1, found {self.epsilon}.")
+        if self.position < 0:
+            raise InterpError(f"text_sinks: position should be 0 or more, found {self.position}.")
+
+    def begin(self, context: Context) -> Fold:
+        if self.position >= context.n_tokens:
+            raise InterpError(f"text_sinks: position {self.position} lies beyond the text's {context.n_tokens} tokens.")
+        return SinkFold(self, context)
+
+    def findings(self, result: xr.Dataset) -> list[str]:
+        text = result["token_text"].values
+        named = [f"token {i} {quoted(text[i])}" for i in result["primary_sink"].values]
+        share = result["primary_sink_share"].values
+        layers = result["layer"].values.tolist()
+        where = "; ".join(f"{layers_named(run)}: {name}" for name, run in _runs(layers, named))
+        sentences = [
+            f"Attention sinks, by layer: {where}.",
+            f"The sink receives more than 60 % of the attention in {int((share > 0.6).sum())} of {len(layers)} layers and more than "
+            f"30 % in {int((share > 0.3).sum())} (mean over heads, {result.attrs['T']:,} tokens); most in layer "
+            f"{layers[int(share.argmax())]}, {share.max():.0%}.",
+        ]
+        k, tokens = result.attrs["k"], result.attrs["T"]
+        sentences += [
+            f"Sink_{k + 1} at epsilon {float(rate['epsilon']):g} is {float(rate):.1f} %: that share of heads gives more than "
+            f"{float(rate['epsilon']):.0%} of its attention to token {k} {quoted(text[k])} (T = {tokens:,})."
+            for rate in result["sink_rate"]
+        ]
+        sentences.append(self._massive(result, text))
+        if "learned_sink_mass" in result:
+            mass = result["learned_sink_mass"]
+            sentences.append(
+                f"Learned sink logits absorb {float(mass.mean()):.0%} of the attention on average over heads; the pattern's rows sum to "
+                "that much less than 1, so Sink_k is not comparable with models without them."
+            )
+        return sentences
+
+    def _massive(self, result: xr.Dataset, text: np.ndarray) -> str:
+        layers, psi = result["layer"].values, result["psi"].values
+        top = int(psi.argmax())
+        at, channel = int(result["massive_position"][top]), int(result["massive_channel"][top])
+        peak = (
+            f"the largest activation is {float(result['residual_max'][top]):,.0f} in layer {layers[top]} (channel {channel}, token {at} "
+            f"{quoted(text[at])}), Ψ = {psi[top]:,.0f} times the median"
+        )
+        massive = layers[result["massive"].values.astype(bool)].tolist()
+        if not massive:
+            return f"No block puts out a massive activation (above 100 and above 1,000 times the median); {peak}."
+        return f"Massive activations (above 100 and above 1,000 times the median) come out of {layers_named(massive)}; {peak}."
+
+
+class SinkFold(Fold):
+    def __init__(self, probe: TextSinks, context: Context) -> None:
+        self.probe, self.context = probe, context
+        self.attention: dict[int, dict[str, np.ndarray]] = {}
+        self.residual: dict[int, dict[str, np.ndarray]] = {}
+
+    def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
+        return {"attn.hook_event": self.attend, "hook_resid_post": self.leave}
+
+    def attend(self, layer: int, event: AttentionEvent) -> None:
+        mass = event.column_mass[0].float()
+        queries, keys = event.q.shape[2], event.k.shape[2]
+        seen = seen_by(event.facts, queries, keys).to(mass.device)
+        mean = mass / seen.clamp_min(1)
+        fewest = min(float(seen.max()), max(FEWEST_QUERIES, queries / 8) if queries >= FEWEST_QUERIES else queries / 8)
+        counted = torch.where(seen >= fewest, mean, torch.nan)
+        by_token = counted.mean(0)
+        sink = int(by_token.nan_to_num(nan=-1.0).argmax())
+        numbers = {
+            "column_mass": mass,
+            "mean_received": counted,
+            "fewest_queries": torch.tensor(fewest).ceil(),
+            "primary_sink": torch.tensor(sink),
+            "primary_sink_share": by_token[sink],
+            "alpha_first": mean[:, self.probe.position],
+            **geometry(event.q[0].float(), event.k[0].float(), event.v[0].float(), sink),
+        }
+        if event.sinks is not None:
+            log_odds = event.sinks.float()[:, None] - event.lse[0].float()
+            numbers["learned_sink_mass"] = log_odds.sigmoid().mean(-1)
+        self.attention[layer] = {name: value.cpu().numpy() for name, value in numbers.items()}
+
+    def leave(self, layer: int, residual: Tensor) -> None:
+        size = np.abs(residual[0].float().cpu().numpy())
+        position, channel = np.unravel_index(size.argmax(), size.shape)
+        largest, middle = size[position, channel], _median(size)
+        massive = largest > MASSIVE and largest > MASSIVE_OVER_MEDIAN * middle
+        with np.errstate(divide="ignore", invalid="ignore"):
+            psi = largest / middle
+        names = ("residual_max", "residual_median", "psi", "massive", "massive_position", "massive_channel")
+        self.residual[layer] = dict(zip(names, (largest, middle, psi, massive, position, channel), strict=True))
+
+    def result(self) -> xr.Dataset:
+        layers = sorted(self.attention)
+        seen = {layer: self.attention[layer] | self.residual[layer] for layer in layers}
+        data = {}
+        for name, (dims, dtype, units, description) in VARIABLES.items():
+            known = next((seen[layer][name] for layer in layers if name in seen[layer]), None)
+            if known is not None:
+                blank = np.full(np.shape(known), np.nan)
+                values = np.stack([seen[layer].get(name, blank) for layer in layers]).astype(dtype)
+                data[name] = (("layer", *dims), values, {"units": units, "description": description})
+        counted = {"epsilon": list(self.probe.epsilon), "T": self.context.n_tokens, "k": self.probe.position}
+        above = np.stack([data["alpha_first"][1] > epsilon for epsilon in self.probe.epsilon])
+        data["alpha_first"][2].update(counted)
+        about = {"units": "1", "description": "1 where alpha_first exceeds epsilon", **counted}
+        data["is_sink"] = (("epsilon", "layer", "head"), above.astype(np.int8), about)
+        about = {"units": "%", "description": "Sink_k: share of all heads with alpha_first above epsilon", **counted}
+        data["sink_rate"] = (("epsilon",), above.mean((1, 2)) * 100, about)
+        _, heads, tokens = data["column_mass"][1].shape
+        coordinates = {
+            "layer": layers,
+            "head": np.arange(heads),
+            "kv_head": np.arange(data["sink_key_norm"][1].shape[1]),
+            "token": np.arange(tokens),
+            "token_text": ("token", np.array(self.context.str_tokens, dtype=object)),
+            "epsilon": list(self.probe.epsilon),
+        }
+        attrs = {
+            "title": "Attention sinks and massive activations",
+            "description": "Attention that each token receives, each layer's sink, and the residual stream's extremes",
+            "n_tokens": self.context.n_tokens,
+            "T": self.context.n_tokens,
+            "k": self.probe.position,
+        }
+        return xr.Dataset(data, coordinates, attrs)
+
+
+def seen_by(facts: Mapping[str, Any], queries: int, keys: int) -> Tensor:
+    """How many queries can see each key: `[1 or head, key]`, from the mask facts of an event without padding.
+
+    Key j is seen by query i when 0 <= i + offset - j (causal) and i + offset - j < window; a dense mask replaces both.
+    """
+    if facts.get("mask") is not None:
+        return facts["mask"][0].sum(-2)
+    offset, window = facts.get("offset"), facts.get("window")
+    own = torch.arange(keys) - (keys - queries if offset is None else offset)  # the query at the key's position
+    first = own.clamp(0, queries) if facts.get("causal", True) or window is not None else torch.zeros_like(own)
+    stop = torch.full_like(own, queries) if window is None else (own + window).clamp(0, queries)
+    return (stop - first)[None]
+
+
+def geometry(q: Tensor, k: Tensor, v: Tensor, sink: int) -> dict[str, Tensor]:
+    """Key and value norms at the sink over their medians `[kv_head]`, and cosines of queries with keys `[head]`.
+
+    A cosine is the mean over all queries of cos(q_t, k_j), which is the product of the mean unit query with the unit key.
+    """
+    unit = torch.nn.functional.normalize
+    key_norm, value_norm = k.norm(dim=-1), v.norm(dim=-1)
+    group = q.shape[0] // k.shape[0]
+    cosine = unit(k, dim=-1).repeat_interleave(group, 0) @ unit(q, dim=-1).mean(1)[..., None]
+    return {
+        "sink_key_norm": key_norm[:, sink] / key_norm.median(-1).values,
+        "sink_value_norm": value_norm[:, sink] / value_norm.median(-1).values,
+        "sink_cosine": cosine[:, sink, 0],
+        "median_cosine": cosine[..., 0].median(-1).values,
+    }
+
+
+def _median(x: np.ndarray) -> np.float32:
+    """Median of all entries, the upper one of two: numpy's partition takes a third of torch's time."""
+    flat = x.ravel()
+    return np.partition(flat, flat.size // 2)[flat.size // 2]
+
+
+def _runs(layers: list[int], names: list[str]) -> list[tuple[str, list[int]]]:
+    """Layers in order, cut where the name changes: (name, layers)."""
+    pairs = zip(layers, names, strict=True)
+    return [(name, [layer for layer, _ in run]) for name, run in groupby(pairs, key=lambda pair: pair[1])]
+
+
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # dimensions after layer, dtype, units, description
+    "column_mass": (("head", "token"), "float32", "queries", "attention received, summed over queries"),
+    "mean_received": (("head", "token"), "float32", "1", "attention received, mean over the queries that can see the token; NaN where these are fewer than fewest_queries"),
+    "fewest_queries": ((), "int32", "queries", "max(64, N/8) for N tokens (N/8 below 64), or as many as see any token of this layer, if fewer"),
+    "primary_sink": ((), "int32", "token", "position with the highest mean_received, averaged over heads"),
+    "primary_sink_share": ((), "float32", "1", "mean_received of the primary sink, averaged over heads"),
+    "alpha_first": (("head",), "float32", "1", "alpha_k: attention to position k, mean over the queries that can see it"),
+    "learned_sink_mass": (("head",), "float32", "1", "attention that the learned sink logit absorbs, mean over queries; the rows of the pattern sum to 1 minus this"),
+    "residual_max": ((), "float32", "1", "largest |x| of the block's output, over tokens and channels"),
+    "residual_median": ((), "float32", "1", "median |x| of the block's output, over tokens and channels"),
+    "psi": ((), "float32", "1", "Ψ: residual_max over residual_median"),
+    "massive": ((), "int8", "1", "1 where residual_max exceeds 100 and 1,000 times the median"),
+    "massive_position": ((), "int32", "token", "position of residual_max"),
+    "massive_channel": ((), "int32", "channel", "channel of residual_max"),
+    "sink_key_norm": (("kv_head",), "float32", "1", "norm of the primary sink's key over the median key norm, after rotary embedding"),
+    "sink_value_norm": (("kv_head",), "float32", "1", "norm of the primary sink's value over the median value norm"),
+    "sink_cosine": (("head",), "float32", "1", "mean over all queries of the cosine with the primary sink's key"),
+    "median_cosine": (("head",), "float32", "1", "median over keys of the mean over all queries of the cosine with the key"),
+}  # fmt: skip

@@ -1,0 +1,21 @@
+"""Every notebook in `examples/` runs from top to bottom on the demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "notebooks are stored without outputs"
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("application/vnd.plotly.v1+json" in output.get("data", {}) for output in shown) >= 4
+    assert not any(output["output_type"] == "error" for output in shown)
