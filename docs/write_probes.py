@@ -47,7 +47,9 @@ def section(probe: type[Probe], result: xr.Dataset) -> str:
     lines += ["\n| variable | dimensions | units | what |", "| --- | --- | --- | --- |"]
     for name, variable in result.data_vars.items():
         what = str(variable.attrs["description"]).replace("|", "\\|")
-        lines.append(f"| `{name}` | {', '.join(map(str, variable.dims)) or 'scalar'} | {variable.attrs['units']} | {what} |")
+        lines.append(
+            f"| `{name}` | {', '.join(map(str, variable.dims)) or 'scalar'} | {variable.attrs['units']} | {what} |"
+        )
     return "\n".join(lines) + "\n"
 
 

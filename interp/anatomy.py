@@ -36,7 +36,7 @@ class BlockParts:
     out_projection: nn.Module | None
     """Maps the flattened head outputs z to what attention returns; None where it is not a direct child."""
     attn_out: nn.Module | None
-    """The child whose output (times `residual_scale`) attention adds to the residual stream."""
+    """The child whose output, times `residual_scale`, attention adds to the residual stream."""
     mlp_out: nn.Module | None
     residual_scale: float
     parallel: bool

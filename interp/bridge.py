@@ -176,7 +176,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
                 for name in [f"blocks.{layer}.attn.hook_{o}" for o in OBSERVABLES]:
                     self._drop(name, f"it is computed from {missing[0]}, which this TransformerBridge never fires")
         cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return Anatomy(self._parts(), self.bridge.ln_final, logit_map(raw[0], logits, cap) if raw else None)
+        return Anatomy(self._parts(), _wrapped(self.bridge.ln_final), logit_map(raw[0], logits, cap) if raw else None)
 
     def _drop(self, name: str, reason: str) -> None:
         if self.hook_dict.pop(name, None) is not None:
@@ -188,20 +188,24 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
 
     def _parts(self) -> tuple[BlockParts, ...]:
         """The modules that reading out needs, by the names that a bridge gives them."""
-        scale = float(getattr(self.model.config, "residual_multiplier", 1.0))
         return tuple(
             BlockParts(
                 block=block,
                 attention=block.attn,
                 attention_name=f"blocks.{i}.attn",
                 out_projection=getattr(block.attn, "o", None),
-                attn_out=getattr(block, "ln1_post", block.attn),
+                attn_out=_wrapped(block.ln1_post) if hasattr(block, "ln1_post") else block.attn,
                 mlp_out=getattr(block, "ln2_post", block.mlp),
-                residual_scale=scale,
+                residual_scale=self.cfg.residual_scale,
                 parallel=self.cfg.parallel_attn_mlp,
             )
             for i, block in enumerate(self.bridge.blocks)
         )
+
+
+def _wrapped(component: Any) -> nn.Module:
+    """The model's own module inside a bridge's component."""
+    return component.original_component
 
 
 def _config(bridge: Any) -> LensConfig:
@@ -218,5 +222,6 @@ def _config(bridge: Any) -> LensConfig:
         attn_types=tuple("local" if w else "global" for w in windows),
         attn_softcap=getattr(source, "attn_logit_softcapping", None),
         learned_sinks=hasattr(bridge.blocks[0].attn.original_component, "sinks"),
-        parallel_attn_mlp=not hasattr(bridge.blocks[0], "hook_resid_mid"), residual_scale=1.0,
+        parallel_attn_mlp=not hasattr(bridge.blocks[0], "hook_resid_mid"),
+        residual_scale=float(getattr(source, "residual_multiplier", 1.0)),
     )  # fmt: skip

@@ -120,9 +120,9 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: str | None,
     with _bar("loading", 1) as step:
         began = time.perf_counter()
         import interp
-        from interp.lens import Lens as _  # brings torch, transformers and transformer-lens: imports, not loading
         from interp.subjects.quiet import quiet_transformers
 
+        _ = interp.Lens  # brings torch, transformers and transformer-lens: imports, not loading
         imported = time.perf_counter()
         with quiet_transformers():
             lens = interp.load(model, dtype=dtype)

@@ -206,18 +206,11 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
             stack.callback(part.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
         if live(point("hook_attn_out")):
-            on(part.attn_out, lambda m, a, out: replaced(out, room.hook_attn_out(first(out))))
+            on(part.attn_out, written_through(room.hook_attn_out, part.residual_scale))
         if live(point("hook_resid_mid")):
-
-            def mid(module: nn.Module, args: tuple, out: Any) -> Any:
-                # An edit has to move the residual stream itself, so it is added to what attention writes there.
-                before = resid["pre"] + part.residual_scale * first(out)
-                after = room.hook_resid_mid(before)
-                return out if after is before else replaced(out, first(out) + (after - before) / part.residual_scale)
-
-            on(part.attn_out, mid)
+            on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
         if live(point("hook_mlp_out")):
-            on(part.mlp_out, lambda m, a, out: replaced(out, room.hook_mlp_out(first(out))))
+            on(part.mlp_out, written_through(room.hook_mlp_out, part.residual_scale))
         if live(point("hook_resid_post")):
             on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 
@@ -239,6 +232,21 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 def replaced(out: Any, value: Tensor) -> Any:
     """A module's output with its tensor replaced; the rest of a tuple stays."""
     return (value, *out[1:]) if isinstance(out, tuple) else value
+
+
+def written_through(point: HookPoint, scale: float, start: Callable[[], Any] = lambda: 0.0) -> Callable[..., Any]:
+    """A forward hook on a module whose output, times `scale`, is added to the residual stream.
+
+    The point sees `start()` + what the module writes: the written part alone, or the residual stream after it. An edit
+    is turned into a change of the module's output, so it moves the residual stream itself.
+    """
+
+    def hook(module: nn.Module, args: tuple, out: Any) -> Any:
+        before = start() + scale * first(out)
+        after = point(before)
+        return out if after is before else replaced(out, first(out) + (after - before) / scale)
+
+    return hook
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:

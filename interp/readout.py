@@ -75,16 +75,26 @@ class ReadoutMixin:
 def frozen(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """`norm` as a linear map with its statistics taken from `x [d_model]`.
 
-    A LayerNorm centres and scales; an RMSNorm of any family multiplies each channel, by a factor that is read off from
-    what it does to x (so Gemma's 1 + weight needs no case of its own).
+    An RMSNorm of any family multiplies each channel, a LayerNorm first subtracts the mean; the factors are read off
+    from what the norm does to x, so that Gemma's 1 + weight or a norm without weights needs no case of its own. Which of
+    the two it is shows in its symmetries: signs of the input pass through an RMSNorm, a constant does not pass a
+    LayerNorm.
+
+    Raises UnsupportedModelError for a norm that is neither.
     """
-    if isinstance(norm, nn.LayerNorm):
-        scale = (x.var(correction=0) + norm.eps).rsqrt()
-        return lambda part: (part - part.mean(-1, keepdim=True)) * scale * norm.weight
-    tiny = x.abs() < torch.finfo(x.dtype).tiny
-    factor = torch.where(tiny, 0.0, norm(x) / torch.where(tiny, 1.0, x))
-    if not torch.allclose(norm(2 * x), norm(x), rtol=1e-2, atol=1e-3):
-        raise UnsupportedModelError(
-            f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm, so its scale cannot be frozen."
-        )
-    return lambda part: part * factor
+    signs = torch.where(torch.arange(x.shape[-1], device=x.device) % 3 == 0, -1, 1).to(x.dtype)
+    if torch.allclose(norm(signs * x), signs * norm(x), rtol=1e-3, atol=1e-5):
+        factor = _ratio(norm(x), x)
+        return lambda part: part * factor
+    if torch.allclose(norm(x + x.std()), norm(x), rtol=1e-3, atol=1e-4):
+        factor = _ratio(norm(x) - norm(torch.zeros_like(x)), x - x.mean())
+        return lambda part: (part - part.mean(-1, keepdim=True)) * factor
+    raise UnsupportedModelError(
+        f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm, so its scale cannot be frozen."
+    )
+
+
+def _ratio(y: Tensor, x: Tensor) -> Tensor:
+    """y / x, and 0 where x is 0."""
+    nothing = x.abs() < torch.finfo(x.dtype).tiny
+    return torch.where(nothing, 0.0, y / torch.where(nothing, 1.0, x))

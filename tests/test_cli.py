@@ -52,7 +52,19 @@ def test_probe_writes_results_and_findings(model: str, text: str, tmp_path: Path
 
 
 def test_json_is_one_object(model: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    arguments = ("probe", model, "--text", text, "--tokens", "6", "--probes", "text_sinks", "--out", str(tmp_path), "--json")
+    arguments = (
+        "probe",
+        model,
+        "--text",
+        text,
+        "--tokens",
+        "6",
+        "--probes",
+        "text_sinks",
+        "--out",
+        str(tmp_path),
+        "--json",
+    )
     assert run(monkeypatch, *arguments) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["run"]["n_tokens"] == 6
@@ -101,7 +113,9 @@ CASES = ("missing text", "empty text", "not UTF-8", "beyond the context", "unkno
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_and_leaves_nothing(case: str, model: str, text: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str, model: str, text: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
     arguments, says = bad_inputs(model, text, tmp_path)[case]
     before = sorted(tmp_path.rglob("*"))
     assert run(monkeypatch, *arguments) == 2
@@ -130,7 +144,9 @@ def test_usage_errors_and_debug() -> None:
     """In a process of its own: wrong usage is code 2 without a traceback, --debug shows one."""
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "interp.cli", *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "interp.cli", *arguments], capture_output=True, text=True, check=False
+        )
 
     wrong = command("prob")
     assert wrong.returncode == 2

@@ -67,7 +67,14 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
     fig.update_yaxes(**top_down(len(layers)), **row_labels(numbers, layers, height))
     fig.update_yaxes(title_text="top token and layer", row=1, col=1)
     fig.update_xaxes(title_text="probability", range=[-0.04, 1.04], tickformat=".0%", nticks=4, row=1, col=1)
-    fig.update_xaxes(title_text="rank (1 is top)", type="log", dtick=1, exponentformat="SI", row=1, col=2)
+    fig.update_xaxes(
+        title_text="rank (1 is top)",
+        type="log",
+        dtick=1 if rank.max() > 30 else "D2",
+        exponentformat="SI",
+        row=1,
+        col=2,
+    )
     fig.update_xaxes(title_text="logits", zeroline=True, zerolinecolor=INK, row=1, col=3)
     fig.update_xaxes(title_text="head", showgrid=False, row=1, col=4)
     reach = float(np.nanmax(np.abs(heads), initial=1e-6))

@@ -124,7 +124,9 @@ class ImbalanceFold(Fold):
         if not without:
             return "keys after QK-norm (where there is one), before rotation"
         where = "any layer" if len(without) == len(layers) else f"layers {', '.join(map(str, without))}"
-        why = self.absent.get(f"blocks.{without[0]}.attn.hook_pre_rot_k", "keys are not rotated, or cannot be rotated back")
+        why = self.absent.get(
+            f"blocks.{without[0]}.attn.hook_pre_rot_k", "keys are not rotated, or cannot be rotated back"
+        )
         return f"not available in {where}: {why}"
 
 

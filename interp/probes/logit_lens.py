@@ -66,7 +66,7 @@ class LogitFold(Fold):
         self.embed: Tensor | None = None
         self.resid: dict[int, Tensor] = {}
         self.written: dict[tuple[str, int], Tensor] = {}
-        self.heads: dict[int, Tensor] = {}
+        self.z: dict[int, Tensor] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
         return {
@@ -88,7 +88,7 @@ class LogitFold(Fold):
         self.written[part, layer] = out[0, -1].clone()
 
     def mix(self, layer: int, z: Tensor) -> None:
-        self.heads[layer] = self.lens.head_contributions(layer, z[:, -1:])
+        self.z[layer] = z[:, -1:].clone()
 
     @torch.no_grad()
     def result(self) -> xr.Dataset:
@@ -137,13 +137,10 @@ class LogitFold(Fold):
             return (frozen(part.to(resid.dtype)).float() @ direction).cpu().numpy()
 
         attention, mlp, heads = [], [], []
-        before = self.embed
         for layer in layers:
-            scale = _branch_scale(self.resid[layer][-1] - before, self.written["attention", layer] + self.written["mlp", layer])
-            attention.append(share(scale * self.written["attention", layer]))
-            mlp.append(share(scale * self.written["mlp", layer]))
-            heads.append(share(self.heads[layer]))
-            before = self.resid[layer][-1]
+            attention.append(share(self.written["attention", layer]))
+            mlp.append(share(self.written["mlp", layer]))
+            heads.append(share(self.lens.head_contributions(layer, self.z[layer])))
         whole = float(self.lens.ln_final(resid).float() @ direction)
         shares = {
             "attention_attribution": np.array(attention),
@@ -168,13 +165,6 @@ class LogitFold(Fold):
 
     def _text(self, ids: list[int]) -> list[str]:
         return list(self.lens.to_str_tokens(torch.tensor(ids)))
-
-
-def _branch_scale(gained: Tensor, branches: Tensor) -> float:
-    """The factor by which a block multiplies its branches before it adds them to the residual stream: 1, except in Granite."""
-    branches = branches.double()
-    scale = float(gained.double() @ branches / branches.square().sum().clamp_min(1e-30))
-    return 1.0 if abs(scale - 1) < 1e-3 else scale
 
 
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {  # dimensions, units, description

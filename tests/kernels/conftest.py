@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 NAN = float("nan")
+FACT_NAMES = [
+    "causal",
+    "bidirectional",
+    "window",
+    "window of one",
+    "softcap",
+    "sinks",
+    "offset",
+    "scale",
+    "left padding",
+    "right padding",
+    "dense",
+    "dense broadcast",
+    "nothing visible",
+    "all at once",
+]
+
+
+@pytest.fixture(params=FACT_NAMES)
+def facts_name(request: pytest.FixtureRequest) -> str:
+    """Each case of `facts_named` in turn."""
+    return request.param
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def facts_named(name: str, heads: int, queries: int, keys: int, generator: torch.Generator) -> dict:

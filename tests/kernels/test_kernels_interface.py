@@ -118,17 +118,13 @@ def test_a_wrong_name_changes_nothing(path_taken):
     assert path_taken() == "reference"
 
 
-def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
+def test_an_error_in_a_thread_reaches_the_caller(monkeypatch, set_threads):
     q = torch.randn(1, 4, 1024, 8)
     monkeypatch.setattr(import_module("interp_kernels.attention_apply.cpu"), "HeadScores", lambda *_: 1 / 0)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with pytest.raises(ZeroDivisionError):
-            ik.attention_apply(q, q)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    set_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        ik.attention_apply(q, q)
+    assert torch.get_num_threads() == 2
 
 
 def test_importing_needs_nothing_but_torch():

@@ -20,7 +20,7 @@ shapes = st.fixed_dictionaries(
         "seed": st.integers(0, 2**31),
     }
 )
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=20, deadline=None)
 
 
 def build(draw, shape, name):

@@ -58,13 +58,9 @@ def close(found, wanted):
     torch.testing.assert_close(found, wanted.to(found.dtype), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [
-    "causal", "bidirectional", "window", "window of one", "softcap", "sinks", "offset", "scale", "left padding",
-    "right padding", "dense", "dense broadcast", "nothing visible", "all at once",
-])  # fmt: skip
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 7), (5, 11), (11, 5)])
-def test_every_output_follows_from_the_pattern(draw, name, queries, keys):
-    drawn = draw(6, 2, queries, keys, name=name)
+def test_every_output_follows_from_the_pattern(draw, facts_name, queries, keys):
+    drawn = draw(6, 2, queries, keys, name=facts_name)
     q, k, facts = drawn.q, drawn.k, drawn.facts
     a, lse = pattern_by_loops(drawn)
     v, y, x = (torch.nan_to_num(t).double() for t in (drawn.v, drawn.y, drawn.x))

@@ -12,7 +12,8 @@ import interp
 from interp.loading import is_bridge
 from tests.models import shared, tokens
 
-NAMES = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt_neox", "gpt2", "phi3", "olmo2", "gpt_oss")
+NAMES = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt_neox", "gpt2", "phi3", "olmo2", "gpt_oss", "granite",
+         "cohere", "stablelm", "phi")  # fmt: skip
 
 
 def bridged(name: str) -> Any:
@@ -43,7 +44,7 @@ def test_every_shared_point_agrees(name: str) -> None:
     if name == "gpt_oss":
         names = [n for n in names if lens.point_table[n].mode != "observable"]
     assert len(names) >= 20
-    if name not in ("gpt_neox", "phi3", "gpt_oss"):
+    if name not in ("gpt_neox", "phi3", "gpt_oss", "phi"):
         assert any(n.endswith("column_mass") for n in names)
     _, ours = lens.run_with_cache(tokens(), names_filter=names)
     _, theirs = bridge.run_with_cache(tokens(), names_filter=names)
@@ -64,7 +65,7 @@ def test_padding_agrees(name: str) -> None:
 
 @torch.no_grad()
 def test_reading_out_agrees() -> None:
-    for name in ("llama", "gemma2", "gpt2", "olmo2"):
+    for name in ("llama", "gemma2", "gpt2", "olmo2", "granite"):
         lens, bridge = interp.load(shared(name)), interp.load(bridged(name))
         _, cache = lens.run_with_cache(tokens(batch=1))
         resid, z = cache["resid_post", -1], cache["z", 1]

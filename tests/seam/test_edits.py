@@ -67,20 +67,16 @@ def test_scores_and_pattern(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_residual_stream_adds_up(name: str) -> None:
-    """resid_pre + α·attn_out = resid_mid, + α·mlp_out = resid_post = the next resid_pre; parallel blocks skip
-    resid_mid."""
+    """resid_pre + attn_out = resid_mid, + mlp_out = resid_post = the next resid_pre; parallel blocks skip resid_mid."""
     lens, ids = interp.load(shared(name)), tokens()
     _, cache = lens.run_with_cache(ids)
-    alpha = lens.cfg.residual_scale
     for layer in range(lens.cfg.n_layers):
-        middle = cache["resid_pre", layer] + alpha * cache["attn_out", layer]
+        middle = cache["resid_pre", layer] + cache["attn_out", layer]
         if name in PARALLEL:
             assert f"blocks.{layer}.hook_resid_mid" not in cache
         else:
             torch.testing.assert_close(cache["resid_mid", layer], middle)
-        torch.testing.assert_close(
-            cache["resid_post", layer], middle + alpha * cache["mlp_out", layer], rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(cache["resid_post", layer], middle + cache["mlp_out", layer], rtol=1e-4, atol=1e-4)
         if layer:
             assert torch.equal(cache["resid_pre", layer], cache["resid_post", layer - 1])
     assert torch.equal(lens.ln_final(cache["resid_post", -1]), cache["ln_final.hook_normalized"])
@@ -90,7 +86,7 @@ def test_residual_stream_adds_up(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_residual_edits_move_the_residual(name: str) -> None:
-    """Adding δ at resid_pre, at attn_out (δ/α) or at resid_mid moves what follows; resid_mid and attn_out agree."""
+    """Adding δ at resid_pre, at attn_out or at resid_mid moves what follows; resid_mid and attn_out agree."""
     lens, ids = interp.load(shared(name)), tokens()
     delta = torch.randn(lens.cfg.d_model, generator=torch.Generator().manual_seed(0))
 
@@ -98,13 +94,13 @@ def test_residual_edits_move_the_residual(name: str) -> None:
         return lens.run_with_hooks(ids, fwd_hooks=[(point, lambda x, hook: x + by)])
 
     plain = lens(ids)
-    by_attention = logits("blocks.1.hook_attn_out", delta / lens.cfg.residual_scale)
+    by_attention = logits("blocks.1.hook_attn_out", delta)
     assert not torch.allclose(by_attention, plain, atol=1e-3)
     if name not in PARALLEL:
         torch.testing.assert_close(logits("blocks.1.hook_resid_mid", delta), by_attention, rtol=1e-3, atol=1e-3)
     post, pre = logits("blocks.0.hook_resid_post", delta), logits("blocks.1.hook_resid_pre", delta)
     torch.testing.assert_close(post, pre)
-    last = logits(f"blocks.{lens.cfg.n_layers - 1}.hook_mlp_out", delta / lens.cfg.residual_scale)
+    last = logits(f"blocks.{lens.cfg.n_layers - 1}.hook_mlp_out", delta)
     torch.testing.assert_close(
         last, logits(f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post", delta), rtol=1e-3, atol=1e-3
     )
