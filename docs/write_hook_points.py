@@ -19,9 +19,9 @@ Names, shapes and axis order are TransformerLens'. This page is written by `pyth
 
 `run_with_cache()` without a filter stores the edit points that grow with positions, not with their square: scores,
 patterns and observables are stored only when named. Parallel blocks (GPT-NeoX, Phi, Cohere) have no `hook_resid_mid`;
-asking for a point that a model does not have raises with the reason. Keys and values of new tokens fire before the cache
-stores them when the Lens made the cache (it does whenever `use_cache` is on); on a cache from elsewhere hooks may read
-and an edit is refused.
+asking for a point that a model does not have raises with the reason. Keys and values of new tokens fire before the
+cache stores them when the Lens made the cache (it does whenever `use_cache` is on); on a cache from elsewhere hooks may
+read and an edit is refused.
 """
 
 

@@ -26,8 +26,8 @@ def photograph(page: Path, picture: Path, width: int, height: int) -> None:
         sys.exit("writing pictures needs chromium on the PATH (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
-            [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--screenshot={picture}",
-             page.resolve().as_uri()],
+            [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}",
+             f"--screenshot={picture}", page.resolve().as_uri()],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
 

@@ -21,10 +21,10 @@ PAGE = Path(__file__).with_name("probes.md")
 
 HEAD = """# Probes
 
-A probe listens at hook points during one forward pass and keeps a few numbers of each layer. `interp.probe(lens, text,
-names)` runs any number of them in the same pass and returns an `xarray.Dataset` for each. Write `interp.probe(lens, text,
-[TextSinks(epsilon=(0.3, 0.8))])` with a probe object to change its parameters. This page is written by
-`python -m docs.write_probes`.
+A probe listens at hook points during one forward pass and keeps a few numbers of each layer.
+`interp.probe(lens, text, names)` runs any number of them in the same pass and returns an `xarray.Dataset` for each.
+Pass a probe object instead of a name to change its parameters: `TextSinks(epsilon=(0.3, 0.8))` from
+`interp.probes.text_sinks`. This page is written by `python -m docs.write_probes`.
 """
 
 

@@ -22,6 +22,8 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     import pandas as pd
     import xarray as xr
 
+    from interp.several import indexed
+
     if len(results) < 2:
         raise InterpError(f"comparing takes at least two models' results, not {len(results)}.")
     titles = {name: dataset.attrs.get("title", "") for name, dataset in results.items()}
@@ -29,7 +31,7 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         raise InterpError(f"these are results of different probes ({titles}); compare one probe at a time.")
     shared = set.intersection(*(set(map(str, d.data_vars)) for d in results.values()))
     left_out = sorted(set.union(*(set(map(str, d.data_vars)) for d in results.values())) - shared)
-    parts = [d[sorted(shared)] for d in results.values()]
+    parts = [indexed(d[sorted(shared)]) for d in results.values()]
     joined = xr.concat(
         parts,
         dim=pd.Index(list(results), name="model"),

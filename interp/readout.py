@@ -76,8 +76,8 @@ def frozen(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """`norm` as a linear map with its statistics taken from `x [d_model]`.
 
     An RMSNorm of any family multiplies each channel, a LayerNorm first subtracts the mean; the factors are read off
-    from what the norm does to x, so that Gemma's 1 + weight or a norm without weights needs no case of its own. Which of
-    the two it is shows in its symmetries: signs of the input pass through an RMSNorm, a constant does not pass a
+    from what the norm does to x, so that Gemma's 1 + weight or a norm without weights needs no case of its own. Which
+    of the two it is shows in its symmetries: signs of the input pass through an RMSNorm, a constant does not pass a
     LayerNorm.
 
     Raises UnsupportedModelError for a norm that is neither.

@@ -73,8 +73,8 @@ def _rows(lens: Any, inputs: Any, n: int | None) -> list[torch.Tensor]:
         rows = list(lens.tokens_and_mask(inputs)[0][:, :n].split(1))
     else:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        if not texts:
-            raise InterpError("there is no text to read; pass at least one.")
+        if not texts or not all(text.strip() for text in texts):
+            raise InterpError("there is no text to read: pass at least one, and none that is empty.")
         rows = [lens.to_tokens(text, truncate=n) for text in texts]
     for row in rows:
         lens.check_length(row.shape[1])

@@ -21,7 +21,7 @@ def gather(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     percentile bootstrap over texts (1,000 resamples, fixed seed).
     """
     joined = xr.concat(
-        datasets,
+        [indexed(dataset) for dataset in datasets],
         dim="text",
         join="outer",
         data_vars="all",
@@ -36,6 +36,12 @@ def gather(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
         if "text" in variable.dims and variable.dtype.kind in "fiu" and not ALONG_TEXT & set(variable.dims):
             joined = joined.assign(_summary(str(name), variable))
     return joined
+
+
+def indexed(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with a counting coordinate on every dimension that has none, so that shorter ones can be aligned."""
+    bare = {dim: np.arange(size) for dim, size in dataset.sizes.items() if dim not in dataset.indexes}
+    return dataset.assign_coords(bare)
 
 
 def _summary(name: str, variable: xr.DataArray) -> dict[str, xr.DataArray]:

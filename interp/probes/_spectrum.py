@@ -8,10 +8,10 @@ against all earlier ones (`Krylov`). The small block-tridiagonal matrix T = Vᵀ
   values of AAᵀ on the span of A V: half a step further, at no further sweep.
 
 Leading singular values are the larger of the two, since both are lower bounds. Sums over *all* singular values are
-stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017): the first block is random, so its columns are probes from which
-tr f(AᵀA) is estimated. The leading pairs have converged and count exactly, which removes most of the variance. Gauss
-overestimates a sum of square roots and Radau underestimates it (Golub and Meurant 1994), so the mean of the two is
-given, and as its error half their distance plus the standard error over the probes.
+stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017): the first block is random, so its columns are probes from
+which tr f(AᵀA) is estimated. The leading pairs have converged and count exactly, which removes most of the variance.
+Gauss overestimates a sum of square roots and Radau underestimates it (Golub and Meurant 1994), so the mean of the two
+is given, and as its error half their distance plus the standard error over the probes.
 
 Bases are fp32 and stored as rows; small matrices are fp64, because squaring halves the digits.
 """
@@ -100,7 +100,7 @@ class Krylov:
         if self.filled < len(self.basis):
             self.block = _orthonormal(gram.mT, self.basis[: self.filled])
         else:
-            outside = _without(_without(gram.mT, self.basis), self.basis)
+            outside = _without(gram.mT, self.basis)
             self.outside = _inner(outside.mT, outside.mT)  # WᵀW for the part W of AᵀA x outside the space
 
     def spectrum(self, k: int) -> Spectrum:
@@ -154,9 +154,9 @@ def gauss(values: Tensor, vectors: Tensor, width: int) -> Quadrature:
 def radau(values: Tensor, vectors: Tensor, outside: Tensor) -> Quadrature:
     """The Gauss-Radau rule with a node at 0, which adds nothing to the sums of this module and is left out.
 
-    The extended matrix [T, B; Bᵀ, Bᵀ T⁻¹ B], of which `outside` is B Bᵀ's last block, factors as L Lᵀ with
-    L = [T^½; Bᵀ T^-½], so its nonzero eigenpairs come from LᵀL = T + T^-½ B Bᵀ T^-½. Directions in which T is nothing but
-    rounding error are cut out.
+    The extended matrix [T, B; Bᵀ, Bᵀ T⁻¹ B], where `outside` is the last block of B Bᵀ and its only nonzero one, factors as
+    L Lᵀ with L = [T^½; Bᵀ T^-½]. So its nonzero eigenpairs come from LᵀL = T + T^-½ B Bᵀ T^-½. Directions in which T is
+    nothing but rounding error are cut out.
     """
     width = len(outside)
     kept = values > NEGLIGIBLE * values[0]

@@ -1,8 +1,8 @@
 """How low-rank attention is: the spectrum of each head's pattern and of its scores before softmax.
 
-ThinK (Xu et al. 2025, arXiv:2407.21018, figure 5) motivates channel pruning with the observation that few singular values
-hold most of the attention's energy. Here the pattern A is never stored: its leading singular values come from products
-with A and Aᵀ, and the total Σσ² is exactly the sum of its squared probabilities.
+ThinK (Xu et al. 2025, arXiv:2407.21018, figure 5) motivates channel pruning with the observation that few singular
+values hold most of the attention's energy. Here the pattern A is never stored: its leading singular values come from
+products with A and Aᵀ, and the total Σσ² is exactly the sum of its squared probabilities.
 
 The scores S = scale * Q Kᵀ have rank <= d_head by construction, so only ranks below that tell something.
 They are taken without mask and softcap, which makes them exactly computable from two d_head x d_head matrices.
@@ -38,7 +38,7 @@ class AttentionRank(Probe):
     of `width` columns: at 1,024 tokens of the demo model the leading 32 singular values were within 1 % in all heads
     after 5 sweeps and in 98 % of them after 4 (where they are at least a thousandth of the largest); nuclear norm and
     effective rank, estimated from the same sweeps, within 2 and 7 % (5 sweeps), each with its error beside it.
-    `seed` draws the first block. Memory beyond the layer's own: about 4 * (passes * width + 5 * width) bytes a token and head.
+    `seed` draws the first block. Memory: about 4 * (passes + 5) * width bytes a token and head, for one layer at a time.
     """
 
     name: ClassVar[str] = "attention_rank"
@@ -69,12 +69,13 @@ class AttentionRank(Probe):
             exceptions = f"{wide.sum()} of {wide.size} heads need more than {bound}: {heads_named(wide, layers)}"
         lowest, highest = (heads_named(effective == x, layers) for x in (effective.min(), effective.max()))
         return [
-            f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; {exceptions}.",
-            f"Effective rank (exponential of the entropy of the singular values) has the median {np.median(effective):.3g}, from "
-            f"{effective.min():.3g} in {lowest} to {effective.max():.3g} in {highest}.",
-            f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head holds 90 % of "
-            f"their energy in {np.median(result['score_rank90']):g} singular values, "
-            f"with an effective rank of {np.median(result['score_effective_rank']):.3g}.",
+            f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; "
+            f"{exceptions}.",
+            f"Effective rank (exponential of the entropy of the singular values) has the median {np.median(effective):.3g}, "
+            f"from {effective.min():.3g} in {lowest} to {effective.max():.3g} in {highest}.",
+            f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head holds "
+            f"90 % of their energy in {np.median(result['score_rank90']):g} singular values, with an effective rank of "
+            f"{np.median(result['score_effective_rank']):.3g}.",
         ]
 
 
@@ -180,7 +181,8 @@ def _square(x: Tensor) -> Tensor:
     return x.mT @ x
 
 
-VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # dimensions after layer and head, dtype, units, description
+# name: (dimensions after layer and head, dtype, units, description)
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "singular_value": (("component",), "float32", "1", "singular value of the attention pattern"),
     "energy": (("component",), "float32", "1", "share of Σσ² held by the components up to this one"),
     "frobenius_squared": ((), "float32", "1", "Σσ², the sum of the pattern's squared probabilities, exact"),
@@ -192,7 +194,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # dimensions af
     "effective_rank_error": ((), "float32", "1", "half the quadrature bracket plus one standard error; 0 where exact"),
     "sigma_share": (("component",), "float32", "1", "share of the nuclear norm held by the components up to this one"),
     "score_singular_value": (("channel",), "float32", "1", "singular value of scale * Q Kᵀ, unmasked, before softcap"),
-    "score_energy": (("channel",), "float32", "1", "share of the scores' Σσ² held by the singular values up to this one"),
+    "score_energy": (("channel",), "float32", "1", "share of the scores' Σσ² held by those up to this one"),
     "score_rank90": ((), "int32", "1", "number of singular values that hold 90 % of the scores' Σσ²"),
-    "score_effective_rank": ((), "float32", "1", "exp of the entropy (nats) of the scores' singular values over their sum"),
+    "score_effective_rank": ((), "float32", "1", "exp of the entropy (nats) of the scores' σ over their sum"),
 }  # fmt: skip
