@@ -26,7 +26,7 @@ def layers_named(layers: Sequence[int]) -> str:
     return f"layer{'s' * (len(layers) > 1)} {ranges(layers)}"
 
 
-def heads_named(mask: np.ndarray, layers: Sequence[int], most: int = 40) -> str:
+def heads_named(mask: np.ndarray, layers: Iterable[int], most: int = 40) -> str:
     """The heads where `mask [layer, head]` is true: 'layer 0 heads 2-5, 7; layer 3 head 1', the first `most` layers."""
     named = []
     for layer, row in zip(layers, mask, strict=True):

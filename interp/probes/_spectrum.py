@@ -84,6 +84,7 @@ class Krylov:
         self.tridiagonal = start.new_zeros(len(self.basis), len(self.basis), dtype=torch.float64)
         """T = Vᵀ AᵀA V, block-tridiagonal."""
         self.filled = 0
+        self.applied = self.outside = start.new_empty(0)
         self.block = _orthonormal(start.mT, self.basis[:0])
         """The rows to which AᵀA is applied next `[width, size]`."""
 
@@ -154,9 +155,9 @@ def gauss(values: Tensor, vectors: Tensor, width: int) -> Quadrature:
 def radau(values: Tensor, vectors: Tensor, outside: Tensor) -> Quadrature:
     """The Gauss-Radau rule with a node at 0, which adds nothing to the sums of this module and is left out.
 
-    The extended matrix [T, B; Bᵀ, Bᵀ T⁻¹ B], where `outside` is the last block of B Bᵀ and its only nonzero one, factors as
-    L Lᵀ with L = [T^½; Bᵀ T^-½]. So its nonzero eigenpairs come from LᵀL = T + T^-½ B Bᵀ T^-½. Directions in which T is
-    nothing but rounding error are cut out.
+    The extended matrix [T, B; Bᵀ, Bᵀ T⁻¹ B] factors as L Lᵀ with L = [T^½; Bᵀ T^-½], so its nonzero eigenpairs come
+    from LᵀL = T + T^-½ B Bᵀ T^-½. `outside` is the only nonzero block, the last, of B Bᵀ. Directions in which T may
+    be nothing but rounding error are left out: T⁻¹ means nothing there, and a lower bound stays one.
     """
     width = len(outside)
     kept = values > NEGLIGIBLE * values[0]

@@ -22,7 +22,7 @@ from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.probes._by_head import by_head
 from interp.probes._naming import heads_named
-from interp.probes._spectrum import exact_spectrum, lanczos_spectrum
+from interp.probes._spectrum import Spectrum, exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
 
 Tensor = torch.Tensor
@@ -38,7 +38,7 @@ class AttentionRank(Probe):
     of `width` columns: at 1,024 tokens of the demo model the leading 32 singular values were within 1 % in all heads
     after 5 sweeps and in 98 % of them after 4 (where they are at least a thousandth of the largest); nuclear norm and
     effective rank, estimated from the same sweeps, within 2 and 7 % (5 sweeps), each with its error beside it.
-    `seed` draws the first block. Memory: about 4 * (passes + 5) * width bytes a token and head, for one layer at a time.
+    `seed` draws the first block. Memory: about 4 * (passes + 5) * width bytes a token and head, one layer at a time.
     """
 
     name: ClassVar[str] = "attention_rank"
@@ -59,10 +59,11 @@ class AttentionRank(Probe):
 
     def findings(self, result: xr.Dataset) -> list[str]:
         tokens, k, layers = result.attrs["n_tokens"], result.attrs["k"], result["layer"].values
-        rank, effective = (result[name].transpose("layer", "head").values for name in ("rank90", "effective_rank"))
-        median = np.median(rank)
-        typical = f"more than {k}" if median > k else f"{median:g}"
-        wide = (rank > tokens / 4) | result["rank90_censored"].transpose("layer", "head").values.astype(bool)
+        rank, effective, censored = (
+            result[name].transpose("layer", "head").values for name in ("rank90", "effective_rank", "rank90_censored")
+        )
+        typical = f"more than {k}" if np.median(rank) > k else f"{np.median(rank):g}"
+        wide = (rank > tokens / 4) | (censored > 0)
         exceptions = f"in every head that rank is at most {rank.max()}"
         if wide.any():
             bound = min(k, tokens // 4)
@@ -71,11 +72,11 @@ class AttentionRank(Probe):
         return [
             f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; "
             f"{exceptions}.",
-            f"Effective rank (exponential of the entropy of the singular values) has the median {np.median(effective):.3g}, "
+            f"Effective rank (exponential of the singular values' entropy) has the median {np.median(effective):.3g}, "
             f"from {effective.min():.3g} in {lowest} to {effective.max():.3g} in {highest}.",
-            f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head holds "
-            f"90 % of their energy in {np.median(result['score_rank90']):g} singular values, with an effective rank of "
-            f"{np.median(result['score_effective_rank']):.3g}.",
+            f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head "
+            f"holds 90 % of their energy in {np.median(result['score_rank90']):g} singular values, with an effective "
+            f"rank of {np.median(result['score_effective_rank']):.3g}.",
         ]
 
 
@@ -117,24 +118,26 @@ class RankFold(Fold):
         }
         self.layers[layer] = {name: value.cpu().numpy().astype(VARIABLES[name][1]) for name, value in numbers.items()}
 
-    def _spectrum(self, layer: int, event: AttentionEvent):
+    def _spectrum(self, layer: int, event: AttentionEvent) -> Spectrum:
+        """Singular values of the layer's patterns, on the CPU."""
         if self.exact:
-            return exact_spectrum(event.pattern()[0], self.probe.k)
+            return exact_spectrum(event.pattern()[0].cpu(), self.probe.k)
+        device = event.q.device
         generator = torch.Generator().manual_seed(self.probe.seed + layer)
-        start = torch.randn(event.q.shape[1], event.k.shape[2], self.width, generator=generator).to(event.q.device)
+        start = torch.randn(event.q.shape[1], event.k.shape[2], self.width, generator=generator)
 
         def sweep(x: Tensor) -> tuple[Tensor, Tensor]:
-            applied, gram = event.gram_apply(x[None])
-            return applied[0], gram[0]
+            applied, gram = event.gram_apply(x[None].to(device))
+            return applied[0].float().cpu(), gram[0].float().cpu()
 
         return lanczos_spectrum(sweep, start, self.probe.k, self.passes)
 
     def result(self) -> xr.Dataset:
         layers = sorted(self.layers)
         data = {}
-        for name, (dims, _, units, description) in VARIABLES.items():
+        for name, (dims, _, description) in VARIABLES.items():
             values = np.stack([self.layers[layer][name] for layer in layers])
-            data[name] = (("layer", "head", *dims), values, {"units": units, "description": description})
+            data[name] = (("layer", "head", *dims), values, {"units": "1", "description": description})
         _, heads, components = data["singular_value"][1].shape
         channels = data["score_energy"][1].shape[-1]
         coordinates = {
@@ -159,7 +162,7 @@ class RankFold(Fold):
 
 
 def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Singular values of scale * Q Kᵀ, unmasked, largest first: `[head, d_head]` fp64.
+    """Singular values of scale * Q Kᵀ, unmasked, largest first: `[head, d_head]` fp64, on the CPU.
 
     `q [head, query, d_head]`, `k [kv_head, key, d_head]`. With C Cᵀ = QᵀQ, they are the roots of the eigenvalues of
     Cᵀ KᵀK C; any root C will do, so C comes from the eigenpairs of QᵀQ, which may be singular.
@@ -177,24 +180,24 @@ def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 def _square(x: Tensor) -> Tensor:
     """xᵀx in fp64."""
-    x = x.double()
+    x = x.double().cpu()
     return x.mT @ x
 
 
-# name: (dimensions after layer and head, dtype, units, description)
-VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
-    "singular_value": (("component",), "float32", "1", "singular value of the attention pattern"),
-    "energy": (("component",), "float32", "1", "share of Σσ² held by the components up to this one"),
-    "frobenius_squared": ((), "float32", "1", "Σσ², the sum of the pattern's squared probabilities, exact"),
-    "rank90": ((), "int32", "1", "number of components that hold 90 % of Σσ²; k + 1 stands for more than k"),
-    "rank90_censored": ((), "int8", "1", "1 where more than the k computed components are needed"),
-    "nuclear_norm": ((), "float32", "1", "sum of all singular values of the pattern"),
-    "nuclear_norm_error": ((), "float32", "1", "half the quadrature bracket plus one standard error; 0 where exact"),
-    "effective_rank": ((), "float32", "1", "exp of the entropy (nats) of all singular values divided by their sum"),
-    "effective_rank_error": ((), "float32", "1", "half the quadrature bracket plus one standard error; 0 where exact"),
-    "sigma_share": (("component",), "float32", "1", "share of the nuclear norm held by the components up to this one"),
-    "score_singular_value": (("channel",), "float32", "1", "singular value of scale * Q Kᵀ, unmasked, before softcap"),
-    "score_energy": (("channel",), "float32", "1", "share of the scores' Σσ² held by those up to this one"),
-    "score_rank90": ((), "int32", "1", "number of singular values that hold 90 % of the scores' Σσ²"),
-    "score_effective_rank": ((), "float32", "1", "exp of the entropy (nats) of the scores' σ over their sum"),
-}  # fmt: skip
+# name: (dimensions after layer and head, dtype, description); all are pure numbers
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "singular_value": (("component",), "float32", "singular value of the attention pattern"),
+    "energy": (("component",), "float32", "share of Σσ² held by the components up to this one"),
+    "frobenius_squared": ((), "float32", "Σσ², the sum of the pattern's squared probabilities, exact"),
+    "rank90": ((), "int32", "number of components that hold 90 % of Σσ²; k + 1 stands for more than k"),
+    "rank90_censored": ((), "int8", "1 where more than the k computed components are needed"),
+    "nuclear_norm": ((), "float32", "sum of all singular values of the pattern"),
+    "nuclear_norm_error": ((), "float32", "half the quadrature bracket plus one standard error; 0 where exact"),
+    "effective_rank": ((), "float32", "exp of the entropy (nats) of all singular values divided by their sum"),
+    "effective_rank_error": ((), "float32", "half the quadrature bracket plus one standard error; 0 where exact"),
+    "sigma_share": (("component",), "float32", "share of the nuclear norm held by the components up to this one"),
+    "score_singular_value": (("channel",), "float32", "singular value of scale * Q Kᵀ, unmasked, before softcap"),
+    "score_energy": (("channel",), "float32", "share of the scores' Σσ² held by the singular values up to this one"),
+    "score_rank90": ((), "int32", "number of singular values that hold 90 % of the scores' Σσ²"),
+    "score_effective_rank": ((), "float32", "exp of the entropy (nats) of the scores' singular values over their sum"),
+}

@@ -1,13 +1,13 @@
 """Which channels of keys and values carry the magnitude, and for how many tokens they are the same.
 
 Keys of real models have a few channels that are large for nearly every token; values do not (ThinK, Xu et al. 2025,
-arXiv:2407.21018, figure 4; KIVI, Liu et al. 2024, arXiv:2402.02750). That is why keys can be pruned by channel. A rotary
-embedding mixes each channel with its partner, so keys are measured before and after it.
+arXiv:2407.21018, figure 4; KIVI, Liu et al. 2024, arXiv:2402.02750). That is why keys can be pruned by channel. A
+rotary embedding mixes each channel with its partner, so keys are measured before and after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import xarray as xr
 from interp_kernels import channel_energy
 
 from interp.event import AttentionEvent
+from interp.probes._naming import layers_named
 from interp.probes.base import Context, Fold, Probe
 
 Tensor = torch.Tensor
@@ -35,32 +36,33 @@ class ChannelImbalance(Probe):
         return ImbalanceFold(context)
 
     def findings(self, result: xr.Dataset) -> list[str]:
-        ratio = result["max_over_median"]
+        ratio = result["max_over_median"].transpose("tensor", "layer", "kv_head")
         typical = {str(t): float(ratio.sel(tensor=t).median()) for t in result["tensor"].values}
         key, value = typical["key"], typical["value"]
         sentences = [
-            f"In the median head the strongest key channel has {key:.3g} times the energy of the median channel, the strongest "
-            f"value channel {value:.3g} times: keys are {key / value:.3g} times as unbalanced as values."
+            f"In the median head the strongest key channel has {key:.3g} times the energy of the median channel, the "
+            f"strongest value channel {value:.3g} times: keys are {key / value:.3g} times as unbalanced as values."
         ]
-        worst = ratio.sel(tensor="key").transpose("layer", "kv_head")
-        layer, head = np.unravel_index(np.nanargmax(worst.values), worst.shape)
-        channel = int(np.nanargmax(result["energy"].sel(tensor="key").isel(layer=layer, kv_head=head)))
+        worst = ratio.sel(tensor="key").values
+        layer, head = np.unravel_index(np.nanargmax(worst), worst.shape)
+        energy = result["energy"].sel(tensor="key").isel(layer=layer, kv_head=head)
         sentences.append(
-            f"The most unbalanced key channel is channel {channel} of key/value head {int(result['kv_head'][head])} in layer "
-            f"{int(result['layer'][layer])}, with {float(worst[layer, head]):.3g} times its head's median energy."
+            f"The most unbalanced keys are those of layer {int(result['layer'][layer])}, key/value head "
+            f"{int(result['kv_head'][head])}: channel {int(np.nanargmax(energy))} has {worst[layer, head]:.3g} times "
+            "the median energy."
         )
         if "key_pre_rotary" in typical:
             before = typical["key_pre_rotary"]
             change = "less" if key < before else "more"
             sentences.append(
-                f"Before the rotary embedding the median head's ratio is {before:.3g}: rotation, which mixes each channel with its "
-                f"partner, leaves keys {change} unbalanced ({key:.3g})."
+                f"Before the rotary embedding the median head's ratio is {before:.3g}: rotation, which mixes each "
+                f"channel with its partner, leaves keys {change} unbalanced ({key:.3g})."
             )
         consistency = result["token_consistency"].median(["layer", "kv_head"])
-        keys, values = float(consistency.sel(tensor="key")), float(consistency.sel(tensor="value"))
+        keys, values = (float(consistency.sel(tensor=t)) for t in ("key", "value"))
         sentences.append(
-            f"The ranking of channels is shared by tokens: Spearman's correlation of a token with its head's energies is {keys:.2f} "
-            f"for keys and {values:.2f} for values (median head)."
+            "How far tokens share one ranking of channels: Spearman's correlation of a token's magnitudes with its "
+            f"head's energies is {keys:.2f} for keys and {values:.2f} for values (mean over tokens, median head)."
         )
         return sentences
 
@@ -76,17 +78,15 @@ class ImbalanceFold(Fold):
         return {"attn.hook_event": self.attend}
 
     def attend(self, layer: int, event: AttentionEvent) -> None:
-        seen = {"key": self._measure(event.k[0], event.key_energy[0])}
-        seen["value"] = self._measure(event.v[0], channel_energy(event.v, event.facts.get("key_mask"))[0])
-        before = event.pre_rotary_k
-        if before is not None:
-            seen["key_pre_rotary"] = self._measure(before[0], channel_energy(before, event.facts.get("key_mask"))[0])
+        seen = {"key": self._measure(event.k, event.key_energy), "value": self._measure(event.v)}
+        if event.pre_rotary_k is not None:
+            seen["key_pre_rotary"] = self._measure(event.pre_rotary_k)
         self.layers[layer] = seen
 
-    def _measure(self, x: Tensor, energy: Tensor) -> dict[str, np.ndarray]:
-        """Everything about one tensor `x [kv_head, token, channel]` with `energy [kv_head, channel]`."""
-        size = np.abs(x.float().cpu().numpy())
-        energies = energy.double().cpu().numpy()
+    def _measure(self, x: Tensor, energy: Tensor | None = None) -> dict[str, np.ndarray]:
+        """Everything about one tensor `x [1, kv_head, token, channel]`, whose `energy` may be known already."""
+        size = np.abs(x[0].float().cpu().numpy())
+        energies = (channel_energy(x) if energy is None else energy)[0].double().cpu().numpy()
         starts = np.arange(0, size.shape[1], self.bin)
         lengths = np.diff(np.append(starts, size.shape[1]))
         magnitude = np.add.reduceat(size, starts, axis=1) / lengths[:, None]
@@ -119,15 +119,13 @@ class ImbalanceFold(Fold):
         return xr.Dataset(data, coordinates, attrs)
 
     def _pre_rotary(self, layers: list[int]) -> str:
-        """Where keys before the rotary embedding are to be found, and why not elsewhere."""
+        """What `key_pre_rotary` holds, or in which layers it is missing and why."""
         without = [layer for layer in layers if "key_pre_rotary" not in self.layers[layer]]
         if not without:
             return "keys after QK-norm (where there is one), before rotation"
-        where = "any layer" if len(without) == len(layers) else f"layers {', '.join(map(str, without))}"
-        why = self.absent.get(
-            f"blocks.{without[0]}.attn.hook_pre_rot_k", "keys are not rotated, or cannot be rotated back"
-        )
-        return f"not available in {where}: {why}"
+        where = "any layer" if len(without) == len(layers) else layers_named(without)
+        unknown = "keys are not rotated, or cannot be rotated back"
+        return f"not available in {where}: {self.absent.get(f'blocks.{without[0]}.attn.hook_pre_rot_k', unknown)}"
 
 
 def imbalance(energy: np.ndarray) -> dict[str, np.ndarray]:
@@ -149,17 +147,19 @@ def token_consistency(size: np.ndarray, energy: np.ndarray) -> np.ndarray:
     """Mean over tokens of Spearman's correlation over channels: `[kv_head]`, between -1 and 1.
 
     `size [kv_head, token, channel]` is |x|, `energy [kv_head, channel]`. Ties get successive ranks instead of their
-    average: among measured activations they are improbable. One sort a token, whatever the number of channels.
+    average: among measured activations they are improbable. NaN for a single channel.
     """
     channels = size.shape[-1]
-    rank = np.argsort(np.argsort(energy, axis=-1), axis=-1) - (channels - 1) / 2
-    order = np.argsort(size, axis=-1)  # the token's r-th smallest channel
-    placed = np.stack([head_rank[head_order] for head_rank, head_order in zip(rank, order, strict=True)])
-    own = np.arange(channels) - (channels - 1) / 2
-    return placed.mean(1) @ own / np.square(own).sum()
+    middle = (channels - 1) / 2
+    rank = np.argsort(np.argsort(energy, axis=-1), axis=-1) - middle
+    order = np.argsort(size, axis=-1)  # each token's channels from smallest to largest: one sort is enough
+    placed = np.stack([ranks[channel] for ranks, channel in zip(rank, order, strict=True)])
+    own = np.arange(channels) - middle
+    with np.errstate(invalid="ignore"):
+        return placed.mean(1) @ own / np.square(own).sum()
 
 
-def _grid(rows: list[list[np.ndarray | None]]) -> np.ndarray:
+def _grid(rows: Sequence[Sequence[np.ndarray | None]]) -> np.ndarray:
     """Arrays as one array with two more axes in front; NaN where one is missing, or narrower than the widest."""
     known = [x for row in rows for x in row if x is not None]
     shape = np.max([x.shape for x in known], axis=0)
@@ -167,16 +167,17 @@ def _grid(rows: list[list[np.ndarray | None]]) -> np.ndarray:
     for i, row in enumerate(rows):
         for j, x in enumerate(row):
             if x is not None:
-                grid[(i, j, *map(slice, x.shape))] = x
+                grid[i, j][tuple(slice(n) for n in x.shape)] = x
     return grid
 
 
-VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {  # dimensions after tensor, layer and kv_head; units; description
+# name: (dimensions after tensor, layer and kv_head, units, description)
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "energy": (("channel",), "activation squared", "mean square over tokens, e"),
-    "magnitude": (("token_bin", "channel"), "activation", "mean |x| over the tokens of a bin, which the coordinate's token begins"),
+    "magnitude": (("token_bin", "channel"), "activation", "mean |x| over the tokens of the bin that begins here"),
     "max_over_median": ((), "1", "largest channel energy over the median channel's"),
     "top10_share": ((), "1", "share of the energy in the tenth of the channels (rounded up) that has most"),
     "gini": ((), "1", "Gini coefficient of the channel energies: 0 is balanced, near 1 is all in one channel"),
     "participation_ratio": ((), "1", "(Σe)² / (D Σe²) over D channels: 1 is balanced, 1/D is all in one channel"),
-    "token_consistency": ((), "1", "mean over tokens of Spearman's correlation between a token's |x| and e over channels"),
-}  # fmt: skip
+    "token_consistency": ((), "1", "mean over tokens of Spearman's correlation of a token's |x| with e, over channels"),
+}

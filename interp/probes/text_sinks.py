@@ -5,8 +5,8 @@ one position. Massive activations: Sun et al. 2024 (arXiv:2402.17762), a block o
 times the median of all |x|. The two often coincide and are measured apart, because either exists without the other.
 
 How much attention a key receives is averaged over the queries that can see it, and counts only where these are many;
-otherwise the last tokens, seen by hardly anybody but themselves, would win. Learned sinks (gpt-oss) take their mass out of
-the pattern: rows then sum to less than 1, and `learned_sink_mass` says by how much.
+otherwise the last tokens, seen by hardly anybody but themselves, would win. Learned sinks (gpt-oss) take their mass out
+of the pattern: rows then sum to less than 1, and `learned_sink_mass` says by how much.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FEWEST_QUERIES = 64
 
 @dataclass(frozen=True)
 class TextSinks(Probe):
-    """Attention received by every token, each layer's sink, Sink_k at every `epsilon`, massive activations, sink geometry.
+    """Attention received by every token, each layer's sink and its geometry, Sink_k, massive activations.
 
-    `position` is the k of Sink_k, counted from 0 (the paper counts from 1). T, the number of tokens read, is stored with
-    every rate, since Sink_k falls with it: the paper reads 64 tokens.
+    `position` is the k of Sink_k counted from 0 (the paper counts from 1). T, the number of tokens read, is stored with
+    every rate because Sink_k falls with it: the paper reads 64 tokens.
     """
 
     name: ClassVar[str] = "text_sinks"
@@ -61,23 +61,23 @@ class TextSinks(Probe):
         share = result["primary_sink_share"].values
         layers = result["layer"].values.tolist()
         where = "; ".join(f"{layers_named(run)}: {name}" for name, run in _runs(layers, named))
+        k, tokens = result.attrs["k"], result.attrs["T"]
         sentences = [
             f"Attention sinks, by layer: {where}.",
-            f"The sink receives more than 60 % of the attention in {int((share > 0.6).sum())} of {len(layers)} layers and more than "
-            f"30 % in {int((share > 0.3).sum())} (mean over heads, {result.attrs['T']:,} tokens); most in layer "
-            f"{layers[int(share.argmax())]}, {share.max():.0%}.",
+            f"The sink receives more than 60 % of the attention in {(share > 0.6).sum()} of {len(layers)} layers and "
+            f"more than 30 % in {(share > 0.3).sum()} (mean over heads, {tokens:,} tokens); most in layer "
+            f"{layers[share.argmax()]}, {share.max():.0%}.",
         ]
-        k, tokens = result.attrs["k"], result.attrs["T"]
-        sentences += [
-            f"Sink_{k + 1} at epsilon {float(rate['epsilon']):g} is {float(rate):.1f} %: that share of heads gives more than "
-            f"{float(rate['epsilon']):.0%} of its attention to token {k} {quoted(text[k])} (T = {tokens:,})."
-            for rate in result["sink_rate"]
-        ]
+        for epsilon, rate in zip(result["epsilon"].values, result["sink_rate"].values, strict=True):
+            sentences.append(
+                f"Sink_{k + 1} at epsilon {epsilon:g} is {rate:.1f} %: that share of heads gives more than "
+                f"{epsilon:.0%} of its attention to token {k} {quoted(text[k])} (T = {tokens:,})."
+            )
         sentences.append(self._massive(result, text))
         if "learned_sink_mass" in result:
-            mass = result["learned_sink_mass"]
+            mass = float(result["learned_sink_mass"].mean())
             sentences.append(
-                f"Learned sink logits absorb {float(mass.mean()):.0%} of the attention on average over heads; the pattern's rows sum to "
+                f"Learned sink logits absorb {mass:.0%} of the attention (mean over heads); the pattern's rows sum to "
                 "that much less than 1, so Sink_k is not comparable with models without them."
             )
         return sentences
@@ -87,20 +87,21 @@ class TextSinks(Probe):
         top = int(psi.argmax())
         at, channel = int(result["massive_position"][top]), int(result["massive_channel"][top])
         peak = (
-            f"the largest activation is {float(result['residual_max'][top]):,.0f} in layer {layers[top]} (channel {channel}, token {at} "
-            f"{quoted(text[at])}), Ψ = {psi[top]:,.0f} times the median"
+            f"Ψ, the largest activation over the median, peaks at {psi[top]:,.0f} in layer {layers[top]} "
+            f"({float(result['residual_max'][top]):,.0f} in channel {channel} of token {at} {quoted(text[at])})"
         )
-        massive = layers[result["massive"].values.astype(bool)].tolist()
+        massive = layers[result["massive"].values > 0].tolist()
         if not massive:
-            return f"No block puts out a massive activation (above 100 and above 1,000 times the median); {peak}."
-        return f"Massive activations (above 100 and above 1,000 times the median) come out of {layers_named(massive)}; {peak}."
+            return f"No block puts out a massive activation (above 100 and 1,000 times the median); {peak}."
+        where = layers_named(massive)
+        return f"Massive activations (above 100 and 1,000 times the median) come out of {where}; {peak}."
 
 
 class SinkFold(Fold):
     def __init__(self, probe: TextSinks, context: Context) -> None:
         self.probe, self.context = probe, context
         self.attention: dict[int, dict[str, np.ndarray]] = {}
-        self.residual: dict[int, dict[str, np.ndarray]] = {}
+        self.residual: dict[int, dict[str, Any]] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
         return {"attn.hook_event": self.attend, "hook_resid_post": self.leave}
@@ -110,7 +111,8 @@ class SinkFold(Fold):
         queries, keys = event.q.shape[2], event.k.shape[2]
         seen = seen_by(event.facts, queries, keys).to(mass.device)
         mean = mass / seen.clamp_min(1)
-        fewest = min(float(seen.max()), max(FEWEST_QUERIES, queries / 8) if queries >= FEWEST_QUERIES else queries / 8)
+        enough = max(FEWEST_QUERIES, queries / 8) if queries >= FEWEST_QUERIES else queries / 8
+        fewest = min(enough, int(seen.max()))  # in a layer with a narrow window no key is seen by that many
         counted = torch.where(seen >= fewest, mean, torch.nan)
         by_token = counted.mean(0)
         sink = int(by_token.nan_to_num(nan=-1.0).argmax())
@@ -135,32 +137,37 @@ class SinkFold(Fold):
         massive = largest > MASSIVE and largest > MASSIVE_OVER_MEDIAN * middle
         with np.errstate(divide="ignore", invalid="ignore"):
             psi = largest / middle
-        names = ("residual_max", "residual_median", "psi", "massive", "massive_position", "massive_channel")
-        self.residual[layer] = dict(zip(names, (largest, middle, psi, massive, position, channel), strict=True))
+        self.residual[layer] = {
+            "residual_max": largest,
+            "residual_median": middle,
+            "psi": psi,
+            "massive": massive,
+            "massive_position": position,
+            "massive_channel": channel,
+        }
 
     def result(self) -> xr.Dataset:
         layers = sorted(self.attention)
-        seen = {layer: self.attention[layer] | self.residual[layer] for layer in layers}
-        data = {}
+        seen = [self.attention[layer] | self.residual[layer] for layer in layers]
+        counted = {"T": self.context.n_tokens, "k": self.probe.position}
+        data: dict[str, Any] = {}
         for name, (dims, dtype, units, description) in VARIABLES.items():
-            known = next((seen[layer][name] for layer in layers if name in seen[layer]), None)
-            if known is not None:
-                blank = np.full(np.shape(known), np.nan)
-                values = np.stack([seen[layer].get(name, blank) for layer in layers]).astype(dtype)
+            known = next((numbers[name] for numbers in seen if name in numbers), None)
+            if known is not None:  # not every model, and not every layer, has learned sinks
+                missing = np.full(np.shape(known), np.nan)
+                values = np.stack([numbers.get(name, missing) for numbers in seen]).astype(dtype)
                 data[name] = (("layer", *dims), values, {"units": units, "description": description})
-        counted = {"epsilon": list(self.probe.epsilon), "T": self.context.n_tokens, "k": self.probe.position}
-        above = np.stack([data["alpha_first"][1] > epsilon for epsilon in self.probe.epsilon])
         data["alpha_first"][2].update(counted)
+        above = np.stack([data["alpha_first"][1] > epsilon for epsilon in self.probe.epsilon])
         about = {"units": "1", "description": "1 where alpha_first exceeds epsilon", **counted}
         data["is_sink"] = (("epsilon", "layer", "head"), above.astype(np.int8), about)
         about = {"units": "%", "description": "Sink_k: share of all heads with alpha_first above epsilon", **counted}
         data["sink_rate"] = (("epsilon",), above.mean((1, 2)) * 100, about)
-        _, heads, tokens = data["column_mass"][1].shape
         coordinates = {
             "layer": layers,
-            "head": np.arange(heads),
+            "head": np.arange(above.shape[2]),
             "kv_head": np.arange(data["sink_key_norm"][1].shape[1]),
-            "token": np.arange(tokens),
+            "token": np.arange(self.context.n_tokens),
             "token_text": ("token", np.array(self.context.str_tokens, dtype=object)),
             "epsilon": list(self.probe.epsilon),
         }
@@ -168,8 +175,7 @@ class SinkFold(Fold):
             "title": "Attention sinks and massive activations",
             "description": "Attention that each token receives, each layer's sink, and the residual stream's extremes",
             "n_tokens": self.context.n_tokens,
-            "T": self.context.n_tokens,
-            "k": self.probe.position,
+            **counted,
         }
         return xr.Dataset(data, coordinates, attrs)
 
@@ -191,7 +197,7 @@ def seen_by(facts: Mapping[str, Any], queries: int, keys: int) -> Tensor:
 def geometry(q: Tensor, k: Tensor, v: Tensor, sink: int) -> dict[str, Tensor]:
     """Key and value norms at the sink over their medians `[kv_head]`, and cosines of queries with keys `[head]`.
 
-    A cosine is the mean over all queries of cos(q_t, k_j), which is the product of the mean unit query with the unit key.
+    A cosine is the mean over all queries of cos(q_t, k_j): the product of the mean unit query with the unit key.
     """
     unit = torch.nn.functional.normalize
     key_norm, value_norm = k.norm(dim=-1), v.norm(dim=-1)
@@ -217,22 +223,43 @@ def _runs(layers: list[int], names: list[str]) -> list[tuple[str, list[int]]]:
     return [(name, [layer for layer, _ in run]) for name, run in groupby(pairs, key=lambda pair: pair[1])]
 
 
-VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {  # dimensions after layer, dtype, units, description
+# name: (dimensions after layer, dtype, units, description)
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "column_mass": (("head", "token"), "float32", "queries", "attention received, summed over queries"),
-    "mean_received": (("head", "token"), "float32", "1", "attention received, mean over the queries that can see the token; NaN where these are fewer than fewest_queries"),
-    "fewest_queries": ((), "int32", "queries", "max(64, N/8) for N tokens (N/8 below 64), or as many as see any token of this layer, if fewer"),
+    "mean_received": (
+        ("head", "token"),
+        "float32",
+        "1",
+        "attention received, mean over the queries that see the token; NaN where these are fewer than fewest_queries",
+    ),
+    "fewest_queries": (
+        (),
+        "int32",
+        "queries",
+        "max(64, N/8) for N tokens (N/8 if N < 64), or as many as see any token of this layer where these are fewer",
+    ),
     "primary_sink": ((), "int32", "token", "position with the highest mean_received, averaged over heads"),
     "primary_sink_share": ((), "float32", "1", "mean_received of the primary sink, averaged over heads"),
-    "alpha_first": (("head",), "float32", "1", "alpha_k: attention to position k, mean over the queries that can see it"),
-    "learned_sink_mass": (("head",), "float32", "1", "attention that the learned sink logit absorbs, mean over queries; the rows of the pattern sum to 1 minus this"),
+    "alpha_first": (("head",), "float32", "1", "alpha_k: attention to position k, mean over the queries that see it"),
+    "learned_sink_mass": (
+        ("head",),
+        "float32",
+        "1",
+        "attention that the learned sink logit absorbs, mean over queries; the pattern's rows sum to 1 minus this",
+    ),
     "residual_max": ((), "float32", "1", "largest |x| of the block's output, over tokens and channels"),
     "residual_median": ((), "float32", "1", "median |x| of the block's output, over tokens and channels"),
     "psi": ((), "float32", "1", "Ψ: residual_max over residual_median"),
     "massive": ((), "int8", "1", "1 where residual_max exceeds 100 and 1,000 times the median"),
     "massive_position": ((), "int32", "token", "position of residual_max"),
     "massive_channel": ((), "int32", "channel", "channel of residual_max"),
-    "sink_key_norm": (("kv_head",), "float32", "1", "norm of the primary sink's key over the median key norm, after rotary embedding"),
-    "sink_value_norm": (("kv_head",), "float32", "1", "norm of the primary sink's value over the median value norm"),
+    "sink_key_norm": (
+        ("kv_head",),
+        "float32",
+        "1",
+        "norm of the primary sink's key (after rotary) over the median norm",
+    ),
+    "sink_value_norm": (("kv_head",), "float32", "1", "norm of the primary sink's value over the median norm"),
     "sink_cosine": (("head",), "float32", "1", "mean over all queries of the cosine with the primary sink's key"),
-    "median_cosine": (("head",), "float32", "1", "median over keys of the mean over all queries of the cosine with the key"),
-}  # fmt: skip
+    "median_cosine": (("head",), "float32", "1", "median over keys of the mean over all queries of the cosine"),
+}
