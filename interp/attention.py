@@ -240,7 +240,7 @@ class Rotation:
         """`k [batch, kv_head, pos, d_head]` as it was before rotation, in fp32; `cos`, `sin` `[batch, pos, ...]`."""
         k, cos, sin = k.float(), cos.float(), sin.float()
         turned, rest = k[..., : self.width], k[..., self.width :]
-        back, _ = self.rotate(turned, turned, cos, -sin)
+        _, back = self.rotate(turned[:, :0], turned, cos, -sin)  # it rotates queries too: give it none
         return torch.cat([back / (cos**2 + sin**2).mean(-1)[:, None, :, None], rest], -1)
 
 

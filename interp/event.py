@@ -48,26 +48,28 @@ class AttentionEvent:
         return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, **self.facts}
 
     @cached_property
-    def statistics(self) -> Attended:
-        """Row statistics of the pattern in one pass (lse, entropy, sum of squares), each `[batch, head, query]`."""
+    def _row_sums(self) -> Attended:
+        """Row statistics of the pattern in one pass: lse, entropy, sum of squares."""
         return attention_apply(self.q, self.k, statistics=("lse", "entropy", "square"), **self.maths)
 
-    @property
+    @cached_property
     def lse(self) -> Float[Tensor, "batch head query"]:
         """Log-sum-exp of each row's scores over its visible real keys, learned sinks not included (nats)."""
-        return self.statistics.lse
+        if "_row_sums" in self.__dict__:
+            return self._row_sums.lse
+        return attention_apply(self.q, self.k, **self.maths).lse  # alone it costs two thirds of all three
 
     @property
     def entropy(self) -> Float[Tensor, "batch head query"]:
         """Entropy of each row of the pattern (nats)."""
-        assert self.statistics.entropy is not None
-        return self.statistics.entropy
+        assert self._row_sums.entropy is not None
+        return self._row_sums.entropy
 
     @property
     def square(self) -> Float[Tensor, "batch head query"]:
         """Sum of squared probabilities of each row; summed over rows it is the squared Frobenius norm."""
-        assert self.statistics.square is not None
-        return self.statistics.square
+        assert self._row_sums.square is not None
+        return self._row_sums.square
 
     @cached_property
     def column_mass(self) -> Float[Tensor, "batch head key"]:

@@ -67,7 +67,7 @@ class LogitFold(Fold):
         self.resid: dict[int, Tensor] = {}
         self.attention: dict[int, Tensor] = {}
         self.mlp: dict[int, Tensor] = {}
-        self.heads: dict[int, Tensor] = {}
+        self.z: dict[int, Tensor] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
         return {
@@ -75,7 +75,7 @@ class LogitFold(Fold):
             "hook_attn_out": lambda layer, out: self.attention.update({layer: out[0, -1].clone()}),
             "hook_mlp_out": lambda layer, out: self.mlp.update({layer: out[0, -1].clone()}),
             "hook_resid_post": lambda layer, resid: self.resid.update({layer: resid[0, -POSITIONS:].clone()}),
-            "attn.hook_z": lambda layer, z: self.heads.update({layer: self.lens.head_contributions(layer, z[:, -1:])}),
+            "attn.hook_z": lambda layer, z: self.z.update({layer: z[:, -1:].clone()}),
         }
 
     def enter(self, layer: int, resid: Tensor) -> None:
@@ -137,7 +137,7 @@ class LogitFold(Fold):
         shares = {
             "attention_attribution": [share(self.attention[layer]) for layer in layers],
             "mlp_attribution": [share(self.mlp[layer]) for layer in layers],
-            "head_attribution": [share(self.heads[layer]) for layer in layers],
+            "head_attribution": [share(self.lens.head_contributions(layer, self.z[layer])) for layer in layers],
             "embed_attribution": share(self.embed),
             "bias_attribution": difference - float(share(resid)),
         }

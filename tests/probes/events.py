@@ -14,7 +14,7 @@ from interp.probes import Context
 def random_event(
     tokens: int, *, layer: int = 0, heads: int = 4, kv_heads: int = 2, d_head: int = 16, seed: int = 0, **facts: Any
 ) -> AttentionEvent:
-    """Unstructured queries, keys and values; `softcap`, `sinks` and `unrotate` go to the event, the rest are mask facts."""
+    """Unstructured queries, keys and values. `softcap`, `sinks`, `unrotate` go to the event, the rest are mask facts."""
     draw = torch.Generator().manual_seed(seed)
     own = {name: facts.pop(name) for name in ("softcap", "sinks", "unrotate") if name in facts}
     q = torch.randn(1, heads, tokens, d_head, generator=draw)
@@ -31,7 +31,8 @@ def lifelike_event(tokens: int, layer: int = 0, heads: int = 4, seed: int = 0) -
     d_head = 32
     turn = torch.arange(tokens)[:, None] * 0.5 ** torch.arange(8.0)
     where = torch.cat([turn.cos(), turn.sin()], -1)  # [token, 16]: near tokens have near vectors
-    local, sink, match = torch.linspace(0.1, 2.0, heads), torch.linspace(9, 1, heads), torch.linspace(0.4, 0.9, heads)
+    local, sink = torch.linspace(0.1, 2.0, heads), torch.linspace(9, 1, heads)
+    match = torch.linspace(0.4, 0.9, heads)
     content_q, content_k = (
         match[:, None, None] * torch.randn(heads, tokens, d_head - 17, generator=draw) for _ in range(2)
     )
@@ -44,7 +45,7 @@ def lifelike_event(tokens: int, layer: int = 0, heads: int = 4, seed: int = 0) -
 
 
 def written_out(event: AttentionEvent) -> torch.Tensor:
-    """The pattern `[head, query, key]` in fp64, straight from its definition (causal, window, softcap, learned sinks)."""
+    """The pattern `[head, query, key]` in fp64, from its definition (causal, window, softcap, learned sinks)."""
     q, k = event.q[0].double(), event.k[0].double()
     k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
     scores = event.scale * q @ k.mT

@@ -85,7 +85,7 @@ def test_a_space_as_large_as_the_matrix_gives_everything(patterns: torch.Tensor)
     matters = known.leading[:, :32] >= 1e-3 * known.leading[:, :1]
     assert (within(found.leading, known.leading[:, :32]) * matters).max() < 1e-3
     assert within(found.nuclear_norm, known.nuclear_norm).max() < 0.01
-    assert within(found.effective_rank, known.effective_rank).max() < 0.02
+    assert within(found.effective_rank, known.effective_rank).max() < 0.05
 
 
 def test_rank_below_the_width_does_not_break_it() -> None:
