@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.attention import AttentionCall, attention_through, refusal
+from interp.attention import AttentionCall, Rotation, attention_through, refusal
 from interp.errors import UnsupportedModelError
 
 Tensor = torch.Tensor
-# Rounding of a sum of a few terms in the model's dtype; anything that does not fit differs by far more.
+# How far logits may be from a map of the unembedding's output that is the right one, relative.
 FIT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
@@ -40,6 +40,8 @@ class BlockParts:
     mlp_out: nn.Module | None
     residual_scale: float
     parallel: bool
+    rotation: Rotation | str
+    """How to rotate keys back, or why that cannot be done."""
     seen: dict[str, Any] = field(default_factory=dict)
     """Facts from the two-token run: n_heads, n_key_value_heads, d_head, keywords of the attention call."""
 
@@ -100,6 +102,7 @@ class _Watcher:
             "sinks": rest.get("s_aux") is not None,
             "window": rest.get("sliding_window"),
             "z": z.flatten(2),
+            "k": k,
         }
         return z, weights
 
@@ -137,13 +140,14 @@ def dissect(model: Any) -> Anatomy:
     ids = torch.tensor([[text_config.vocab_size // 3, text_config.vocab_size // 2]], device=model.device)
     watcher = _Watcher(text_config._attn_implementation)
     names = {module: name for name, module in model.named_modules()}
-    was_training = model.training
+    modes = {module: module.training for module in names}
     model.eval()
     try:
         with attention_through(model, dict.fromkeys(names, watcher)), _recorded(model) as seen:
             logits = model(ids, use_cache=False).logits
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     if not watcher.calls:
         raise UnsupportedModelError(refusal(model))
     owners = {module: _block_of(names[module], model) for module in watcher.calls}
@@ -153,10 +157,13 @@ def dissect(model: Any) -> Anatomy:
             f"{type(model).__name__} has attention in {len(stacks)} stacks ({', '.join(sorted(stacks))}); "
             "models with a vision tower or an encoder are not supported yet."
         )
-    blocks = tuple(
-        _block(model, names[module], owners[module], call, seen, FIT[logits.dtype])
-        for module, call in watcher.calls.items()
-    )
+    depth = len(model.get_submodule(next(iter(stacks))))
+    if depth != len(owners):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {depth} layers of which {len(owners)} call the attention registry; models "
+            "that mix attention with other layers are not supported yet."
+        )
+    blocks = tuple(_block(model, names[module], owners[module], call, seen) for module, call in watcher.calls.items())
     last_block = list(owners.values())[-1]
     return Anatomy(blocks, _final_norm(model, last_block, seen), _logit_map(model, seen, logits))
 
@@ -172,9 +179,7 @@ def _block_of(attention_name: str, model: nn.Module) -> str:
     raise UnsupportedModelError(f"attention module {attention_name} is in no list of layers, so its depth is unknown.")
 
 
-def _block(
-    model: nn.Module, attention_name: str, block_name: str, call: dict[str, Any], seen: list[Call], tolerance: float
-) -> BlockParts:
+def _block(model: Any, attention_name: str, block_name: str, call: dict[str, Any], seen: list[Call]) -> BlockParts:
     whole = next(c for c in seen if c.name == block_name)
     inside = [c for c in seen if c.parent == block_name]
     names = [c.name for c in inside]
@@ -182,67 +187,107 @@ def _block(
     attention_at = next(i for i, c in enumerate(children) if attention_name.startswith(c.name))
     assert whole.given is not None
     assert whole.out is not None
-    writers = _sequential(children, whole.given, whole.out, attention_at, tolerance) or _parallel(
-        children, whole.given, whole.out, attention_at, tolerance
+    scale = float(getattr(model.config.get_text_config(decoder=True), "residual_multiplier", 1.0))
+    writers = _sequential(children, whole.given, whole.out, attention_at, scale) or _parallel(
+        children, whole.given, whole.out, attention_at, scale
     )
     projections = (c.name for c in seen if c.parent == attention_name and _equal(c.given, call["z"]))
-    rotary = next(c.kwargs.get("position_embeddings") for c in seen if c.name == attention_name) is not None
+    tables = next(c.kwargs.get("position_embeddings") for c in seen if c.name == attention_name)
+    attention = model.get_submodule(attention_name)
+    written = [c.out for c in seen if c.name.startswith(f"{attention_name}.") and c.out is not None]
 
     def module(name: str | None) -> nn.Module | None:
         return None if name is None else model.get_submodule(name)
 
     return BlockParts(
         block=model.get_submodule(block_name),
-        attention=model.get_submodule(attention_name),
+        attention=attention,
         attention_name=attention_name,
         out_projection=module(next(projections, None)),
         attn_out=module(writers.attn_out),
         mlp_out=module(writers.mlp_out),
-        residual_scale=_tidy(writers.scale),
+        residual_scale=writers.scale,
         parallel=writers.parallel,
-        seen={k: v for k, v in call.items() if k != "z"} | {"rotary": rotary},
+        rotation="keys are not rotated" if tables is None else _rotation(attention, call["k"], tables, written),
+        seen={k: v for k, v in call.items() if k not in ("z", "k")} | {"rotary": tables is not None},
     )
 
 
+def _rotation(attention: nn.Module, k: Tensor, tables: tuple[Tensor, Tensor], written: list[Tensor]) -> Rotation | str:
+    """How to rotate the keys of a layer back, or why that cannot be done.
+
+    Keys rotated back must be something that the attention module made on the way: the output of its key projection or
+    key norm, or a slice of a fused one. They are not in layers without rotation (NoPE: SmolLM3, Cohere 2) that get the
+    rotary tables all the same, nor where a norm follows rotation (HunYuan).
+    """
+    rotation = Rotation.of(attention, k.shape[-1])
+    if isinstance(rotation, str):
+        return rotation
+    if any(_made_of(out, k.float()) for out in written):
+        return "this layer does not rotate its keys"
+    if not any(_made_of(out, rotation.undo(k, *tables)) for out in written):
+        return "keys rotated back are no output of the layer's key projection or norm, so something else changes them"
+    return rotation
+
+
+def _made_of(out: Tensor, keys: Tensor) -> bool:
+    """Whether every head's key `keys [1, kv_head, token, d_head]` is a stretch of a module's output for that token.
+
+    A module sees tokens before heads, or heads before tokens where they were moved already.
+    """
+    n, d_head = keys.shape[2:]
+    layouts = [out, out.transpose(1, 2)] if out.ndim == 4 else [out]
+    by_token = [x.float().reshape(n, -1) for x in layouts if x.numel() % n == 0]
+    tolerance = 50 * torch.finfo(out.dtype).eps * float(keys.abs().max())
+
+    def holds(row: Tensor) -> bool:
+        stretches = row.unfold(1, d_head, 1)  # [token, start, d_head]
+        nearest = [(stretches - keys[0, head, :, None]).abs().amax((0, 2)).min() for head in range(keys.shape[1])]
+        return bool(torch.stack(nearest).max() <= tolerance)
+
+    return any(holds(row) for row in by_token if row.shape[1] >= d_head)
+
+
 def _sequential(
-    children: list[Call], resid_pre: Tensor, resid_post: Tensor, attention_at: int, tolerance: float
+    children: list[Call], resid_pre: Tensor, resid_post: Tensor, attention_at: int, scale: float
 ) -> Writers | None:
     """Attention leads from resid_pre to the input of a later child (resid_mid), the MLP from there to resid_post."""
     for at, child in enumerate(children[attention_at + 1 :], attention_at + 1):
         middle = child.given
         if middle is None or not _same_shape(middle, resid_pre) or torch.equal(middle, resid_pre):
             continue
-        attention = _adds(resid_pre, middle, children[:at], tolerance)
-        mlp = _adds(middle, resid_post, children[at:], tolerance)
+        attention = _adds(resid_pre, middle, children[:at], scale)
+        mlp = _adds(middle, resid_post, children[at:], scale)
         if attention and mlp:
             return Writers(attention[0], mlp[0], attention[1])
     return None
 
 
-def _parallel(
-    children: list[Call], resid_pre: Tensor, resid_post: Tensor, attention_at: int, tolerance: float
-) -> Writers:
+def _parallel(children: list[Call], resid_pre: Tensor, resid_post: Tensor, attention_at: int, scale: float) -> Writers:
     """resid_post = resid_pre + u + m, with u the attention's output; no writers where nothing fits."""
     attention = children[attention_at].out
     for child in reversed(children):
         if child.out is not None and _same_shape(child.out, resid_pre) and _equal(child.out, attention):
-            mlp = _adds(resid_pre + child.out, resid_post, children, tolerance)
+            mlp = _adds(resid_pre + child.out, resid_post, children, scale)
             if mlp:
                 return Writers(child.name, mlp[0], parallel=True)
     return Writers()
 
 
-def _adds(start: Tensor, target: Tensor, among: list[Call], tolerance: float) -> tuple[str, float] | None:
-    """Name and α of the child with target = start + α·output; the last that fits, since a dropout repeats its input."""
-    step = (target - start).float()
+def _adds(start: Tensor, target: Tensor, among: list[Call], scale: float) -> tuple[str, float] | None:
+    """Name and α of the child with target = start + α·output, where α is 1 or the config's residual scale.
+
+    The sum is done in the model's own dtype, so the right child fits to a few roundings and leaves far less than it
+    adds. Of several that fit the last is taken, since a dropout repeats its input.
+    """
+    rounding = 4 * torch.finfo(start.dtype).eps * float(target.float().norm())
     for call in reversed(among):
         if call.out is None or not _same_shape(call.out, start):
             continue
-        out = call.out.float()
-        alpha = float((step * out).sum() / out.square().sum().clamp_min(1e-30))
-        error = float((step - alpha * out).norm() / target.float().norm().clamp_min(1e-30))
-        if error < tolerance and abs(alpha) > 1e-6:
-            return call.name, alpha
+        for alpha in dict.fromkeys((1.0, scale)):
+            left = float((target - (start + alpha * call.out)).float().norm())
+            if left <= rounding and left <= 0.1 * abs(alpha) * float(call.out.float().norm()):
+                return call.name, alpha
     return None
 
 
@@ -256,11 +301,6 @@ def _equal(x: Tensor | None, y: Tensor | None) -> bool:
 
 def _same_shape(x: Tensor | None, like: Tensor) -> bool:
     return isinstance(x, Tensor) and x.shape == like.shape
-
-
-def _tidy(alpha: float) -> float:
-    """A residual scale measured in floating point, as the round number that a config holds."""
-    return round(alpha, 4) if abs(alpha - round(alpha, 4)) < 1e-5 * max(1.0, abs(alpha)) else alpha
 
 
 def _final_norm(model: Any, last_block: str, seen: list[Call]) -> nn.Module | None:

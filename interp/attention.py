@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeGuard
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,7 +26,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.errors import UnsupportedModelError
 from interp.event import AttentionEvent
-from interp.masks import MaskFacts, additive_mask, kernel_facts
+from interp.masks import MaskFacts, additive_mask, first_new, kernel_facts
+from interp.points import live
 
 NAME = "interp"
 Tensor = torch.Tensor
@@ -42,18 +43,24 @@ UNDERSTOOD = {
 @cache
 def _eager_of(modelling_file: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """The eager attention function that a modelling file defines for its own models."""
-    return vars(sys.modules[modelling_file])["eager_attention_forward"]
-
-
-def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
-    """Whether anybody hooks this point, forward or backward."""
-    return point is not None and bool(point._forward_hooks or point._backward_hooks)
+    function = vars(sys.modules[modelling_file]).get("eager_attention_forward")
+    if function is None:
+        raise UnsupportedModelError(
+            f"{modelling_file} defines no eager attention function to delegate to; load with sdpa."
+        )
+    return function
 
 
 def show(point: nn.Module, value: Any) -> None:
-    """Let hooks look at a value that they may not replace."""
-    if point(value) is not value:
-        raise ValueError(f"a hook on {point.name} returned a value, but that point is read-only; return None there.")
+    """Let hooks look at a value that they may not replace, nor change in place."""
+    before = _version(value)
+    if point(value) is not value or _version(value) != before:
+        raise ValueError(f"a hook on {point.name} changed a value, but that point is read-only; return None there.")
+
+
+def _version(value: Any) -> int:
+    """torch's count of in-place changes; tensors of inference mode have none."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 @dataclass(frozen=True)
@@ -120,16 +127,17 @@ class Site:
         point = self.point(name)
         return point(x.transpose(1, 2)).transpose(1, 2) if live(point) else x
 
-    def _new_keys_values(self, k: Tensor, v: Tensor, n_new: int) -> tuple[Tensor, Tensor]:
+    def _new_keys_values(self, k: Tensor, v: Tensor, n_new: int, mask: Any) -> tuple[Tensor, Tensor]:
         """Fire the points of the new keys and values unless the cache already has."""
         if self.stored_new:
             self.stored_new = False
             return k, v
         if k.shape[2] == n_new:
             return self._edit("k", k), self._edit("v", v)
+        start = first_new(mask, k, n_new)
         for name, x in (("k", k), ("v", v)):  # a cache that is not ours already holds them: look, don't touch
             if live(self.point(name)):
-                show(self.point(name), x[:, :, -n_new:].transpose(1, 2))
+                show(self.point(name), x[:, :, start : start + n_new].transpose(1, 2))
         return k, v
 
     def attend(
@@ -137,7 +145,7 @@ class Site:
     ) -> tuple[Tensor, Tensor | None]:
         """One attention call with hook points around it; returns z `[batch, pos, head, d_head]` and weights or None."""
         q = self._edit("q", q)
-        k, v = self._new_keys_values(k, v, q.shape[2])
+        k, v = self._new_keys_values(k, v, q.shape[2], mask)
         call = AttentionCall(module, q, k, v, mask, scaling, rest)
         self._show(call)
         eagerly = live(self.point("attn_scores")) or live(self.point("pattern"))
@@ -290,6 +298,5 @@ def refusal(model: nn.Module) -> str:
     """Why a model without the attention registry cannot be loaded."""
     return (
         f"{type(model).__name__} does not call transformers' attention registry, so a Lens cannot see its attention; "
-        "wrap it in a TransformerBridge and pass that to interp.load, or use an architecture that does (Llama, Qwen, "
-        "Mistral, Gemma, Phi, OLMo, GPT-2, GPT-NeoX, gpt-oss, ...)."
+        "use an architecture that does (Llama, Qwen, Mistral, Gemma, Phi, OLMo, GPT-2, GPT-NeoX, gpt-oss, ...)."
     )

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from interp import points as table
-from interp.anatomy import Anatomy, BlockParts, logit_map
-from interp.attention import OBSERVABLES, live, show
+from interp.anatomy import FIT, Anatomy, BlockParts, logit_map
+from interp.attention import OBSERVABLES, show
 from interp.config import LensConfig
 from interp.errors import UnsupportedModelError
 from interp.event import AttentionEvent
 from interp.hooked import HookedLens, HookPoint, Room
-from interp.lens import next_token_loss
+from interp.lens import as_asked, check_return_type
+from interp.points import live
 from interp.readout import FinalNorm, ReadoutMixin
 from interp.text import TextMixin
 
@@ -31,7 +33,7 @@ Tensor = torch.Tensor
 class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
-    LAST_LOGITS_ONLY: ClassVar[dict[str, Any]] = {}
+    last_logits_only: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, bridge: Any, tokenizer: Any = None) -> None:
         super().__init__()
@@ -94,89 +96,111 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     def hook_dict(self, points: dict[str, HookPoint]) -> None:
         self.__dict__["_points"] = points
 
-    def forward(
-        self, input: Any, return_type: str | None = "logits", attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def forward(self, input: Any, return_type: str | None = "logits", attention_mask: Any = None, **kwargs: Any) -> Any:
         """Run the bridge on text or tokens `[batch, pos]`; as `Lens.forward`, without a cache."""
+        check_return_type(return_type)
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
         self.check_length(tokens.shape[1])
+        self.check_mask(attention_mask, tokens, 0)
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
-        with ExitStack() as stack:
+        with self._lock, self._watching() as watched, ExitStack() as stack:
             for layer in range(self.cfg.n_layers):
-                self._watch(layer, attention_mask, stack)
+                points = {name: watched.get(f"blocks.{layer}.attn.hook_{name}") for name in OBSERVABLES}
+                wanted = {name: point for name, point in points.items() if point is not None}
+                if wanted:
+                    self._collect(layer, stack, partial(self._show, layer, wanted, attention_mask))
             logits = self.bridge(tokens, **kwargs)
-        if return_type in ("loss", "both"):
-            loss = next_token_loss(logits, tokens, attention_mask)
-            return loss if return_type == "loss" else (logits, loss)
-        return logits if return_type == "logits" else None
+        return as_asked(return_type, logits, tokens, attention_mask)
 
     def generate(self, input: Any, **kwargs: Any) -> Any:
-        """The bridge's own `generate`, with its own arguments."""
-        return self.bridge.generate(input, **kwargs)
-
-    def _watch(self, layer: int, attention_mask: Tensor | None, stack: ExitStack) -> None:
-        """Collect one layer's queries, keys, values and scores, and show the observables when the pattern appears."""
-        points = {name: self.hook_dict.get(f"blocks.{layer}.attn.hook_{name}") for name in OBSERVABLES}
-        wanted = {name: point for name, point in points.items() if live(point)}
-        if not wanted:
-            return
-        attention = self.bridge.blocks[layer].attn
-        source = attention.original_component
-        if getattr(source, "sinks", None) is not None:
+        """The bridge's own `generate`, with its own arguments and hooks; observables are refused there."""
+        watched = [n for n, point in self.hook_dict.items() if live(point) and self.point_table[n].mode == "observable"]
+        if watched:
             raise UnsupportedModelError(
-                f"{self.cfg.architecture} has learned sinks, which a TransformerBridge does not show; load the model."
+                f"{watched[0]} is computed in single passes of a TransformerBridge, not in generate."
             )
+        with self._lock:
+            return self.bridge.generate(input, **kwargs)
+
+    @torch.no_grad()
+    def _show(self, layer: int, wanted: dict[str, HookPoint], mask: Tensor | None, seen: dict[str, Tensor]) -> None:
+        event = self._event(layer, seen, mask)
+        for name, point in wanted.items():
+            show(point, OBSERVABLES[name](event))
+
+    def _collect(self, layer: int, stack: ExitStack, use: Callable[[dict[str, Tensor]], None]) -> None:
+        """Pass one layer's queries, keys, values, scores and pattern to `use` as soon as the pattern appears."""
+        attention = self.bridge.blocks[layer].attn
         prefix = "hook_rot_" if self.rotary else "hook_"
         seen: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Callable[..., None]:
-            return lambda value, hook: seen.__setitem__(name, value.detach())
+        def keep(value: Tensor, hook: HookPoint, name: str) -> None:
+            seen[name] = value.detach()
+            if name == "pattern":
+                use(seen)
 
-        def finish(pattern: Tensor, hook: HookPoint) -> None:
-            scores = seen["scores"]
-            facts: dict[str, Any] = {"mask": scores[:, :1] > torch.finfo(scores.dtype).min / 2}
-            if attention_mask is not None:
-                facts |= {"key_mask": attention_mask.bool(), "query_mask": attention_mask.bool()}
-            q, k, v = (seen[n].transpose(1, 2) for n in "qkv")
-            if q.shape[-1] != self.cfg.d_head:
-                raise UnsupportedModelError(
-                    f"{self.cfg.architecture} has latent attention, of which a bridge shows only a part."
-                )
-            event = AttentionEvent(
-                layer=layer, q=q, k=k, v=v, scale=float(source.scaling), facts=facts,
-                softcap=getattr(source, "attn_logit_softcapping", None),
-            )  # fmt: skip
-            with torch.no_grad():
-                for name, point in wanted.items():
-                    show(point, OBSERVABLES[name](event))
+        names = {
+            "q": f"{prefix}q",
+            "k": f"{prefix}k",
+            "v": "hook_v",
+            "scores": "hook_attn_scores",
+            "pattern": "hook_pattern",
+        }
+        for name, hook in names.items():
+            _hooked(getattr(attention, hook), partial(keep, name=name), stack)
 
-        for name, hook in (("q", f"{prefix}q"), ("k", f"{prefix}k"), ("v", "hook_v"), ("scores", "hook_attn_scores")):
-            stack.callback(getattr(attention, hook).add_hook(keep(name)).hook.remove)
-        stack.callback(attention.hook_pattern.add_hook(finish).hook.remove)
+    def _event(self, layer: int, seen: dict[str, Tensor], attention_mask: Tensor | None) -> AttentionEvent:
+        """The attention event of what a bridge showed; the mask is read off its scores."""
+        scores, source = seen["scores"], self.bridge.blocks[layer].attn.original_component
+        facts: dict[str, Any] = {"mask": scores[:, :1] > torch.finfo(scores.dtype).min / 2}
+        if attention_mask is not None:
+            facts |= {"key_mask": attention_mask.bool(), "query_mask": attention_mask.bool()}
+        q, k, v = (seen[n].transpose(1, 2) for n in "qkv")
+        return AttentionEvent(
+            layer=layer,
+            q=q,
+            k=k,
+            v=v,
+            scale=float(getattr(source, "scaling", q.shape[-1] ** -0.5)),
+            facts=facts,
+            softcap=getattr(source, "attn_logit_softcapping", None),
+        )
 
     @torch.no_grad()
     def _try_on_two_tokens(self) -> Anatomy:
-        """Drop the points that exist but never fire (some bridges have such), and note the parts that reading out
-        needs."""
+        """Drop the points that exist but never fire, and observables where attention is more than we would compute."""
         fired: set[str] = set()
         raw: list[Tensor] = []
+        shown: dict[int, dict[str, Tensor]] = {}
         with ExitStack() as stack:
             stack.callback(self.bridge.unembed.register_forward_hook(lambda m, a, out: raw.append(out)).remove)
             for name, point in self.hook_dict.items():
-                handle = point.add_hook(lambda value, hook, name=name: fired.add(name))
-                stack.callback(point.fwd_hooks.remove, handle)
-                stack.callback(handle.hook.remove)
-            logits = self.bridge(torch.tensor([[self.cfg.d_vocab // 3, self.cfg.d_vocab // 2]], device=self.device))
+                _hooked(point, lambda value, hook, name=name: fired.add(name), stack)
+            for layer in range(self.cfg.n_layers):
+                if f"blocks.{layer}.attn.hook_pattern" in self.hook_dict:
+                    self._collect(layer, stack, partial(shown.__setitem__, layer))
+            tokens = torch.tensor([[self.cfg.d_vocab // 3, self.cfg.d_vocab // 2]], device=self.device)
+            logits = self.bridge(tokens)
         for name in [n for n in self.hook_dict if n not in fired and self.point_table[n].mode != "observable"]:
             self._drop(name, "this TransformerBridge has the hook point but never fires it")
         for layer in range(self.cfg.n_layers):
-            needed = [f"blocks.{layer}.{p.name}" for p in table.attention_points(self.rotary)[:3]]
-            if missing := [n for n in needed if n not in self.hook_dict]:
-                for name in [f"blocks.{layer}.attn.hook_{o}" for o in OBSERVABLES]:
-                    self._drop(name, f"it is computed from {missing[0]}, which this TransformerBridge never fires")
+            if (reason := self._opaque(layer, shown.get(layer, {}))) is not None:
+                for name in OBSERVABLES:
+                    self._drop(f"blocks.{layer}.attn.hook_{name}", reason)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return Anatomy(self._parts(), _wrapped(self.bridge.ln_final), logit_map(raw[0], logits, cap) if raw else None)
+
+    def _opaque(self, layer: int, seen: dict[str, Tensor]) -> str | None:
+        """Why observables of a layer cannot be computed from what its bridge shows, or None when they can."""
+        if missing := [name for name in ("q", "k", "v", "scores") if name not in seen]:
+            return f"it is computed from {', '.join(missing)}, which this TransformerBridge never fires"
+        pattern = seen["pattern"].float()
+        if seen["q"].shape[-1] != self.cfg.d_head or not torch.allclose(
+            self._event(layer, seen, None).pattern().to(pattern), pattern, rtol=FIT[seen["q"].dtype], atol=1e-5
+        ):
+            return "this attention is more than a softmax of scaled products (learned sinks, ALiBi, latent keys)"
+        return None
 
     def _drop(self, name: str, reason: str) -> None:
         if self.hook_dict.pop(name, None) is not None:
@@ -198,9 +222,17 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
                 mlp_out=getattr(block, "ln2_post", block.mlp),
                 residual_scale=self.cfg.residual_scale,
                 parallel=self.cfg.parallel_attn_mlp,
+                rotation="a TransformerBridge rotates keys itself",
             )
             for i, block in enumerate(self.bridge.blocks)
         )
+
+
+def _hooked(point: HookPoint, hook: Callable, stack: ExitStack) -> None:
+    """Put a hook on a point until the stack unwinds."""
+    handle = point.add_hook(hook)
+    stack.callback(point.fwd_hooks.remove, handle)
+    stack.callback(handle.hook.remove)
 
 
 def _wrapped(component: Any) -> nn.Module:

@@ -22,7 +22,7 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     import pandas as pd
     import xarray as xr
 
-    from interp.several import indexed
+    from interp.several import stack
 
     if len(results) < 2:
         raise InterpError(f"comparing takes at least two models' results, not {len(results)}.")
@@ -31,14 +31,4 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         raise InterpError(f"these are results of different probes ({titles}); compare one probe at a time.")
     shared = set.intersection(*(set(map(str, d.data_vars)) for d in results.values()))
     left_out = sorted(set.union(*(set(map(str, d.data_vars)) for d in results.values())) - shared)
-    parts = [indexed(d[sorted(shared)]) for d in results.values()]
-    joined = xr.concat(
-        parts,
-        dim=pd.Index(list(results), name="model"),
-        join="outer",
-        coords="minimal",
-        compat="override",
-        combine_attrs="drop_conflicts",
-    )
-    joined.attrs["left_out"] = ", ".join(left_out)
-    return joined
+    joined = stack([d[sorted(shared)] for d in results.values()], "model").assign_coords(model=list(results))

@@ -57,7 +57,7 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         d_head=seen["d_head"],
         d_model=config.hidden_size,
         d_vocab=config.vocab_size,
-        n_ctx=int(config.max_position_embeddings),  # transformers maps GPT-2's n_positions to this name
+        n_ctx=int(getattr(config, "max_position_embeddings", 0) or 0),  # also the name of GPT-2's n_positions
         positional_embedding_type="rotary" if seen["rotary"] else "other",
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),

@@ -89,7 +89,9 @@ class AttentionEvent:
     @cached_property
     def pre_rotary_k(self) -> Float[Tensor, "batch kv_head query d_head"] | None:
         """The new keys before rotation (after QK-norm where the model has one), or None where they cannot be had."""
-        return None if self.unrotate is None else self.unrotate(self.k[:, :, -self.q.shape[2] :])
+        n_new, n_keys = self.q.shape[2], self.k.shape[2]
+        start = self.facts.get("offset", n_keys - n_new)
+        return None if self.unrotate is None else self.unrotate(self.k[:, :, start : start + n_new])
 
     def apply(self, x: Float[Tensor, "batch head key r"]) -> Float[Tensor, "batch head query r"]:
         """A @ x for the pattern A of every head."""

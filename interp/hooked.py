@@ -7,16 +7,18 @@ its own position axis; only hook points get a `.name`, so the model inside keeps
 from __future__ import annotations
 
 import difflib
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from interp.errors import UnknownNameError
-from interp.points import Point
+from interp.errors import InterpError, UnknownNameError
+from interp.points import Point, live
 
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
     from transformer_lens import ActivationCache, HookedRootModule
@@ -38,6 +40,7 @@ class HookedLens(HookedRootModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self._lock = threading.RLock()
         self.point_table: dict[str, Point] = {}
         self.absent: dict[str, str] = {}
         """Points that this model cannot have, with the reason."""
@@ -49,6 +52,24 @@ class HookedLens(HookedRootModule):
         made.pos_dim = point.position_axis
         self.point_table[name] = point
         return made
+
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in TransformerLens; while the block runs, other threads that call this Lens wait."""
+        with self._lock, super().hooks(*args, **kwargs) as hooked:
+            yield hooked
+
+    @contextmanager
+    def _watching(self) -> Iterator[dict[str, HookPoint]]:
+        """The points that are hooked now; warns at the end of those that never fired while the block ran."""
+        watched = {name: point for name, point in self.hook_dict.items() if live(point)}
+        fired: set[str] = set()
+        with ExitStack() as stack:
+            for name, point in watched.items():
+                stack.callback(point.register_forward_pre_hook(lambda *_, name=name: fired.add(name)).remove)
+            yield watched
+        if silent := sorted(watched.keys() - fired):
+            warnings.warn(f"hooks on {', '.join(silent)} did not fire in this call.", stacklevel=6)
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
         """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
@@ -88,12 +109,18 @@ class HookedLens(HookedRootModule):
         return [found for one in name for found in self.point_names(one)]
 
     def _enable_hook(self, name: Any, hook: Callable, dir: Any) -> None:
-        for found in self.point_names(name):
+        for found in self._hookable(name, dir):
             self.hook_dict[found].add_hook(hook, dir=dir, level=self.context_level)
 
     def add_hook(self, name: Any, hook: Callable, dir: Any = "fwd", **kwargs: Any) -> None:
-        for found in self.point_names(name):
+        for found in self._hookable(name, dir):
             super().add_hook(found, hook, dir=dir, **kwargs)
+
+    def _hookable(self, name: Any, dir: str) -> list[str]:
+        names = self.point_names(name)
+        if dir == "bwd" and (without := [n for n in names if self.point_table[n].mode != "edit"]):
+            raise InterpError(f"{without[0]} is computed outside the model's graph, so no gradient passes it.")
+        return names
 
     def add_caching_hooks(
         self, names_filter: Any = None, incl_bwd: bool = False, device: Any = None,
@@ -137,7 +164,10 @@ class LensActivations(ActivationCache):
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         if isinstance(key, tuple) and len(key) == 2 and key[1] is not None:
-            layer = key[1] % self.model.cfg.n_layers
+            layer, n_layers = key[1], self.model.cfg.n_layers
+            if not -n_layers <= layer < n_layers:
+                raise UnknownNameError(f"there is no layer {layer}; this model has {n_layers} layers.")
+            layer %= n_layers
             for name in (f"blocks.{layer}.attn.hook_{key[0]}", f"blocks.{layer}.hook_{key[0]}"):
                 if name in self.cache_dict:
                     return self.cache_dict[name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,14 +17,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers.utils import TransformersKwargs
 
 from interp import points as table
 from interp.anatomy import BlockParts, dissect, first
-from interp.attention import Rotation, Site, attention_through, live
+from interp.attention import Site, attention_through
 from interp.cache import LensCache
 from interp.config import LensConfig, config_of
 from interp.errors import InterpError, UnsupportedModelError
 from interp.hooked import HookedLens, HookPoint, Room
+from interp.points import live
 from interp.readout import FinalNorm, ReadoutMixin
 from interp.text import TextMixin
 
@@ -55,7 +56,9 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         self.setup()
         _refuse_lossy_delegates(self.cfg)
         takes = inspect.signature(model.forward).parameters
-        self.LAST_LOGITS_ONLY = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        """Keywords with which `forward` returns the logits of the last position only, where the model can."""
+        self._known = known_keywords(model)
         self._lock = _locks.setdefault(model, threading.RLock())
         self._inside = False
 
@@ -77,19 +80,12 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                     room.add_module(point.name, self._place(point, name))
                 else:
                     self.absent[name] = reason
-            rotation = Rotation.of(block.attention, block.seen["d_head"])
-            if block.seen["rotary"] and isinstance(rotation, str):
+            if block.seen["rotary"] and isinstance(block.rotation, str):
                 del room.attn.hook_pre_rot_k
-                self.absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = rotation
+                self.absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = block.rotation
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
-
-    @contextmanager
-    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As in TransformerLens; while the block runs, other threads that call this Lens wait."""
-        with self._lock, super().hooks(*args, **kwargs) as hooked:
-            yield hooked
 
     def forward(
         self,
@@ -104,20 +100,19 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         (`"both"`), or None. Texts of different length are padded on the left and masked. Keywords go to the model;
         `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
         """
-        if return_type not in ("logits", "loss", "both", None):
-            raise InterpError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}.")
+        check_return_type(return_type)
+        if unknown := sorted(kwargs.keys() - self._known):
+            raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False))
         seen = past.get_seq_length() if past is not None else 0
         self.check_length(seen + tokens.shape[1])
+        self.check_mask(attention_mask, tokens, seen)
         if attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask.all()):
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
         with self._session(past):
             logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
-        if return_type in ("loss", "both"):
-            loss = next_token_loss(logits, tokens, attention_mask)
-            return loss if return_type == "loss" else (logits, loss)
-        return logits if return_type == "logits" else None
+        return as_asked(return_type, logits, tokens, attention_mask)
 
     def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any:
         """transformers' `generate` with hooks alive: text in, text out; tokens in, tokens out.
@@ -127,10 +122,10 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         chat template and returns only the reply. Greedy unless `do_sample=True`; keywords go to transformers.
         """
         tokens, attention_mask = self.tokens_and_mask(input, kwargs.pop("attention_mask", None), chat=chat)
-        self.check_length(tokens.shape[1] + 1)
+        if "cache_implementation" in kwargs:
+            raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
+        self.check_length(tokens.shape[1] + max_new_tokens)
         kwargs.setdefault("do_sample", False)
-        if "past_key_values" not in kwargs and kwargs.get("use_cache", True):
-            kwargs["past_key_values"] = LensCache(self.model.config)
         past = self._with_cache(kwargs, kwargs.get("use_cache", True))
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
@@ -156,23 +151,14 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         with self._lock, ExitStack() as stack:
             if self._inside:
                 raise InterpError(
-                    "the Lens was called from inside one of its own hooks; call lens.model there instead."
+                    "the Lens was called from inside one of its own hooks; call it after the hook returns."
                 )
             self._inside = True
             stack.callback(setattr, self, "_inside", False)
-            watched = {name: point for name, point in self.hook_dict.items() if live(point)}
+            watched = stack.enter_context(self._watching())
             if watched:
-                fired = self._note_firing(watched, stack)
                 self._attach(watched, cache, stack)
             yield
-            if watched and (silent := sorted(watched.keys() - fired)):
-                warnings.warn(f"hooks on {', '.join(silent)} did not fire in this call.", stacklevel=4)
-
-    def _note_firing(self, watched: dict[str, HookPoint], stack: ExitStack) -> set[str]:
-        fired: set[str] = set()
-        for name, point in watched.items():
-            stack.callback(point.register_forward_pre_hook(lambda *_, name=name: fired.add(name)).remove)
-        return fired
 
     def _attach(self, watched: dict[str, HookPoint], cache: Any, stack: ExitStack) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
@@ -219,8 +205,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         names = {
             p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in table.attention_points(part.seen["rotary"])
         }
-        rotation = Rotation.of(part.attention, part.seen["d_head"])
-        site = Site(layer, {n: p for n, p in names.items() if p is not None}, self.cfg.attention, rotation)
+        site = Site(layer, {n: p for n, p in names.items() if p is not None}, self.cfg.attention, part.rotation)
 
         def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
@@ -234,29 +219,66 @@ def replaced(out: Any, value: Tensor) -> Any:
     return (value, *out[1:]) if isinstance(out, tuple) else value
 
 
-def written_through(point: HookPoint, scale: float, start: Callable[[], Any] = lambda: 0.0) -> Callable[..., Any]:
+def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | None = None) -> Callable[..., Any]:
     """A forward hook on a module whose output, times `scale`, is added to the residual stream.
 
-    The point sees `start()` + what the module writes: the written part alone, or the residual stream after it. An edit
-    is turned into a change of the module's output, so it moves the residual stream itself.
+    The point sees what the module writes or, given `start`, the residual stream `start()` + what it writes. An edit (a
+    returned value or a change in place) becomes a change of the module's output, so it moves the residual stream.
     """
 
     def hook(module: nn.Module, args: tuple, out: Any) -> Any:
-        before = start() + scale * first(out)
+        own = first(out)
+        if start is None and scale == 1:
+            return replaced(out, point(own))
+        before = scale * own if start is None else start() + scale * own
+        version = before._version
         after = point(before)
-        return out if after is before else replaced(out, first(out) + (after - before) / scale)
+        if after is before and before._version == version and not before.requires_grad:
+            return out
+        if start is None:
+            return replaced(out, after / scale)
+        return replaced(out, own + (after - (start() + scale * own)) / scale)
 
     return hook
 
 
+def check_return_type(return_type: str | None) -> None:
+    if return_type not in ("logits", "loss", "both", None):
+        raise InterpError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}.")
+
+
+def as_asked(return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+    """What `return_type` names: logits, the loss, both, or None."""
+    if return_type in ("loss", "both"):
+        loss = next_token_loss(logits, tokens, attention_mask)
+        return loss if return_type == "loss" else (logits, loss)
+    return logits if return_type == "logits" else None
+
+
 def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean cross entropy (nats) of each token given those before it, padding left out."""
+    """Mean cross entropy (nats) of each token `[batch, pos]` given those before it, padding left out.
+
+    Raises InterpError where logits of some positions are missing or the mask is not `[batch, tokens seen]`.
+    """
+    if logits.shape[1] != tokens.shape[1]:
+        raise InterpError(f"a loss needs the logits of all {tokens.shape[1]} positions, not of {logits.shape[1]}.")
     wide = logits[:, :-1].transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
     loss = nn.functional.cross_entropy(wide, tokens[:, 1:], reduction="none")
     if attention_mask is None:
         return loss.mean()
-    real = (attention_mask[:, 1:] * attention_mask[:, :-1]).to(loss.dtype)
+    if attention_mask.ndim != 2:
+        raise InterpError(
+            "a loss under a 4-D mask is not defined; pass a padding mask [batch, tokens], or ask for logits."
+        )
+    mask = attention_mask[:, -tokens.shape[1] :]
+    real = (mask[:, 1:] * mask[:, :-1]).to(loss.dtype)
     return (loss * real).sum() / real.sum().clamp_min(1)
+
+
+def known_keywords(model: nn.Module) -> set[str]:
+    """Arguments that a model's forward pass understands; anything else it would swallow without a word."""
+    signatures = [inspect.signature(m.forward).parameters for m in (model, getattr(model, "base_model", model))]
+    return set(TransformersKwargs.__annotations__).union(*signatures) - {"kwargs"}
 
 
 def _missing(point: str, block: BlockParts) -> str | None:

@@ -48,6 +48,9 @@ def load(
             trust_remote_code=trust_remote_code, **kwargs,
         )  # fmt: skip
         return _lens(loaded, tokenizer, name)
+    given = {"device_map": device_map, "attn_implementation": attn_implementation, **kwargs}
+    if ignored := sorted(name for name, value in given.items() if value is not None):
+        raise InterpError(f"{', '.join(ignored)} would be ignored: this model is loaded already.")
     if is_bridge(model):
         from interp.bridge import BridgeLens
 
@@ -93,13 +96,8 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
 
     path = Path(name).expanduser()
     if name == "demo" or name.endswith(".gguf"):
-        attention = options["attn_implementation"]
         model, own = load_gguf(demo_gguf() if name == "demo" else path, dtype)
-        if attention is not None:
-            model.set_attn_implementation(attention)
-        if options["device_map"] is not None:
-            model = model.to(options["device_map"])
-        return model.eval(), tokenizer or own
+        return _placed(model, **options), tokenizer or own
     if path.exists() and not path.is_dir():
         raise InterpError(
             f"{name} is a file but not a .gguf; give the folder that holds config.json and safetensors weights."
@@ -109,6 +107,24 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
 
 
+def _placed(
+    model: Any, device_map: Any, attn_implementation: str | None, trust_remote_code: bool, **kwargs: Any
+) -> Any:
+    """A model from a GGUF file where the user wants it; such a file takes no further arguments."""
+    if kwargs:
+        raise InterpError(f"{', '.join(sorted(kwargs))} would be ignored: a .gguf file takes no such arguments.")
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
+    if device_map is not None:
+        try:
+            model = model.to(torch.device(device_map))
+        except (RuntimeError, TypeError) as error:
+            raise InterpError(
+                f"a .gguf model goes to one device such as 'cpu' or 'cuda:0', not {device_map!r}."
+            ) from error
+    return model.eval()
+
+
 def _from_pretrained(
     name: str, dtype: torch.dtype, tokenizer: Any, local: bool, trust_remote_code: bool, **options: Any
 ) -> tuple[Any, Any]:
@@ -116,12 +132,13 @@ def _from_pretrained(
 
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             local_files_only=local,
+            output_loading_info=True,
             **options,
         )
         if tokenizer is None:
@@ -134,4 +151,8 @@ def _from_pretrained(
             else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
         )
         raise InterpError(f"cannot load {where}: {reason[:300]}") from error
+    if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
+        raise InterpError(  # transformers would go on with random numbers in their place
+            f"the weights of {name} lack {len(missing)} tensors, {missing[0]} among them; download or save them again."
+        )
     return model.eval(), tokenizer

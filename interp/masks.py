@@ -56,6 +56,11 @@ class MaskFacts:
             self._for_delegate[implementation] = ALL_MASK_ATTENTION_FUNCTIONS[implementation](**self.asked)
         return self._for_delegate[implementation]
 
+    @property
+    def first_new(self) -> int:
+        """Column of the first new key."""
+        return int(self.asked["q_offset"]) - int(self.asked["kv_offset"])
+
     def kernel_facts(self) -> dict[str, Any]:
         """The mask in the keywords of `interp_kernels`.
 
@@ -63,7 +68,7 @@ class MaskFacts:
         chunks, overlays) a dense boolean mask `[batch, 1, query, key]`.
         """
         asked = self.asked
-        facts: dict[str, Any] = {"offset": int(asked["q_offset"]) - int(asked["kv_offset"]), **self._padding()}
+        facts: dict[str, Any] = {"offset": self.first_new, **self._padding()}
         pattern, window = asked["mask_function"], asked.get("local_size")
         if same_function(pattern, causal_mask_function):
             return {"causal": True, **facts}
@@ -71,19 +76,22 @@ class MaskFacts:
             return {"causal": False, **facts}
         if window is not None and same_function(pattern, sliding_window_causal_mask_function(window)):
             return {"causal": True, "window": int(window), **facts}
-        return {"mask": sdpa_mask(**{**asked, "allow_is_causal_skip": False}), "query_mask": facts["query_mask"]}
+        return {"mask": sdpa_mask(**{**asked, "allow_is_causal_skip": False}), **self._padding()}
 
     def _padding(self) -> dict[str, Tensor | None]:
         """Which keys and which query rows are real tokens; None where all are."""
-        seen = self.asked.get("attention_mask")
-        if seen is None or bool(seen.all()):
+        asked, seen = self.asked, self.asked.get("attention_mask")
+        written = self.first_new + asked["q_length"]  # a static cache has columns beyond, not yet written
+        if seen is None and written < asked["kv_length"]:
+            seen = torch.ones(asked["batch_size"], int(asked["kv_offset"]) + written, dtype=torch.bool)
+            seen = seen.to(asked["device"])
+        if seen is None or (bool(seen.all()) and written == asked["kv_length"]):
             return {"key_mask": None, "query_mask": None}
 
         def columns(start: int, length: int) -> Tensor:
             part = seen[:, start : start + length].bool()
-            return nn.functional.pad(part, (0, length - part.shape[1]))  # a static cache has columns not yet written
+            return nn.functional.pad(part, (0, length - part.shape[1]))
 
-        asked = self.asked
         return {
             "key_mask": columns(int(asked["kv_offset"]), asked["kv_length"]),
             "query_mask": columns(int(asked["q_offset"]), asked["q_length"]),
@@ -132,3 +140,8 @@ def facts_of_dense_mask(mask: Tensor) -> dict[str, Any]:
             "hook hook_pattern instead, or pass a 0/-inf mask."
         )
     return {"mask": visible}
+
+
+def first_new(mask: Any, k: Tensor, n_new: int) -> int:
+    """Where in `k [batch, kv_head, key, d_head]` the keys of the `n_new` new tokens begin."""
+    return mask.first_new if isinstance(mask, MaskFacts) else k.shape[2] - n_new

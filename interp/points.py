@@ -12,7 +12,9 @@ Modes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
+
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Point:
     def cached_by_default(self) -> bool:
         """Whether `run_with_cache()` without a filter stores it: what the model computes anyway, O(positions)."""
         return self.mode == "edit" and self.name not in ("attn.hook_attn_scores", "attn.hook_pattern")
+
+
+def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
+    """Whether anybody hooks this point, forward or backward."""
+    return point is not None and bool(point._forward_hooks or point._backward_hooks)
 
 
 def attention_points(rotary: bool) -> tuple[Point, ...]:

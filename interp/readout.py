@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from interp.anatomy import FIT
 from interp.errors import UnsupportedModelError
 from interp.hooked import Room
 
@@ -83,10 +85,11 @@ def frozen(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     Raises UnsupportedModelError for a norm that is neither.
     """
     signs = torch.where(torch.arange(x.shape[-1], device=x.device) % 3 == 0, -1, 1).to(x.dtype)
-    if torch.allclose(norm(signs * x), signs * norm(x), rtol=1e-3, atol=1e-5):
+    close = partial(torch.allclose, rtol=10 * FIT[x.dtype], atol=10 * FIT[x.dtype] * float(norm(x).abs().max()))
+    if close(norm(signs * x), signs * norm(x)):
         factor = _ratio(norm(x), x)
         return lambda part: part * factor
-    if torch.allclose(norm(x + x.std()), norm(x), rtol=1e-3, atol=1e-4):
+    if close(norm(x + x.std()), norm(x)):
         factor = _ratio(norm(x) - norm(torch.zeros_like(x)), x - x.mean())
         return lambda part: (part - part.mean(-1, keepdim=True)) * factor
     raise UnsupportedModelError(

@@ -91,7 +91,7 @@ def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Cal
         hooks += [(f"blocks.{i}.hook_resid_post", _only(partial(report, i + 1))) for i in range(last + 1)]
     began = time.perf_counter()
     # The last position's logits suffice: all of them would be the largest tensor of the pass.
-    lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.LAST_LOGITS_ONLY)
+    lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
     seconds = time.perf_counter() - began
     results = {name: fold.result() for name, fold in folds.items()}
     for dataset in results.values():

@@ -1,41 +1,120 @@
-"""Results of several texts as one: a `text` dimension, means, and bootstrap intervals."""
+"""Results of several texts as one, and one text's result out of it again.
+
+`gather` keeps what belongs to a text with that text and gives what all of them share once:
+
+* Variables get a `text` dimension. Along positions and components shorter texts are filled with NaN or empty strings;
+  `<dimension>_size(text)` says how many entries are a text's own.
+* Coordinates beside a dimension's own, such as `token_text(token)`, get a `text` dimension where they lie along
+  positions or differ between texts.
+* Token bins of different width are put side by side by their number; `token_bin_start(text, token_bin)` says at which
+  token each begins.
+* Attributes that are equal in all texts stay attributes. Others become variables along `text`: `<attribute>` where it
+  is the result's own, `<variable>_<attribute>` where it is a variable's; both with `_attribute` where that name is taken.
+* Numbers without a position dimension get `<name>_mean` and, from two texts on, `<name>_low` and `<name>_high`; whole
+  numbers that name a token, channel or text do not, because a mean of places means nothing.
+
+`one` undoes all of this for one text. `single` does the same for what `.isel(text=0)` leaves of a gathered result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import numbers
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
-ALONG_TEXT = {"token", "token_bin", "query", "key"}  # dimensions that mean something else in every text
+from interp.errors import InterpError
+
+POSITIONS = ("token", "token_bin", "query", "key")  # dimensions that mean something else in every text
+PLACES = {"token", "channel", "text"}  # units of whole numbers that point at something instead of counting it
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
 def gather(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
-    """One dataset with a `text` dimension from one dataset per text.
+    """One dataset with a `text` dimension from one dataset per text; the module says by which rules.
 
-    Shorter texts are filled with NaN (or empty strings) along positions. Every numeric variable without a position
-    dimension gets `<name>_mean` and, from two texts on, `<name>_low` and `<name>_high`: the limits of the 95 %
-    percentile bootstrap over texts (1,000 resamples, fixed seed).
+    Low and high are the limits of the 95 % percentile bootstrap over texts (1,000 resamples, fixed seed). A mean is
+    over the texts that have a value; limits are NaN where so few have one that a resample may hold none.
     """
+    datasets = _by_number(datasets)
+    unlabelled = {dim for d in datasets for dim in d.dims} - {dim for d in datasets for dim in d.indexes}
+    datasets = [indexed(dataset) for dataset in datasets]
+    joined = stack(datasets, "text").assign_coords(text=np.arange(len(datasets)))
+    for name, variable in list(joined.data_vars.items()):
+        if _averaged(variable, [d[name] for d in datasets if name in d]):
+            joined = joined.assign(_summary(str(name), variable))
+    joined = joined.assign(_sizes(datasets, joined)).drop_vars(unlabelled)
+    return _with_attributes(joined, datasets).assign_attrs(texts=len(datasets))
+
+
+def one(result: xr.Dataset, text: int) -> xr.Dataset:
+    """The result of one text out of a gathered one, as if it had been read alone: its attributes, and no fill.
+
+    Raises InterpError for a result of a single text and for a text that is not there.
+    """
+    if "text" not in result.dims:
+        raise InterpError("this is the result of one text already; interp.several.one picks from results of several.")
+    if not -result.sizes["text"] <= text < result.sizes["text"]:
+        raise InterpError(f"there is no text {text}; these are results of {_texts(result)}, counted from 0.")
+    return single(result.isel(text=text))
+
+
+def single(result: xr.Dataset) -> xr.Dataset:
+    """A result of one text: `result` itself, or with everything put back where it is `.isel(text=i)` of a gathered one.
+
+    Raises InterpError for results of several texts.
+    """
+    if "text" in result.dims:
+        raise InterpError(f"these are results of {_texts(result)}; pick one with .isel(text=0).")
+    if "text" not in result.coords:
+        return result
+    text = int(result["text"])
+    summaries = [name for name, variable in result.variables.items() if "summary_of" in variable.attrs]
+    result = result.drop_vars([*summaries, "text"]).copy()
+    result.attrs.pop("texts", None)
+    for name, variable in list(result.data_vars.items()):
+        if dim := variable.attrs.get("size_of"):
+            result = result.isel({dim: slice(int(variable))}).drop_vars(name)
+    for name, variable in list(result.variables.items()):
+        if dim := variable.attrs.get("labels_of"):
+            result = result.drop_vars(name).assign_coords({dim: (dim, variable.values.astype(variable.attrs["whole"]))})
+        elif "attribute" in variable.attrs:
+            result = result.drop_vars(name)
+            _put_back(result, variable, text)
+        elif "whole" in variable.attrs:
+            rest = {key: value for key, value in variable.attrs.items() if key != "whole"}
+            result[name] = (variable.dims, variable.values.astype(variable.attrs["whole"]), rest)
+    return result
+
+
+def stack(datasets: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
+    """Datasets along a new dimension: aligned by label, filled with NaN or empty strings, with the first one's attributes.
+
+    Coordinates beside a dimension's own are stacked too, where they lie along positions or differ.
+    """
+    datasets = [indexed(dataset) for dataset in datasets]
+    beside = {name for d in datasets for name in d.coords if name not in d.dims}
+    own = [name for name in beside if not _shared(datasets, name)]
+    variables = {name: v for d in datasets for name, v in d.variables.items()}
     joined = xr.concat(
-        [indexed(dataset) for dataset in datasets],
-        dim="text",
+        [d.reset_coords([name for name in own if name in d.coords]) for d in datasets],
+        dim=dim,
         join="outer",
         data_vars="all",
         coords="minimal",
         compat="override",
         combine_attrs="override",
+        fill_value={name: "" for name, variable in variables.items() if variable.dtype.kind in "OUST"},
     )
-    joined = joined.assign_coords(text=np.arange(len(datasets)))
-    joined.attrs["n_tokens"] = max(int(d.attrs["n_tokens"]) for d in datasets)
-    joined.attrs["texts"] = len(datasets)
-    for name, variable in list(joined.data_vars.items()):
-        if "text" in variable.dims and variable.dtype.kind in "fiu" and not ALONG_TEXT & set(variable.dims):
-            joined = joined.assign(_summary(str(name), variable))
-    return joined
+    for name, variable in variables.items():
+        if variable.dtype.kind in "iu" and joined[name].dtype.kind == "f":
+            joined[name].attrs["whole"] = str(variable.dtype)
+    return joined.set_coords(own)
 
 
 def indexed(dataset: xr.Dataset) -> xr.Dataset:
@@ -44,20 +123,131 @@ def indexed(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(bare)
 
 
+def _positional(variable: xr.DataArray | xr.Variable) -> bool:
+    return any(dim in POSITIONS for dim in variable.dims)
+
+
+def _texts(result: xr.Dataset) -> str:
+    count = result.sizes["text"]
+    return f"{count} text{'s' * (count != 1)}"
+
+
+def _shared(datasets: Sequence[xr.Dataset], name: Any) -> bool:
+    """Whether a coordinate is the same for all and will stay so when they are aligned."""
+    known = [d.coords[name].variable for d in datasets if name in d.coords]
+    return len(known) == len(datasets) and not _positional(known[0]) and all(map(known[0].equals, known))
+
+
+def _by_number(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """Positions whose labels disagree (bins of different width) without them, and the labels as `<dimension>_start`."""
+    found = list(datasets)
+    for dim in POSITIONS:
+        labels = [d.indexes[dim] for d in found if dim in d.indexes]
+        longest = max(labels, key=len, default=None)
+        if longest is None or all(longest[: len(label)].equals(label) for label in labels):
+            continue
+        about = {"units": "token", "description": f"where each {dim} of the text begins", "labels_of": dim}
+        found = [
+            d.drop_vars(dim).assign({f"{dim}_start": (dim, d[dim].values, about | {"whole": str(d[dim].dtype)})})
+            if dim in d.indexes
+            else d
+            for d in found
+        ]
+    return found
+
+
+def _sizes(datasets: Sequence[xr.Dataset], joined: xr.Dataset) -> dict[str, xr.Variable]:
+    """`<dimension>_size` for dimensions that are longer in some texts, and begin alike in all."""
+    found = {}
+    for dim in (str(dim) for dim in joined.dims if dim != "text"):
+        sizes = [d.sizes.get(dim, 0) for d in datasets]
+        alike = all(joined.indexes[dim][: d.sizes[dim]].equals(d.indexes[dim]) for d in datasets if dim in d.dims)
+        if len(set(sizes)) > 1 and alike:
+            about = {"units": "1", "description": f"entries along {dim} that are the text's own", "size_of": dim}
+            found[f"{dim}_size"] = xr.Variable("text", np.array(sizes), about)
+    return found
+
+
+def _with_attributes(joined: xr.Dataset, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
+    """`joined` with the attributes that all texts share, and a variable along `text` for each of the others."""
+    owners: dict[Any, list[Mapping[Any, Any]]] = {None: [d.attrs for d in datasets]}
+    for name in {name: None for d in datasets for name in d.variables}:
+        owners[name] = [d.variables[name].attrs if name in d.variables else {} for d in datasets]
+    joined = joined.copy()
+    joined.attrs = {}
+    for owner, attrs in owners.items():
+        having = [a for d, a in zip(datasets, attrs, strict=True) if owner is None or owner in d.variables]
+        home = joined.attrs if owner is None else joined[owner].attrs
+        for attribute in dict.fromkeys(name for a in having for name in a):
+            if all(attribute in a and np.array_equal(a[attribute], having[0][attribute]) for a in having):
+                home[attribute] = having[0][attribute]
+                continue
+            home.pop(attribute, None)
+            name = attribute if owner is None else f"{owner}_{attribute}"
+            while name in joined.variables or name in joined.dims:
+                name += "_attribute"
+            joined[name] = _along_text([a.get(attribute) for a in attrs], attribute, owner)
+    return joined
+
+
+def _along_text(values: Sequence[Any], attribute: str, owner: Any) -> xr.Variable:
+    """One attribute of all texts as a variable; None, where a text has none, becomes NaN or an empty string."""
+    about = {
+        "units": "1",
+        "description": f"attribute {attribute} of {'the result' if owner is None else owner}",
+        "attribute": attribute,
+    }
+    if owner is not None:
+        about["attribute_of"] = str(owner)
+    if None in values:
+        about["absent"] = " ".join(str(i) for i, value in enumerate(values) if value is None)
+    if all(value is None or isinstance(value, numbers.Real) for value in values):
+        if None in values and all(value is None or isinstance(value, numbers.Integral) for value in values):
+            about["whole"] = "int64"
+        return xr.Variable("text", np.array([np.nan if value is None else value for value in values]), about)
+    texts = ["" if value is None else value if isinstance(value, str) else _json(value) for value in values]
+    return xr.Variable("text", np.array(texts, dtype=object), about | {"units": "text"})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _averaged(variable: xr.DataArray, parts: Sequence[xr.DataArray]) -> bool:
+    """Whether a mean over texts says something: numbers that do not lie along positions and are no places themselves."""
+    if variable.dtype.kind not in "fiu" or _positional(variable):
+        return False
+    return variable.attrs.get("units") not in PLACES or any(part.dtype.kind == "f" for part in parts)
+
+
 def _summary(name: str, variable: xr.DataArray) -> dict[str, xr.DataArray]:
-    units = variable.attrs.get("units", "1")
-    mean = variable.mean("text").assign_attrs(units=units, description=f"mean over texts of {name}")
-    summary = {f"{name}_mean": mean}
+    about = {"units": variable.attrs.get("units", "1"), "summary_of": name}
+    mean = variable.mean("text", keep_attrs=False)
+    summary = {"mean": mean.assign_attrs(about, description=f"mean over texts of {name}")}
     if variable.sizes["text"] > 1:
-        values = variable.transpose("text", ...).values.astype(np.float64)
+        for side, limit in _interval(variable.transpose("text", ...).values.astype(np.float64)).items():
+            what = f"{side} limit of the {CONFIDENCE:.0%} bootstrap interval of the mean of {name}"
+            summary[side] = mean.copy(data=limit).assign_attrs(about, description=what)
+    return {f"{name}_{kind}": values for kind, values in summary.items()}
+
+
+def _interval(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Limits of the bootstrap interval of the mean along the first axis."""
+    from scipy import stats  # slow to import, and not needed to pick one text
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # a resample without a value
         interval = stats.bootstrap(
             (values,), np.nanmean, axis=0, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
             batch=50, rng=np.random.default_rng(0), vectorized=True,
         ).confidence_interval  # fmt: skip
-        for side, limit in (("low", interval.low), ("high", interval.high)):
-            attrs = {
-                "units": units,
-                "description": f"{side} limit of the {CONFIDENCE:.0%} bootstrap interval of the mean of {name}",
-            }
-            summary[f"{name}_{side}"] = xr.DataArray(limit, dims=mean.dims, coords=mean.coords, attrs=attrs)
-    return summary
+    return {"low": interval.low, "high": interval.high}
+
+
+def _put_back(result: xr.Dataset, variable: xr.Variable, text: int) -> None:
+    """Give `result` the attribute that `_along_text` had made a variable, where this text has it."""
+    about = variable.attrs
+    if str(text) in about.get("absent", "").split():
+        return
+    home = result[about["attribute_of"]] if "attribute_of" in about else result
+    home.attrs[about["attribute"]] = int(variable.values) if "whole" in about else variable.values.item()

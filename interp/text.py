@@ -39,7 +39,7 @@ class TextMixin:
         return [self.tokenizer.decode([t], clean_up_tokenization_spaces=False) for t in tokens.tolist()]
 
     def tokens_and_mask(
-        self, input: Any, attention_mask: Tensor | None = None, chat: bool = False
+        self, input: Any, attention_mask: Any = None, chat: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens `[batch, pos]` on the model's device, and their padding mask or None where nothing is padded."""
         if isinstance(input, torch.Tensor):
@@ -54,7 +54,12 @@ class TextMixin:
                     f"token id {int(input.max() if input.max() >= self.cfg.d_vocab else input.min())} is outside the "
                     f"vocabulary of {self.cfg.d_vocab}."
                 )
-            return torch.atleast_2d(input).to(self.device), attention_mask
+            if chat:
+                raise InterpError("chat=True puts a text through the chat template; pass a text instead of tokens.")
+            mask = None if attention_mask is None else torch.as_tensor(attention_mask, device=self.device)
+            return torch.atleast_2d(input).to(self.device), mask
+        if attention_mask is not None:
+            raise InterpError("an attention mask goes with tokens; texts get their own when they are padded.")
         if chat:
             input = self._chat(input)
         return self._encode(input, None, special=not chat)
@@ -64,6 +69,14 @@ class TextMixin:
         if self.cfg.n_ctx and n_tokens > self.cfg.n_ctx:
             raise InterpError(
                 f"{n_tokens} tokens exceed the context of {self.cfg.n_ctx} of {self.cfg.model_name}; shorten the text."
+            )
+
+    def check_mask(self, mask: Tensor | None, tokens: Tensor, seen: int) -> None:
+        """Raise InterpError when a padding mask does not cover the tokens (those seen before included)."""
+        if mask is not None and mask.ndim == 2 and mask.shape != (tokens.shape[0], seen + tokens.shape[1]):
+            raise InterpError(
+                f"the attention mask is {list(mask.shape)}, but there are {tokens.shape[0]} sequences of "
+                f"{seen + tokens.shape[1]} tokens; pass one entry for each token, cached ones included."
             )
 
     def _encode(

@@ -38,6 +38,7 @@ BUILDERS = {
     "granite": lambda: hf.GraniteForCausalLM(
         hf.GraniteConfig(**GROUPED, residual_multiplier=0.22, logits_scaling=3.0, attention_multiplier=0.3)),
     "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**GROUPED)),
+    "smollm3": lambda: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**GROUPED, no_rope_layers=[1, 0, 1])),
     "stablelm": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(**GROUPED, partial_rotary_factor=0.25)),
 }  # fmt: skip
 NAMES = tuple(BUILDERS)

@@ -72,6 +72,18 @@ def test_truncated_safetensors_in_a_folder(folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_lack_a_tensor(folder: Path) -> None:
+    """transformers would fill the gap with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    weights = next(folder.glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors.pop("model.layers.1.self_attn.k_proj.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(interp.InterpError, match=r"lack 1 tensors, model\.layers\.1\.self_attn\.k_proj"):
+        interp.load(str(folder))
+
+
 def test_pickled_weights_are_not_loaded(folder: Path) -> None:
     next(folder.glob("*.safetensors")).unlink()
     torch.save(shared("llama").state_dict(), folder / "pytorch_model.bin")

@@ -29,7 +29,6 @@ Tensor = torch.Tensor
 GramApply = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 NEGLIGIBLE = 1e-7  # a Ritz value below this part of the largest is rounding error of fp32 sweeps
-ROWS = 1024  # rows converted to fp64 at a time
 
 
 @dataclass(frozen=True)
@@ -83,26 +82,29 @@ class Krylov:
         """V as rows."""
         self.tridiagonal = start.new_zeros(len(self.basis), len(self.basis), dtype=torch.float64)
         """T = Vᵀ AᵀA V, block-tridiagonal."""
+        self.outside = start.new_empty(0)
+        """WᵀW for the part W of AᵀA V_last outside the space `[width, width]`, fp64; known at the end."""
         self.filled = 0
-        self.applied = self.outside = start.new_empty(0)
-        self.block = _orthonormal(start.mT, self.basis[:0])
+        self.applied = start.new_empty(0)
+        self.block = _orthonormal(start.mT / self.size**0.5, self.basis[:0])
         """The rows to which AᵀA is applied next `[width, size]`."""
 
     def advance(self, applied: Tensor, gram: Tensor) -> None:
         """Take in A x `[n, width]` and AᵀA x `[size, width]` of the current block x, and find the next block."""
         here = slice(self.filled, self.filled + self.width)
         self.basis[here] = self.block
-        self.tridiagonal[here, here] = _inner(applied, applied)
+        applied = applied.double()
+        self.tridiagonal[here, here] = applied.mT @ applied
         if self.filled:
             before = slice(self.filled - self.width, self.filled)
-            self.tridiagonal[before, here] = _inner(self.applied, applied)
+            self.tridiagonal[before, here] = self.applied.mT @ applied
             self.tridiagonal[here, before] = self.tridiagonal[before, here].mT
         self.filled, self.applied = here.stop, applied
         if self.filled < len(self.basis):
             self.block = _orthonormal(gram.mT, self.basis[: self.filled])
         else:
-            outside = _without(gram.mT, self.basis)
-            self.outside = _inner(outside.mT, outside.mT)  # WᵀW for the part W of AᵀA x outside the space
+            rest = _without(gram.mT, self.basis).double()
+            self.outside = rest @ rest.mT
 
     def spectrum(self, k: int) -> Spectrum:
         """Leading singular values and sums over all of them; see the module."""
@@ -186,9 +188,10 @@ def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
     Where they add nothing (A has a lower rank than the space), rounding errors supply arbitrary new directions. These
     are not orthogonal to the basis after the usual two rounds, so rounds go on until one finds little left to remove.
     """
-    for _ in range(5):
+    for round_ in range(5):
         rows = _without(rows, basis)
-        values, vectors = torch.linalg.eigh(_inner(rows.mT, rows.mT))
+        exact = rows.double() if round_ == 0 else rows  # only at first can they be nearly dependent
+        values, vectors = torch.linalg.eigh(exact @ exact.mT)
         root = values.maximum(values[-1:] * 1e-15).clamp_min(1e-30).rsqrt()
         rows = (vectors * root).to(rows.dtype).mT @ rows
         if (values - 1).abs().max() < 0.5:
@@ -198,14 +201,6 @@ def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
 
 def _without(rows: Tensor, basis: Tensor) -> Tensor:
     return torch.addmm(rows, rows @ basis.mT, basis, alpha=-1)
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """xᵀ y in fp64 for tall fp32 x and y `[size, width]`."""
-    total = x.new_zeros(x.shape[-1], y.shape[-1], dtype=torch.float64)
-    for a, b in zip(x.split(ROWS), y.split(ROWS), strict=True):
-        total.addmm_(a.double().mT, b.double())
-    return total
 
 
 def _eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:

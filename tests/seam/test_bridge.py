@@ -41,8 +41,6 @@ def both_have(lens: Any, bridge: Any) -> list[str]:
 def test_every_shared_point_agrees(name: str) -> None:
     lens, bridge = interp.load(shared(name)), interp.load(bridged(name))
     names = both_have(lens, bridge)
-    if name == "gpt_oss":
-        names = [n for n in names if lens.point_table[n].mode != "observable"]
     assert len(names) >= 20
     if name not in ("gpt_neox", "phi3", "gpt_oss", "phi"):
         assert any(n.endswith("column_mass") for n in names)
@@ -80,8 +78,26 @@ def test_what_a_bridge_lacks_is_refused_by_name() -> None:
         interp.load(bridged("phi3")).run_with_cache(tokens(), names_filter="blocks.0.attn.hook_column_mass")
     with pytest.raises(interp.UnknownNameError, match="QK-norm"):
         interp.load(bridged("qwen3")).run_with_cache(tokens(), names_filter="blocks.0.attn.hook_pre_rot_k")
-    with pytest.raises(interp.UnsupportedModelError, match="learned sinks"):
+    with pytest.raises(interp.UnknownNameError, match="learned sinks"):
         interp.load(bridged("gpt_oss")).run_with_cache(tokens(), names_filter="blocks.0.attn.hook_lse")
+    bridge = interp.load(bridged("llama"))
+    with (
+        bridge.hooks(fwd_hooks=[("blocks.0.attn.hook_lse", lambda x, hook: None)]),
+        pytest.raises(interp.UnsupportedModelError, match="not in generate"),
+    ):
+        bridge.generate(tokens())
+
+
+def test_alibi_is_noticed() -> None:
+    """Bloom adds a bias by distance, which a bridge does not show: observables are refused, not computed without it."""
+    import transformers
+
+    model = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=128, hidden_size=64, n_layer=2, n_head=8))
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    bridge = interp.load(build_bridge_from_module(model.eval(), "BloomForCausalLM", hf_config=model.config))
+    with pytest.raises(interp.UnknownNameError, match=r"ALiBi|never fires|hands attention"):
+        bridge.run_with_cache(tokens(), names_filter="blocks.0.attn.hook_column_mass")
 
 
 def test_telling_a_bridge_imports_nothing() -> None:

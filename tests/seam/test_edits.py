@@ -108,6 +108,53 @@ def test_residual_edits_move_the_residual(name: str) -> None:
     assert not torch.allclose(logits("ln_final.hook_normalized", delta), plain, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "gpt2", "gpt_neox"])
+@torch.no_grad()
+def test_changes_in_place_count(name: str) -> None:
+    """TransformerLens' users write `x[:] = 0; return x` as often as `return x * 0`: both take effect everywhere."""
+    lens, ids = interp.load(shared(name)), tokens()
+
+    def in_place(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        x[:, -3:] = 0.25
+        return x
+
+    def returned(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        x = x.clone()
+        x[:, -3:] = 0.25
+        return x
+
+    plain = lens(ids)
+    for point in [n for n, p in lens.point_table.items() if p.mode == "edit" and not n.startswith("blocks.0")]:
+        one = lens.run_with_hooks(ids, fwd_hooks=[(point, in_place)])
+        other = lens.run_with_hooks(ids, fwd_hooks=[(point, returned)])
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(one, plain, atol=1e-3), point
+
+
+@pytest.mark.parametrize("name", ["llama", "granite", "gemma2"])
+def test_a_value_that_a_hook_keeps_has_a_gradient(name: str) -> None:
+    """The gradient of the loss at the value that a hook saw, against a difference along it."""
+    lens, ids = interp.load(tiny(name)), tokens(length=6)
+    for short in ("hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"):
+        kept: list[torch.Tensor] = []
+
+        def keep(x: torch.Tensor, hook: Any, kept: list[torch.Tensor] = kept) -> None:
+            x.retain_grad()
+            kept.append(x)
+
+        point = f"blocks.1.{short}"
+        lens.run_with_hooks(ids, return_type="loss", fwd_hooks=[(point, keep)]).backward()
+        gradient = kept[0].grad
+        assert gradient is not None
+        step = 1e-2 * gradient / gradient.norm()
+        with torch.no_grad():
+            up, down = (
+                lens.run_with_hooks(ids, return_type="loss", fwd_hooks=[(point, lambda x, hook, by=s * step: x + by)])
+                for s in (1, -1)
+            )
+        torch.testing.assert_close((up - down) / 2e-2, gradient.norm(), rtol=2e-2, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_an_edit_is_what_the_cache_stores(name: str) -> None:

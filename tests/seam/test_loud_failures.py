@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 import interp
-from interp.attention import NAME
+from interp.attention import NAME, AttentionCall
 from interp.masks import same_function
 from tests.models import SHAPE, shared, tiny, tokens
 
@@ -88,9 +88,57 @@ def test_features_that_sdpa_would_drop(name: str, feature: str) -> None:
 
 def test_unknown_attention_arguments_are_refused(lens: interp.Lens) -> None:
     """A model that passes something we do not know may be delegated to, not recomputed."""
-    bias = torch.zeros(2, 8, 12, 12)
+    q = torch.zeros(1, 8, 3, 8)
+    call = AttentionCall(lens.anatomy.blocks[0].attention, q, q, q, None, None, {"position_bias": q, "dropout": 0.0})
     with pytest.raises(interp.UnsupportedModelError, match="position_bias"):
-        lens.run_with_hooks(tokens(), position_bias=bias, fwd_hooks=[("blocks.0.attn.hook_lse", nothing)])
+        call.refuse_unknown()
+
+
+def test_arguments_that_a_model_would_swallow(lens: interp.Lens) -> None:
+    for call, says in (
+        (lambda: lens(tokens(), stop_at_layer=1), "knows no argument stop_at_layer"),
+        (lambda: lens(tokens(), return_type="logit"), "not 'logit'"),
+        (lambda: interp.load(shared("llama"), attn_implementation="eager"), "attn_implementation would be ignored"),
+        (lambda: interp.load("demo", revision="main"), "revision would be ignored"),
+        (lambda: lens.generate(tokens(), chat=True), "pass a text"),
+        (lambda: lens.generate(tokens(), cache_implementation="static"), "no cache_implementation"),
+        (lambda: lens.generate(tokens(), max_new_tokens=600), "exceed the context"),
+        (lambda: lens(tokens(), attention_mask=torch.ones(2, 5)), r"mask is \[2, 5\]"),
+        (lambda: lens(tokens(), return_type="loss", logits_to_keep=1), "logits of all 12 positions"),
+        (lambda: lens.run_with_cache(tokens())[1]["resid_post", 3], "no layer 3"),
+        (lambda: lens.add_hook("blocks.0.attn.hook_lse", nothing, dir="bwd"), "no gradient"),
+    ):
+        with pytest.raises(interp.InterpError, match=says):
+            call()
+
+
+@pytest.mark.parametrize("point", ["attn.hook_cached_v", "attn.hook_column_mass"])
+def test_read_only_points_refuse_changes_in_place(lens: interp.Lens, point: str) -> None:
+    def zero(x: torch.Tensor, hook: object) -> None:
+        x.zero_()
+
+    with torch.no_grad(), pytest.raises(ValueError, match="read-only"):
+        lens.run_with_hooks(tokens(), fwd_hooks=[(f"blocks.1.{point}", zero)])
+
+
+def test_models_that_mix_attention_with_other_layers() -> None:
+    kinds = ["conv", "full_attention", "conv", "full_attention"]
+    shape = {k: v for k, v in SHAPE.items() if k != "num_hidden_layers"}
+    model = hf.Lfm2ForCausalLM(hf.Lfm2Config(**shape, num_key_value_heads=2, num_hidden_layers=4, layer_types=kinds))
+    with pytest.raises(interp.UnsupportedModelError, match="4 layers of which 2"):
+        interp.load(model.eval())
+
+
+@torch.no_grad()
+def test_keys_of_a_static_cache_are_found_where_they_are(lens: interp.Lens) -> None:
+    """A static cache holds more columns than tokens: the new keys are in the middle, the rest is not real."""
+    cache = hf.StaticCache(config=lens.model.config, max_cache_len=32)
+    wanted = [n for n in lens.hook_dict if n.endswith(("hook_rot_k", "key_energy", "column_mass", "pre_rot_k"))]
+    _, fixed = lens.run_with_cache(tokens(), past_key_values=cache, use_cache=True, names_filter=wanted)
+    _, plain = lens.run_with_cache(tokens(), names_filter=wanted)
+    for name in wanted:
+        found = fixed[name][..., :12] if name.endswith("column_mass") else fixed[name]
+        torch.testing.assert_close(found, plain[name], rtol=1e-5, atol=1e-5)
 
 
 def test_an_exception_inside_leaves_the_model_as_it_was(lens: interp.Lens) -> None:
