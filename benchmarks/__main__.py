@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("probe_cost", "kernels")
+BENCHMARKS = ("probe_cost", "kernels", "spectrum_accuracy")
 
 
 def main(names: list[str]) -> None:

@@ -14,14 +14,11 @@ if TYPE_CHECKING:
 def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """One dataset with a `model` dimension from results of the same probe, by model name.
 
-    Models may differ in depth and heads: dimensions are joined, and what a model does not have is NaN. Only variables
-    that all of them have are kept; the others are named in `attrs["left_out"]`.
+    Models may differ in depth and heads: dimensions are joined, and what a model does not have is NaN, or empty text.
+    Only variables that all of them have are kept; the others are named in `attrs["left_out"]`.
 
     Raises InterpError for fewer than two results or results of different probes.
     """
-    import pandas as pd
-    import xarray as xr
-
     from interp.several import stack
 
     if len(results) < 2:
@@ -32,3 +29,4 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     shared = set.intersection(*(set(map(str, d.data_vars)) for d in results.values()))
     left_out = sorted(set.union(*(set(map(str, d.data_vars)) for d in results.values())) - shared)
     joined = stack([d[sorted(shared)] for d in results.values()], "model").assign_coords(model=list(results))
+    return joined.assign_attrs(left_out=", ".join(left_out))

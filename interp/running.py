@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ def probe(
     probes: Iterable[str | Probe] | str | Probe | None = None,
     *,
     tokens: int | None = None,
+    attention_mask: torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run probes on a model reading text; returns their results by name.
@@ -32,23 +36,29 @@ def probe(
     Args:
         lens: from `interp.load`.
         inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text). Each text is read
-        by
-            itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for what
-            does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
-            `<variable>_high`.
+            by itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for
+            what does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
+            `<variable>_high` (`interp.several` says by which rules, and picks one text out again).
         probes: names, or probe objects with their parameters; None runs all.
         tokens: read only the first so many tokens of each text.
+        attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
+            is cut away. Without it every token is read as text, padding tokens too.
         progress: see `Progress`.
 
     Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer.
     """
+    from interp.storage import provenance
+
     wanted = resolve(probes)
-    rows = _rows(lens, inputs, tokens)
+    rows = _rows(lens, inputs, tokens, attention_mask)
+    facts = provenance(lens.device) | {"special_tokens": _special_tokens(lens)}
     total, done = lens.cfg.n_layers * len(rows), 0
     results: list[dict[str, xr.Dataset]] = []
     for row in rows:
         report = None if progress is None else partial(_report, progress, done, total)
         results.append(_probe_one(lens, row, wanted, report))
+        for dataset in results[-1].values():
+            dataset.attrs |= facts
         done += lens.cfg.n_layers
     if not _several(inputs):
         return results[0]
@@ -65,27 +75,63 @@ def _several(inputs: Any) -> bool:
     return not isinstance(inputs, str) and not (isinstance(inputs, torch.Tensor) and inputs.ndim == 1)
 
 
-def _rows(lens: Any, inputs: Any, n: int | None) -> list[torch.Tensor]:
+def _rows(lens: Any, inputs: Any, n: int | None, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
     """One row of tokens `[1, pos]` for each text."""
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
     if isinstance(inputs, torch.Tensor):
-        rows = list(lens.tokens_and_mask(inputs)[0][:, :n].split(1))
+        rows = [row[:, :n] for row in _cut(lens.tokens_and_mask(inputs)[0], attention_mask)]
+    elif attention_mask is not None:
+        raise InterpError("attention_mask goes with tokens; texts are read one by one and never padded.")
     else:
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        if not texts or not all(text.strip() for text in texts):
-            raise InterpError("there is no text to read: pass at least one, and none that is empty.")
-        rows = [lens.to_tokens(text, truncate=n) for text in texts]
+        rows = [lens.to_tokens(text, truncate=n) for text in _texts(inputs)]
     for row in rows:
         lens.check_length(row.shape[1])
     return rows
+
+
+def _texts(inputs: Any) -> list[str]:
+    listed = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping))
+    texts = list(inputs) if listed else [inputs]
+    if wrong := next((type(text).__name__ for text in texts if not isinstance(text, str)), None):
+        raise InterpError(
+            "probe reads a text, a list of texts, or an integer tensor of tokens [pos] or [batch, pos], not "
+            f"{'a ' + type(inputs).__name__ + ' that holds ' if listed else ''}{wrong}."
+        )
+    if not texts or not all(text.strip() for text in texts):
+        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
+    return texts
+
+
+def _cut(tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """Rows `[1, pos]` of tokens `[batch, pos]` without their padding."""
+    if attention_mask is None:
+        return list(tokens.split(1))
+    mask = torch.atleast_2d(torch.as_tensor(attention_mask))
+    if mask.shape != tokens.shape:
+        raise InterpError(f"attention_mask has shape {tuple(mask.shape)} and the tokens have {tuple(tokens.shape)}.")
+    rows = []
+    for i, (row, real) in enumerate(zip(tokens.split(1), mask, strict=True)):
+        kept = real.nonzero().flatten().tolist()
+        if not kept:
+            raise InterpError(f"attention_mask leaves nothing of row {i}; leave that row out.")
+        if kept[-1] - kept[0] + 1 != len(kept):
+            raise InterpError(f"attention_mask has a hole in row {i}; padding can only be left or right of a text.")
+        rows.append(row[:, kept[0] : kept[-1] + 1])
+    return rows
+
+
+def _special_tokens(lens: Any) -> str:
+    """JSON list of the ids that the tokenizer adds by default, or "none"."""
+    ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
+    return json.dumps(ids) if ids else "none"
 
 
 @torch.no_grad()
 def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None) -> dict:
     context = Context(lens, tokens, lens.to_str_tokens(tokens))
     folds = {p.name: p.begin(context) for p in wanted}
-    hooks = [hook for fold in folds.values() for hook in _attach(lens, fold)]
+    hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
     if report is not None:
         last = lens.cfg.n_layers - 1
         hooks += [(f"blocks.{i}.hook_resid_post", _only(partial(report, i + 1))) for i in range(last + 1)]
@@ -94,28 +140,45 @@ def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Cal
     lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
     seconds = time.perf_counter() - began
     results = {name: fold.result() for name, fold in folds.items()}
+    ids = tokens[0].cpu().numpy().astype("<i8")  # what was read, whatever the tokenizer: little-endian int64
+    facts = {
+        "model": lens.cfg.model_name,
+        "architecture": lens.cfg.architecture,
+        "n_tokens": context.n_tokens,
+        "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        "seconds_forward": round(seconds, 3),
+        "dtype": lens.cfg.dtype,
+    }
     for dataset in results.values():
-        dataset.attrs |= {
-            "model": lens.cfg.model_name,
-            "architecture": lens.cfg.architecture,
-            "n_tokens": context.n_tokens,
-        }
-        dataset.attrs |= {"seconds_forward": round(seconds, 3), "dtype": lens.cfg.dtype}
+        dataset.attrs |= facts
     return results
 
 
-def _attach(lens: Any, fold: Fold) -> list[tuple[str, Callable]]:
+def _attach(lens: Any, probe: str, fold: Fold) -> list[tuple[str, Callable]]:
     """A fold's wishes as (hook point name, hook)."""
     hooks = []
     for name, fn in fold.hooks().items():
         if name in lens.hook_dict:
             hooks.append((name, _only(partial(fn, -1))))
             continue
-        layers = [i for i in range(lens.cfg.n_layers) if f"blocks.{i}.{name}" in lens.hook_dict]
-        if not layers:
-            raise UnknownNameError(f"{lens.cfg.architecture} has no hook point {name!r}, which this probe needs.")
-        hooks += [(f"blocks.{i}.{name}", _only(partial(fn, i))) for i in layers]
+        wanted = [f"blocks.{i}.{name}" for i in range(lens.cfg.n_layers)]
+        if missing := [point for point in wanted if point not in lens.hook_dict]:
+            raise _no_point(lens, probe, name, None if len(missing) == len(wanted) else missing[0])
+        hooks += [(point, _only(partial(fn, i))) for i, point in enumerate(wanted)]
     return hooks
+
+
+def _no_point(lens: Any, probe: str, name: str, first: str | None) -> InterpError:
+    """Why a point that a probe needs is nowhere, or is missing for the first time at `first`."""
+    reason = lens.absent.get(first or f"blocks.0.{name}", lens.absent.get(name))
+    if reason is None:
+        known = sorted({point.split(".", 2)[2] if point.startswith("blocks.") else point for point in lens.hook_dict})
+        reason = f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}"
+    if first is None:
+        return UnknownNameError(
+            f"{lens.cfg.architecture} has no hook point {name!r}, which this probe needs ({probe}): {reason}."
+        )
+    return InterpError(f"{lens.cfg.architecture} has no {first}, which {probe} needs in every layer: {reason}.")
 
 
 def _only(look: Callable[[Any], None]) -> Callable:

@@ -9,7 +9,7 @@
 * Token bins of different width are put side by side by their number; `token_bin_start(text, token_bin)` says at which
   token each begins.
 * Attributes that are equal in all texts stay attributes. Others become variables along `text`: `<attribute>` where it
-  is the result's own, `<variable>_<attribute>` where it is a variable's; both with `_attribute` where that name is taken.
+  is the result's own, `<variable>_<attribute>` where it is a variable's; with `_attribute` after it if that is taken.
 * Numbers without a position dimension get `<name>_mean` and, from two texts on, `<name>_low` and `<name>_high`; whole
   numbers that name a token, channel or text do not, because a mean of places means nothing.
 
@@ -48,6 +48,8 @@ def gather(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     for name, variable in list(joined.data_vars.items()):
         if _averaged(variable, [d[name] for d in datasets if name in d]):
             joined = joined.assign(_summary(str(name), variable))
+        if lacking := _lacking([d.get(name) for d in datasets]):
+            joined[name].attrs["absent"] = lacking
     joined = joined.assign(_sizes(datasets, joined)).drop_vars(unlabelled)
     return _with_attributes(joined, datasets).assign_attrs(texts=len(datasets))
 
@@ -73,32 +75,36 @@ def single(result: xr.Dataset) -> xr.Dataset:
         raise InterpError(f"these are results of {_texts(result)}; pick one with .isel(text=0).")
     if "text" not in result.coords:
         return result
-    text = int(result["text"])
-    summaries = [name for name, variable in result.variables.items() if "summary_of" in variable.attrs]
-    result = result.drop_vars([*summaries, "text"]).copy()
+    text = str(int(result["text"]))
+    about = {name: variable.attrs for name, variable in result.variables.items()}
+    foreign = [name for name, a in about.items() if "summary_of" in a or text in a.get("absent", "").split()]
+    result = result.drop_vars([*foreign, "text"]).copy()
     result.attrs.pop("texts", None)
-    for name, variable in list(result.data_vars.items()):
+    for name, variable in list(result.variables.items()):
         if dim := variable.attrs.get("size_of"):
-            result = result.isel({dim: slice(int(variable))}).drop_vars(name)
+            result = result.isel({dim: slice(int(variable))}).drop_vars([name])
     for name, variable in list(result.variables.items()):
         if dim := variable.attrs.get("labels_of"):
-            result = result.drop_vars(name).assign_coords({dim: (dim, variable.values.astype(variable.attrs["whole"]))})
+            labels = variable.values.astype(variable.attrs["whole"])
+            result = result.drop_vars([name]).assign_coords({dim: (dim, labels)})
         elif "attribute" in variable.attrs:
-            result = result.drop_vars(name)
-            _put_back(result, variable, text)
-        elif "whole" in variable.attrs:
-            rest = {key: value for key, value in variable.attrs.items() if key != "whole"}
-            result[name] = (variable.dims, variable.values.astype(variable.attrs["whole"]), rest)
+            result = result.drop_vars([name])
+            _put_back(result, variable)
+        else:
+            values = variable.values.astype(variable.attrs.get("whole", variable.dtype))
+            rest = {key: value for key, value in variable.attrs.items() if key not in ("whole", "absent")}
+            result[name] = (variable.dims, values, rest)
     return result
 
 
 def stack(datasets: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
-    """Datasets along a new dimension: aligned by label, filled with NaN or empty strings, with the first one's attributes.
+    """Datasets along a new dimension: aligned by label, filled with NaN or empty strings.
 
-    Coordinates beside a dimension's own are stacked too, where they lie along positions or differ.
+    Coordinates beside a dimension's own are stacked too, where they lie along positions or differ. Attributes that
+    conflict are left out.
     """
     datasets = [indexed(dataset) for dataset in datasets]
-    beside = {name for d in datasets for name in d.coords if name not in d.dims}
+    beside = dict.fromkeys(name for d in datasets for name in d.coords if name not in d.dims)
     own = [name for name in beside if not _shared(datasets, name)]
     variables = {name: v for d in datasets for name, v in d.variables.items()}
     joined = xr.concat(
@@ -108,7 +114,7 @@ def stack(datasets: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
         data_vars="all",
         coords="minimal",
         compat="override",
-        combine_attrs="override",
+        combine_attrs="drop_conflicts",
         fill_value={name: "" for name, variable in variables.items() if variable.dtype.kind in "OUST"},
     )
     for name, variable in variables.items():
@@ -173,8 +179,8 @@ def _with_attributes(joined: xr.Dataset, datasets: Sequence[xr.Dataset]) -> xr.D
     owners: dict[Any, list[Mapping[Any, Any]]] = {None: [d.attrs for d in datasets]}
     for name in {name: None for d in datasets for name in d.variables}:
         owners[name] = [d.variables[name].attrs if name in d.variables else {} for d in datasets]
-    joined = joined.copy()
-    joined.attrs = {}
+    joined = joined.copy().drop_attrs(deep=False)
+    differing: dict[str, xr.Variable] = {}
     for owner, attrs in owners.items():
         having = [a for d, a in zip(datasets, attrs, strict=True) if owner is None or owner in d.variables]
         home = joined.attrs if owner is None else joined[owner].attrs
@@ -184,10 +190,10 @@ def _with_attributes(joined: xr.Dataset, datasets: Sequence[xr.Dataset]) -> xr.D
                 continue
             home.pop(attribute, None)
             name = attribute if owner is None else f"{owner}_{attribute}"
-            while name in joined.variables or name in joined.dims:
+            while name in joined.variables or name in joined.dims or name in differing:
                 name += "_attribute"
-            joined[name] = _along_text([a.get(attribute) for a in attrs], attribute, owner)
-    return joined
+            differing[name] = _along_text([a.get(attribute) for a in attrs], attribute, owner)
+    return joined.assign(differing)
 
 
 def _along_text(values: Sequence[Any], attribute: str, owner: Any) -> xr.Variable:
@@ -199,8 +205,8 @@ def _along_text(values: Sequence[Any], attribute: str, owner: Any) -> xr.Variabl
     }
     if owner is not None:
         about["attribute_of"] = str(owner)
-    if None in values:
-        about["absent"] = " ".join(str(i) for i, value in enumerate(values) if value is None)
+    if lacking := _lacking(values):
+        about["absent"] = lacking
     if all(value is None or isinstance(value, numbers.Real) for value in values):
         if None in values and all(value is None or isinstance(value, numbers.Integral) for value in values):
             about["whole"] = "int64"
@@ -209,12 +215,17 @@ def _along_text(values: Sequence[Any], attribute: str, owner: Any) -> xr.Variabl
     return xr.Variable("text", np.array(texts, dtype=object), about | {"units": "text"})
 
 
+def _lacking(values: Sequence[Any]) -> str:
+    """The texts where something is None: '1 3'."""
+    return " ".join(str(text) for text, value in enumerate(values) if value is None)
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _averaged(variable: xr.DataArray, parts: Sequence[xr.DataArray]) -> bool:
-    """Whether a mean over texts says something: numbers that do not lie along positions and are no places themselves."""
+    """Whether a mean over texts says something: numbers not along positions that are no places."""
     if variable.dtype.kind not in "fiu" or _positional(variable):
         return False
     return variable.attrs.get("units") not in PLACES or any(part.dtype.kind == "f" for part in parts)
@@ -235,8 +246,9 @@ def _interval(values: np.ndarray) -> dict[str, np.ndarray]:
     """Limits of the bootstrap interval of the mean along the first axis."""
     from scipy import stats  # slow to import, and not needed to pick one text
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # a resample without a value
+    with warnings.catch_warnings():  # a resample without a value makes the limits NaN
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
             (values,), np.nanmean, axis=0, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
             batch=50, rng=np.random.default_rng(0), vectorized=True,
@@ -244,10 +256,8 @@ def _interval(values: np.ndarray) -> dict[str, np.ndarray]:
     return {"low": interval.low, "high": interval.high}
 
 
-def _put_back(result: xr.Dataset, variable: xr.Variable, text: int) -> None:
-    """Give `result` the attribute that `_along_text` had made a variable, where this text has it."""
+def _put_back(result: xr.Dataset, variable: Any) -> None:
+    """Give `result` the attribute that `_along_text` had made a variable."""
     about = variable.attrs
-    if str(text) in about.get("absent", "").split():
-        return
     home = result[about["attribute_of"]] if "attribute_of" in about else result
     home.attrs[about["attribute"]] = int(variable.values) if "whole" in about else variable.values.item()

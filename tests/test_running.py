@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 
 import interp
+from interp import storage
 from interp.probes import Context, Fold, Probe, available, resolve
 from tests.models import shared, tokenizer, tokens
 
@@ -144,3 +146,84 @@ def test_models_are_compared_by_name(lens: interp.Lens) -> None:
         interp.compare({"llama": one})
     with pytest.raises(interp.InterpError, match="different probes"):
         interp.compare({"llama": one, "gpt2": other.assign_attrs(title="something else")})
+
+
+@torch.no_grad()
+def test_results_say_where_they_come_from(lens: interp.Lens) -> None:
+    ids = lens.to_tokens("w5 w6 w7 w8")
+    attrs = interp.probe(lens, "w5 w6 w7 w8", Norms())["norms"].attrs
+    assert set(storage.provenance()) <= set(attrs)
+    assert attrs["special_tokens"] == "[0]"
+    assert attrs["tokens_sha256"] == hashlib.sha256(ids[0].numpy().astype("<i8").tobytes()).hexdigest()
+    assert all(type(value) in (str, int, float) for value in attrs.values())
+    bare = interp.probe(interp.load(shared("llama")), ids[0], Norms())["norms"].attrs
+    assert bare["special_tokens"] == "none"
+    assert bare["tokens_sha256"] == attrs["tokens_sha256"]
+
+
+@torch.no_grad()
+def test_provenance_is_taken_once(lens: interp.Lens, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(storage, "provenance", lambda device: taken.append(1) or {"device": str(device)})
+    found = interp.probe(lens, tokens(), [Norms(), Others()])
+    assert taken == [1]
+    assert found["others"].attrs["device"] == "cpu"
+
+
+@torch.no_grad()
+def test_padding_is_cut_away_by_the_mask(lens: interp.Lens) -> None:
+    real = [tokens(1, n)[0] for n in (6, 4, 3)]
+    ids, mask = torch.full((3, 6), 2), torch.zeros(3, 6, dtype=torch.long)
+    for row, start in ((0, 0), (1, 0), (2, 3)):  # full, padded on the right, padded on the left
+        ids[row, start : start + len(real[row])] = real[row]
+        mask[row, start : start + len(real[row])] = 1
+    found = interp.probe(lens, ids, Norms(), attention_mask=mask)["norms"]
+    for i, row in enumerate(real):
+        np.testing.assert_allclose(found.norm[i], norms(lens, row[None]), rtol=1e-5)
+    assert found.n_tokens.values.tolist() == [6, 4, 3]
+    first = interp.probe(lens, ids[2], Norms(), attention_mask=mask[2].bool(), tokens=2)["norms"]
+    np.testing.assert_allclose(first.norm, norms(lens, real[2][None, :2]), rtol=1e-5)
+    unmasked = interp.probe(lens, ids, Norms())["norms"]
+    assert unmasked.attrs["n_tokens"] == 6, "without a mask every token is read"
+
+
+def test_refused_masks(lens: interp.Lens) -> None:
+    ids = tokens(2, 4)
+    for inputs, mask, says in (
+        (ids, torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]]), "hole in row 1"),
+        (ids, torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]), "leaves nothing of row 0"),
+        (ids, torch.ones(2, 3), r"shape \(2, 3\) and the tokens have \(2, 4\)"),
+        ("w5 w6", torch.ones(1, 3), "goes with tokens"),
+    ):
+        with pytest.raises(interp.InterpError, match=says):
+            interp.probe(lens, inputs, Norms(), attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ([5, 6, 7], "not a list that holds int"),
+        (None, "not NoneType"),
+        (5, "not int"),
+        (b"w5", "not bytes"),
+        ({"input_ids": [5]}, "not dict"),
+        (["w5", None], "not a list that holds NoneType"),
+    ],
+)
+def test_other_inputs_are_refused(lens: interp.Lens, inputs: Any, says: str) -> None:
+    with pytest.raises(interp.InterpError, match=f"reads a text, a list of texts, or an integer tensor.*{says}"):
+        interp.probe(lens, inputs, Norms())
+
+
+def test_missing_points_are_refused_with_the_reason(lens: interp.Lens) -> None:
+    parallel = interp.load(shared("gpt_neox"), tokenizer())
+    with pytest.raises(interp.UnknownNameError, match=r"no hook point 'hook_resid_mid'.*\(norms\): .*parallel block"):
+        interp.probe(parallel, "w5", Norms(point="hook_resid_mid"))
+    with pytest.raises(interp.UnknownNameError, match="nearest is 'hook_resid_post'"):
+        interp.probe(lens, "w5", Norms(point="hook_resid_pots"))
+    del lens.hook_dict["blocks.1.hook_mlp_out"]
+    lens.absent["blocks.1.hook_mlp_out"] = "it could not be identified"
+    with pytest.raises(
+        interp.InterpError, match=r"no blocks\.1\.hook_mlp_out, which norms needs in every layer: it could not be"
+    ):
+        interp.probe(lens, "w5", Norms(point="hook_mlp_out"))

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.several import single
 
 
 class FigureError(InterpError, ValueError):
@@ -27,7 +28,7 @@ def need(ds: xr.Dataset, figure: str, result: str, *variables: str) -> xr.Datase
         raise FigureError(
             f"figure {figure} draws one text, and this result holds {ds.sizes['text']}: choose one with .isel(text=0)."
         )
-    return ds
+    return single(ds)
 
 
 def choose(ds: xr.Dataset, dimension: str, value: int) -> int:

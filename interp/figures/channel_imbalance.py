@@ -22,7 +22,7 @@ def channel_imbalance(ds: xr.Dataset) -> go.Figure:
 
     `ds`: a result of the probe `channel_imbalance`. Raises `FigureError` for any other dataset.
     """
-    need(ds, "channel_imbalance", RESULT, "energy")
+    ds = need(ds, "channel_imbalance", RESULT, "energy")
     energy = ds["energy"].transpose("tensor", "layer", "kv_head", "channel")
     median = energy.median("channel")
     relative = (energy / median.where(median > 0)).astype("float32")

@@ -20,7 +20,7 @@ def channel_surface(ds: xr.Dataset, layer: int | None = None, kv_head: int | Non
     `ds`: a result of the probe `channel_imbalance`; `layer`, `kv_head`: coordinates of the head to draw.
     Raises `FigureError` for another dataset or a head that it does not hold.
     """
-    need(ds, "channel_surface", RESULT, "magnitude", "max_over_median")
+    ds = need(ds, "channel_surface", RESULT, "magnitude", "max_over_median")
     ratio = ds["max_over_median"].sel(tensor="key").transpose("layer", "kv_head")
     wanted = ratio
     if layer is not None:

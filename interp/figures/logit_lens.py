@@ -21,7 +21,7 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
 
     `ds`: a result of the probe `logit_lens`. Raises `FigureError` for any other dataset.
     """
-    need(ds, "logit_lens", RESULT, "lens_probability", "lens_rank", "lens_top_token", "head_attribution")
+    ds = need(ds, "logit_lens", RESULT, "lens_probability", "lens_rank", "lens_top_token", "head_attribution")
     height = rows_height(ds.sizes["layer"], 21)
     layers = [f"layer {layer}" for layer in ds["layer"].values]
     tokens = [quoted(str(text), 14) for text in ds["lens_top_token"].values]

@@ -21,7 +21,7 @@ def rank_map(ds: xr.Dataset) -> go.Figure:
 
     `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
     """
-    need(ds, "rank_map", RESULT, "rank90", "rank90_censored", "score_rank90")
+    ds = need(ds, "rank_map", RESULT, "rank90", "rank90_censored", "score_rank90")
     k, d_head = ds.sizes["component"], ds.sizes["channel"]
     titles = [f"attention pattern ({k} components computed)", f"scores before softmax (at most {d_head})"]
     fig = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)

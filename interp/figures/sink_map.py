@@ -25,7 +25,7 @@ def sink_map(ds: xr.Dataset) -> go.Figure:
 
     `ds`: a result of the probe `text_sinks`. Raises `FigureError` for any other dataset.
     """
-    need(ds, "sink_map", RESULT, "mean_received", "primary_sink", "primary_sink_share", "token_text")
+    ds = need(ds, "sink_map", RESULT, "mean_received", "primary_sink", "primary_sink_share", "token_text")
     received = ds["mean_received"].transpose("layer", "head", "token")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # tokens that too few queries see are NaN in every head

@@ -21,7 +21,7 @@ def spectrum(ds: xr.Dataset) -> go.Figure:
 
     `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
     """
-    need(ds, "spectrum", RESULT, "singular_value", "energy", "score_singular_value", "score_energy")
+    ds = need(ds, "spectrum", RESULT, "singular_value", "energy", "score_singular_value", "score_energy")
     titles = ["pattern: singular values", "pattern: energy held", "scores: singular values", "scores: energy held"]
     fig = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.1)
     for row, (prefix, dimension, colour) in enumerate(

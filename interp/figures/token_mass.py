@@ -29,7 +29,7 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all.
     Draws the first 400 tokens, or 60 lines. Raises `FigureError` for another dataset or a head that it does not hold.
     """
-    need(ds, "token_mass", RESULT, "mean_received", "column_mass", "token_text")
+    ds = need(ds, "token_mass", RESULT, "mean_received", "column_mass", "token_text")
     where = {d: choose(ds, d, v) for d, v in (("layer", layer), ("head", head)) if v is not None}
     tokens = [str(text) for text in ds["token_text"].values[:SHOWN]]
     column, line, shown = _lines(tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -59,10 +60,30 @@ class Probe(ABC):
 
     name: ClassVar[str]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Findings are about one text, for every probe: `_of_one_text` is the one place that sees to it."""
+        super().__init_subclass__(**kwargs)
+        if "findings" in vars(cls):
+            cls.findings = _of_one_text(cls.findings)  # type: ignore[assignment, method-assign]
+
     @abstractmethod
     def begin(self, context: Context) -> Fold:
         """A fresh fold for one forward pass over one text."""
 
     def findings(self, result: xr.Dataset) -> list[str]:
-        """Plain-text sentences computed from a result; what reports and the command line print."""
+        """Plain-text sentences computed from the result of one text; what reports and the command line print.
+
+        Subclasses see results of several texts, once `.isel(text=i)` or `interp.several.one` has picked one, as if that
+        text had been read alone. Raises InterpError where none was picked.
+        """
         return []
+
+
+def _of_one_text(findings: Callable[[Any, xr.Dataset], list[str]]) -> Callable[[Any, xr.Dataset], list[str]]:
+    @wraps(findings)
+    def of_one_text(probe: Any, result: xr.Dataset) -> list[str]:
+        from interp.several import single
+
+        return findings(probe, single(result))
+
+    return of_one_text

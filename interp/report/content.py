@@ -65,11 +65,14 @@ class Content:
 
 def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes: Iterable[Probe] | None) -> Content:
     """Gathers what is to be said; see `write_report` for the arguments."""
+    from interp.several import single
+
     if not results:
         raise InterpError("there is nothing to report: pass the results of at least one probe.")
     for name, result in results.items():
         if "text" in result.dims:
             raise InterpError(f"a report is about one text; choose one with results[{name!r}].isel(text=0).")
+    results = {name: single(result) for name, result in results.items()}
     known = {probe.name: probe for probe in (_all_probes() if probes is None else probes)}
     sections = [
         Section(

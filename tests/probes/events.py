@@ -14,7 +14,7 @@ from interp.probes import Context
 def random_event(
     tokens: int, *, layer: int = 0, heads: int = 4, kv_heads: int = 2, d_head: int = 16, seed: int = 0, **facts: Any
 ) -> AttentionEvent:
-    """Unstructured queries, keys and values. `softcap`, `sinks`, `unrotate` go to the event, the rest are mask facts."""
+    """Unstructured queries, keys and values; `softcap`, `sinks`, `unrotate` go to the event, the rest are its facts."""
     draw = torch.Generator().manual_seed(seed)
     own = {name: facts.pop(name) for name in ("softcap", "sinks", "unrotate") if name in facts}
     q = torch.randn(1, heads, tokens, d_head, generator=draw)

@@ -67,11 +67,11 @@ def test_long_texts_are_measured_without_the_pattern(long_result: tuple, tmp_pat
     sigma = all_singular_values(event)
     found = ds["singular_value"].sel(layer=2).values
     matters = sigma[:, :32] >= 1e-3 * sigma[:, :1]
-    assert (np.abs(found / sigma[:, :32] - 1) * matters).max() < 0.01
+    assert (np.abs(found / sigma[:, :32] - 1) * matters).max() < 0.02
     np.testing.assert_allclose(ds["frobenius_squared"].sel(layer=2), (sigma**2).sum(-1), rtol=1e-5)
     assert (np.abs(ds["nuclear_norm"].sel(layer=2) - sigma.sum(-1)) <= ds["nuclear_norm_error"].sel(layer=2)).all()
     assert (ds["effective_rank_error"] > 0).all()
-    assert (ds.attrs["method"], ds.attrs["passes"], ds.attrs["width"]) == ("block Lanczos", 5, 48)
+    assert (ds.attrs["method"], ds.attrs["passes"], ds.attrs["width"]) == ("block Lanczos", 4, 48)
     check_result(ds, tmp_path)
 
 
