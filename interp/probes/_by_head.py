@@ -1,8 +1,8 @@
 """Small dense algebra of many heads: one Python thread a core, torch single-threaded inside each.
 
 torch's own threads meet at a barrier after every step of a factorisation. For matrices of a few hundred rows on a
-machine that is busy with something else, these barriers cost many times the work (measured on 2 busy cores: 1.3 s for
-nine eigenproblems of order 240, against 0.06 s). Whole heads need no barrier.
+machine that is busy with something else, these barriers cost many times the work (nine eigenproblems of order 240 on
+2 busy cores: over a second, against 0.06 s). Whole heads need no barrier.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ Bases are fp32 and stored as rows; small matrices are fp64, because squaring hal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from interp.probes._by_head import by_head
@@ -60,16 +61,26 @@ def exact_spectrum(matrices: Tensor, k: int) -> Spectrum:
     return _stack(by_head(one, list(matrices)))
 
 
-def lanczos_spectrum(gram_apply: GramApply, start: Tensor, k: int, passes: int) -> Spectrum:
+def lanczos_spectrum(
+    gram_apply: GramApply, heads: int, size: int, *, k: int, width: int, passes: int, seed: Sequence[int]
+) -> Spectrum:
     """The spectra of matrices A `[head, n, size]` known through `gram_apply`: x `[head, size, width]` -> (A x, AᵀA x).
 
-    `start [head, size, width]` is standard normal; k <= width and passes * width <= size. Each pass is one sweep.
-    Memory: passes * width * size fp32 numbers a head for the basis, and a few blocks.
+    k <= width and passes * width <= size. Each pass is one sweep over A. `seed` decides the random first block.
+    Memory: passes * width * size fp32 numbers a head for the basis, and four blocks.
     """
-    spaces = by_head(lambda x: Krylov(x, passes), list(start))
-    for _ in range(passes):
+
+    def begin(head: int) -> Krylov:
+        draw = np.random.default_rng([*seed, head])
+        return Krylov(torch.from_numpy(draw.standard_normal((width, size), np.float32)), passes)
+
+    def sweep() -> None:  # a function, so that nothing of one sweep is still there in the next
         applied, gram = gram_apply(torch.stack([space.block.mT for space in spaces]))
         by_head(lambda step: step[0].advance(*step[1:]), list(zip(spaces, applied, gram, strict=True)))
+
+    spaces = by_head(begin, range(heads))
+    for _ in range(passes):
+        sweep()
     return _stack(by_head(lambda space: space.spectrum(k), spaces))
 
 
@@ -77,31 +88,34 @@ class Krylov:
     """The block Krylov space of AᵀA from one random block, and AᵀA as seen from it."""
 
     def __init__(self, start: Tensor, passes: int) -> None:
-        self.size, self.width = start.shape
+        self.width, self.size = start.shape
         self.basis = start.new_empty(passes * self.width, self.size)
-        """V as rows."""
+        """V as rows, filled block by block."""
         self.tridiagonal = start.new_zeros(len(self.basis), len(self.basis), dtype=torch.float64)
         """T = Vᵀ AᵀA V, block-tridiagonal."""
         self.outside = start.new_empty(0)
         """WᵀW for the part W of AᵀA V_last outside the space `[width, width]`, fp64; known at the end."""
-        self.filled = 0
         self.applied = start.new_empty(0)
-        self.block = _orthonormal(start.mT / self.size**0.5, self.basis[:0])
+        self.last = slice(0, self.width)
+        self.basis[self.last] = _orthonormal(start / self.size**0.5, self.basis[:0])
+
+    @property
+    def block(self) -> Tensor:
         """The rows to which AᵀA is applied next `[width, size]`."""
+        return self.basis[self.last]
 
     def advance(self, applied: Tensor, gram: Tensor) -> None:
         """Take in A x `[n, width]` and AᵀA x `[size, width]` of the current block x, and find the next block."""
-        here = slice(self.filled, self.filled + self.width)
-        self.basis[here] = self.block
-        applied = applied.double()
-        self.tridiagonal[here, here] = applied.mT @ applied
-        if self.filled:
-            before = slice(self.filled - self.width, self.filled)
-            self.tridiagonal[before, here] = self.applied.mT @ applied
-            self.tridiagonal[here, before] = self.tridiagonal[before, here].mT
-        self.filled, self.applied = here.stop, applied
-        if self.filled < len(self.basis):
-            self.block = _orthonormal(gram.mT, self.basis[: self.filled])
+        last, wide = self.last, applied.double()
+        self.tridiagonal[last, last] = wide.mT @ wide
+        if last.start:
+            before = slice(last.start - self.width, last.start)
+            self.tridiagonal[before, last] = self.applied.double().mT @ wide
+            self.tridiagonal[last, before] = self.tridiagonal[before, last].mT
+        self.applied = applied
+        if last.stop < len(self.basis):
+            self.last = slice(last.stop, last.stop + self.width)
+            self.basis[self.last] = _orthonormal(gram.mT, self.basis[: last.stop])
         else:
             rest = _without(gram.mT, self.basis).double()
             self.outside = rest @ rest.mT

@@ -15,7 +15,7 @@ import torch
 
 from .blocks import Task, cells
 
-SMALL = 1 << 20  # cells of A (about 3 ms of work) below which starting threads costs more than it brings
+SMALL = 1 << 23  # cells of A (about 25 ms of work) below which starting threads costs more than it brings
 
 
 def for_each(tasks: Sequence[Task], function: Callable[[Task], None]) -> None:
