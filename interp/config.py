@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ class LensConfig:
     learned_sinks: bool
     parallel_attn_mlp: bool
     residual_scale: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:

@@ -46,7 +46,7 @@ PARALLEL = ("gpt_neox", "phi", "cohere")
 ROTARY = tuple(n for n in NAMES if n != "gpt2")
 
 
-def tiny(name: str, **overrides: object) -> hf.PreTrainedModel:
+def tiny(name: str) -> hf.PreTrainedModel:
     """A fresh model with seeded weights large enough that attention is far from uniform."""
     torch.manual_seed(0)
     model = BUILDERS[name]().eval()
