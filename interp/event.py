@@ -16,7 +16,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from interp_kernels import Attended, attention_apply, attention_gram_apply, attention_transpose_apply, channel_energy
+from interp_kernels import (
+    Attended,
+    attention_apply,
+    attention_gram_apply,
+    attention_pattern,
+    attention_transpose_apply,
+    channel_energy,
+)
 from jaxtyping import Float
 
 Tensor = torch.Tensor
@@ -48,33 +55,33 @@ class AttentionEvent:
         return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, **self.facts}
 
     @cached_property
-    def _row_sums(self) -> Attended:
-        """Row statistics of the pattern in one pass: lse, entropy, sum of squares."""
-        return attention_apply(self.q, self.k, statistics=("lse", "entropy", "square"), **self.maths)
-
-    @cached_property
-    def lse(self) -> Float[Tensor, "batch head query"]:
-        """Log-sum-exp of each row's scores over its visible real keys, learned sinks not included (nats)."""
-        if "_row_sums" in self.__dict__:
-            return self._row_sums.lse
-        return attention_apply(self.q, self.k, **self.maths).lse  # alone it costs two thirds of all three
+    def _sums(self) -> Attended:
+        """lse, squares and column mass, from one pass: each of them adds little to the scores they share."""
+        return attention_apply(self.q, self.k, statistics=("square", "column_mass"), **self.maths)
 
     @property
-    def entropy(self) -> Float[Tensor, "batch head query"]:
-        """Entropy of each row of the pattern (nats)."""
-        assert self._row_sums.entropy is not None
-        return self._row_sums.entropy
+    def lse(self) -> Float[Tensor, "batch head query"]:
+        """Log-sum-exp of each row's scores over its visible real keys, learned sinks not included (nats)."""
+        return self._sums.lse
 
     @property
     def square(self) -> Float[Tensor, "batch head query"]:
         """Sum of squared probabilities of each row; summed over rows it is the squared Frobenius norm."""
-        assert self._row_sums.square is not None
-        return self._row_sums.square
+        assert self._sums.square is not None
+        return self._sums.square
 
-    @cached_property
+    @property
     def column_mass(self) -> Float[Tensor, "batch head key"]:
         """Attention that each key receives, summed over the queries."""
-        return self.transpose_apply(None)
+        assert self._sums.column_mass is not None
+        return self._sums.column_mass
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, "batch head query"]:
+        """Entropy of each row of the pattern (nats); a pass of its own."""
+        entropy = attention_apply(self.q, self.k, statistics=("entropy",), **self.maths).entropy
+        assert entropy is not None
+        return entropy
 
     @cached_property
     def key_energy(self) -> Float[Tensor, "batch kv_head d_head"]:
@@ -99,8 +106,8 @@ class AttentionEvent:
         assert z is not None
         return z
 
-    def transpose_apply(self, y: Float[Tensor, "batch head query r"] | None) -> Float[Tensor, "batch head key r"]:
-        """Aᵀ @ y; `y=None` stands for ones and gives the column mass `[batch, head, key]`."""
+    def transpose_apply(self, y: Float[Tensor, "batch head query r"]) -> Float[Tensor, "batch head key r"]:
+        """Aᵀ @ y."""
         return attention_transpose_apply(self.q, self.k, self.lse, y, **self.maths)
 
     def gram_apply(self, x: Float[Tensor, "batch head key r"]) -> tuple[Tensor, Tensor]:
@@ -110,5 +117,4 @@ class AttentionEvent:
     def pattern(self) -> Float[Tensor, "batch head query key"]:
         """The materialised pattern, learned sink column dropped. For short inputs and tests: it needs queries x keys
         memory."""
-        eye = torch.eye(self.k.shape[2], dtype=torch.float32, device=self.k.device)
-        return self.apply(eye.expand(self.q.shape[0], self.q.shape[1], -1, -1))
+        return attention_pattern(self.q, self.k, **self.maths)

@@ -75,7 +75,7 @@ def lanczos_spectrum(
         return Krylov(torch.from_numpy(draw.standard_normal((width, size), np.float32)), passes)
 
     def sweep() -> None:  # a function, so that nothing of one sweep is still there in the next
-        applied, gram = gram_apply(torch.stack([space.block.mT for space in spaces]))
+        applied, gram = gram_apply(torch.stack([space.block for space in spaces]).mT)
         by_head(lambda step: step[0].advance(*step[1:]), list(zip(spaces, applied, gram, strict=True)))
 
     spaces = by_head(begin, range(heads))

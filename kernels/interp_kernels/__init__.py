@@ -2,7 +2,7 @@
 
 With A = softmax(scale * Q K^T + mask) of one head, the operations are A @ V (`attention_apply`), A^T @ Y
 (`attention_transpose_apply`) and A^T A @ X (`attention_gram_apply`); `channel_energy` is the mean square of
-each channel. None of them keeps an N x S array: memory is O(N * block).
+each channel. None of them keeps an N x S array: memory is O(N * block). `attention_pattern` is A itself.
 
 Depends on torch and on nothing else. Each operation is one folder with a readable `reference.py` and a
 blocked `cpu.py`; `use` overrides which of them runs. Nothing here records gradients.
@@ -10,6 +10,7 @@ blocked `cpu.py`; `use` overrides which of them runs. Nothing here records gradi
 
 from .attention_apply import Attended, attention_apply
 from .attention_gram_apply import attention_gram_apply
+from .attention_pattern import attention_pattern
 from .attention_transpose_apply import attention_transpose_apply
 from .channel_energy import channel_energy
 from .dispatch import use
@@ -20,6 +21,7 @@ __all__ = [
     "MaskFacts",
     "attention_apply",
     "attention_gram_apply",
+    "attention_pattern",
     "attention_transpose_apply",
     "channel_energy",
     "use",

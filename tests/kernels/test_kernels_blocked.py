@@ -6,7 +6,7 @@ import interp_kernels as ik
 import pytest
 import torch
 
-STATISTICS = ("lse", "entropy", "square")
+STATISTICS = ("lse", "entropy", "square", "column_mass")
 HEADS = [(3, 3), (6, 2), (8, 1)]  # ratios 1, 3, 8
 LENGTHS = [(1, 1), (7, 7), (63, 63), (1, 100), (100, 63), (257, 257)]
 DTYPES = [

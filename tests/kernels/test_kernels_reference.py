@@ -65,11 +65,13 @@ def test_every_output_follows_from_the_pattern(draw, facts_name, queries, keys):
     a, lse = pattern_by_loops(drawn)
     v, y, x = (torch.nan_to_num(t).double() for t in (drawn.v, drawn.y, drawn.x))
 
-    attended = ik.attention_apply(q, k, drawn.v, statistics=("lse", "entropy", "square"), **facts)
+    close(ik.attention_pattern(q, k, **facts), a)
+    attended = ik.attention_apply(q, k, drawn.v, statistics=("lse", "entropy", "square", "column_mass"), **facts)
     close(attended.lse, lse)
     close(attended.z, torch.stack([a[:, h] @ v[:, h // 3] for h in range(6)], dim=1))
     close(attended.entropy, -(a * a.clamp(min=1e-300).log()).sum(-1))
     close(attended.square, (a**2).sum(-1))
+    close(attended.column_mass, a.sum(2))
     close(ik.attention_transpose_apply(q, k, attended.lse, **facts), a.sum(2))
     close(ik.attention_transpose_apply(q, k, attended.lse, drawn.y, **facts), a.transpose(2, 3) @ y)
     close(ik.attention_transpose_apply(q, k, attended.lse, drawn.y[..., 1], **facts), (a.mT @ y)[..., 1])
@@ -90,7 +92,7 @@ def test_output_equals_scaled_dot_product_attention(draw, heads, kv_heads):
 def test_statistics_that_were_not_asked_for_are_none(draw):
     drawn = draw(2, 1, 7, 7)
     attended = ik.attention_apply(drawn.q, drawn.k)
-    assert attended.z is attended.entropy is attended.square is None
+    assert attended.z is attended.entropy is attended.square is attended.column_mass is None
     assert ik.attention_apply(drawn.q, drawn.k, statistics=("entropy",)).square is None
 
 

@@ -1,4 +1,4 @@
-"""A @ V and the statistics of A's rows, without A."""
+"""A @ V and the statistics of A's rows and columns, without A."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
 PATHS = {"reference": reference.attention_apply, "cpu": cpu.attention_apply}
-STATISTICS = ("lse", "entropy", "square")
+STATISTICS = ("lse", "entropy", "square", "column_mass")
 
 
 class Attended(NamedTuple):
@@ -28,6 +28,8 @@ class Attended(NamedTuple):
     """-sum_j A_ij log A_ij, [B, H, N], nats; None unless asked for. With sinks the dropped column has no part in it."""
     square: Tensor | None
     """sum_j A_ij ** 2, [B, H, N]; its inverse is the number of keys attended to. None unless asked for."""
+    column_mass: Tensor | None
+    """sum_i A_ij, [B, H, S]: the attention that each key receives. None unless asked for."""
 
 
 @torch.no_grad()
@@ -39,17 +41,17 @@ def attention_apply(
     statistics: Sequence[str] = ("lse",),
     **facts: Unpack[MaskFacts],
 ) -> Attended:
-    """Attention output and row statistics: z = A @ v with A = softmax(scale * q @ k^T + mask).
+    """Attention output and sums over rows and columns: z = A @ v with A = softmax(scale * q @ k^T + mask).
 
     q [B, H, N, D], k [B, Hk, S, D], v [B, Hk or H, S, R] or None: fp64, fp32, bf16 or fp16, any R. Hk divides H;
         query head h reads kv head h // (H // Hk).
-    statistics: any of "lse" (always returned), "entropy", "square".
+    statistics: any of "lse" (always returned), "entropy", "square", "column_mass".
     facts: see `MaskFacts`.
     Returns `Attended`, summed and returned in fp32 (fp64 for fp64 inputs).
     Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
 
     Cost for P visible (query, key) pairs a head: 2 H P (D + R) FLOPs, and H P exponentials; reads q, k, v once a head
-    and writes H N (R + 3) numbers; extra memory O((N + S) (D + R)) and one block of scores.
+    and writes H (N (R + 3) + S) numbers; extra memory O((N + S) (D + R)) and one block of scores.
     Source: Dao et al. 2022, "FlashAttention" (arXiv:2205.14135), for computing in blocks with lse kept.
     """
     operation = "attention_apply"

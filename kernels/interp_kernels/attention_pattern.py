@@ -1,0 +1,24 @@
+"""The attention matrix itself, for inputs short enough to hold it."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from .explicit import masked_scores, pattern
+from .facts import MaskFacts, resolve
+
+
+@torch.no_grad()
+def attention_pattern(q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) -> Tensor:
+    """A = softmax(scale * q @ k^T + mask), written out: [B, H, N, S] in fp32 (fp64 for fp64 inputs).
+
+    q [B, H, N, D], k [B, Hk, S, D]: fp64, fp32, bf16 or fp16. Hk divides H; query head h reads kv head h // (H // Hk).
+    facts: see `MaskFacts`. With `sinks` the sink's column is dropped, and rows sum to less than 1.
+    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+    """
+    resolved = resolve("attention_pattern", q, k, **facts)
+    scores = masked_scores(q, k, resolved)
+    return pattern(scores, torch.logsumexp(scores, dim=-1), resolved)
