@@ -14,16 +14,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from interp_kernels import packed_decode
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from interp.cache import LensCache, StoredLayer
 from interp.errors import UnsupportedModelError
 from interp.event import AttentionEvent
 from interp.masks import MaskFacts, additive_mask, first_new, kernel_facts
@@ -101,7 +103,8 @@ class Site:
     """One attention module during a Lens call: its layer, its hook points, and what it delegates to.
 
     `points` maps names relative to the block (`attn.hook_z`) to hook points. `position_embeddings` is filled by a pre-
-    hook on the module, `new` by the Lens' cache; both belong to the call in progress.
+    hook on the module, `stored_new` by the Lens' cache; both belong to the call in progress. `cache` is the Lens' cache
+    where policies act on it.
     """
 
     def __init__(self, layer: int, points: Mapping[str, nn.Module], delegate: str, rotation: Rotation | str) -> None:
@@ -109,6 +112,7 @@ class Site:
         self.rotary = "attn.hook_rot_q" in points
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
+        self.cache: LensCache | None = None
 
     def point(self, name: str) -> nn.Module:
         """`q` and `k` are the rotated points where the model rotates; everything else is literal."""
@@ -147,10 +151,54 @@ class Site:
         q = self._edit("q", q)
         k, v = self._new_keys_values(k, v, q.shape[2], mask)
         call = AttentionCall(module, q, k, v, mask, scaling, rest)
-        self._show(call)
-        eagerly = live(self.point("attn_scores")) or live(self.point("pattern"))
-        z, weights = self._eager(call) if eagerly else call.delegate(self.delegate)
+        stored = None if self.cache is None else self.cache.stored.get(self.layer)
+        z, weights = self._attend(call) if stored is None else self._attend_stored(call, stored)
         return (self.point("z")(z) if live(self.point("z")) else z), weights
+
+    def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        self._show(call)
+        return self._eager(call) if self._eagerly else call.delegate(self.delegate)
+
+    @property
+    def _eagerly(self) -> bool:
+        return live(self.point("attn_scores")) or live(self.point("pattern"))
+
+    def _attend_stored(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor | None]:
+        """Attention over a layer that policies act on, and then the policies' turn."""
+        assert self.cache is not None
+        if not stored.compressed:
+            z, weights = self._attend(call)
+        elif self._eagerly or self._looked_at:
+            z, weights = self._attend_dense(call, stored)
+        else:
+            z, weights = self._attend_packed(call, stored), None
+        self.cache.keeper.attended(self.layer, self.cache.stored, call.q, lambda: self._event(call))
+        return z, weights
+
+    @property
+    def _looked_at(self) -> bool:
+        names = ("cached_k", "cached_v", *OBSERVABLES)
+        return any(live(self.points.get(f"attn.hook_{name}")) for name in names)
+
+    def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+        call.refuse_unknown()
+        softcap, sinks = call.rest.get("softcap"), call.rest.get("s_aux")
+        facts = {"scale": call.scale, "softcap": softcap, "sinks": sinks, "d_value": stored.d_value}
+        z, mass = packed_decode(call.q, stored.for_kernel(), **facts)
+        stored.receive(mass)
+        return z.to(call.q.dtype).transpose(1, 2).contiguous()
+
+    def _attend_dense(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor]:
+        """The same for eyes: keys and values as dense tensors, scores and pattern in the open."""
+        bias = stored.additive_mask(call.q.shape[2])
+        bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
+        assert stored.keys is not None and stored.values is not None
+        open_call = replace(call, k=stored.keys, v=stored.values, mask=bias)
+        self._show(open_call)
+        z, pattern = self._eager(open_call)
+        received = pattern.detach().float().sum(2).unflatten(1, (stored.keys.shape[1], -1)).sum(2)
+        stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+        return z, pattern
 
     @torch.no_grad()
     def _show(self, call: AttentionCall) -> None:

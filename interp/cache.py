@@ -3,17 +3,27 @@
 Keys and values pass through `Cache.update` once, when they are new: that is where `hook_rot_k` (or `hook_k`) and
 `hook_v` fire, so that what a hook returns is what gets stored and every later step attends to it. A cache from
 elsewhere has no such seam: hooks on it may read, and an edit is refused.
+
+Under a cache policy the full-attention layers are `StoredLayer`s, which hold what the policy left, in segments. They
+know the true position of every token, count the tokens seen (that is what the model's position ids follow), and free
+what they drop. The attention seam reads their segments; anybody else gets dense tensors, zeros for dropped channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from interp_kernels import KeySegment
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-NewKeysValues = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+from interp.errors import InterpError
+from interp.segments import Segment, joined
+
+Tensor = torch.Tensor
+NewKeysValues = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LensCache(DynamicCache):
@@ -21,21 +31,223 @@ class LensCache(DynamicCache):
 
     `listener` is set by the Lens for the time of a call and called as `listener(layer, keys, values)` with tensors
     `[batch, kv_head, new, d_head]`; between calls it is None, so a cache can be copied, kept and passed on freely.
+    With `policies`, full-attention layers are `StoredLayer`s and `keeper` applies the policies to them.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, keeper: Any = None) -> None:
         super().__init__(config=config)
-        self.listener: NewKeysValues | None = None
+        self._listener: NewKeysValues | None = None
+        self.keeper = keeper
+        """What applies cache policies to this sequence (`interp.interventions.base.Keeper`), or None."""
+        if keeper is not None:
+            self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+    @property
+    def listener(self) -> NewKeysValues | None:
+        return self._listener
+
+    @listener.setter
+    def listener(self, listener: NewKeysValues | None) -> None:
+        self._listener = listener
+        for layer in self.stored.values():
+            layer.seam = listener is not None
+
+    @property
+    def stored(self) -> dict[int, StoredLayer]:
+        """Layers that a policy may act on, by number."""
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StoredLayer)}
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.listener is not None:
-            key_states, value_states = self.listener(layer_idx, key_states, value_states)
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self._listener is not None:
+            key_states, value_states = self._listener(layer_idx, key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.keeper is not None:
+            self.keeper.reorder(beam_idx)
+
+    def parts(self) -> Iterator[tuple[int, str, Tensor]]:
+        """(layer, part, tensor) of everything that the cache holds."""
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, StoredLayer):
+                for segment in layer.segments:
+                    yield from ((i, name, tensor) for name, tensor in segment.tensors())
+            else:
+                held = (("keys", layer.keys), ("values", layer.values))
+                yield from ((i, name, tensor) for name, tensor in held if isinstance(tensor, Tensor))
 
     def nbytes(self) -> int:
         """Bytes held by the cache: the sum over distinct storages, so a view is not counted twice and slack is not
         hidden."""
-        held = [t for layer in self.layers for t in (layer.keys, layer.values) if isinstance(t, torch.Tensor)]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if t.numel()}.values())
+        held = (tensor.untyped_storage() for _, _, tensor in self.parts() if tensor.numel())
+        return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+
+    def report(self) -> Any:
+        """Bytes by layer and part, as a pandas DataFrame with a row a layer.
+
+        Columns: `tokens` (seen), `kept` (stored in each head), the parts (keys, values, channels, positions, mass, ...)
+        and `bytes`.
+        """
+        import pandas as pd
+
+        held: dict[tuple[int, str], dict[int, int]] = {}
+        for layer, part, tensor in self.parts():
+            storage = tensor.untyped_storage()
+            held.setdefault((layer, part), {})[storage.data_ptr()] = storage.nbytes() if tensor.numel() else 0
+        table = pd.Series({where: sum(sizes.values()) for where, sizes in held.items()}, dtype="int64")
+        if table.empty:
+            return pd.DataFrame(columns=["tokens", "kept", "bytes"])
+        table = table.unstack(fill_value=0)
+        total = table.sum(axis=1)
+        kept = [_kept(self.layers[i]) for i in table.index]
+        seen = [self.get_seq_length(i) for i in table.index]
+        table = table.assign(bytes=total)
+        table.insert(0, "kept", kept)
+        table.insert(0, "tokens", seen)
+        return table.rename_axis("layer")
+
+
+def _kept(layer: Any) -> int:
+    return layer.kept if isinstance(layer, StoredLayer) else int(layer.keys.shape[-2]) if layer.is_initialized else 0
+
+
+class StoredLayer(DynamicLayer):
+    """A full-attention layer whose tokens lie in `segments`, the last of which grows.
+
+    While nothing was compressed there is one dense segment, and the layer behaves as transformers' own. `seam` says
+    whether the attention seam is in place: it attends to the segments, so `update` need not build a dense view.
+    """
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self.seen = 0
+        self.padding: Tensor | None = None
+        """Padding columns on the left of each text `[batch]`, None where there is none; set by the keeper."""
+        self.d_head = self.d_value = 0
+        self.seam = False
+        super().__init__()
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Stored keys with all channels `[batch, head, token, d_head]`, in storage order."""
+        return self._dense(lambda s: s.dense_keys(self.d_head))
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        self._replace(value, "keys")
+
+    @property
+    def values(self) -> Tensor | None:
+        return self._dense(lambda s: s.dense_values(self.d_value))
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        self._replace(value, "values")
+
+    def _dense(self, part: Callable[[Segment], Tensor]) -> Tensor | None:
+        parts = [part(segment) for segment in self.segments]
+        return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def _replace(self, value: Tensor | None, name: str) -> None:
+        if value is not None:
+            raise InterpError(f"{name} of a cache layer under a policy cannot be set from outside; edit hook_rot_k|v.")
+
+    @property
+    def compressed(self) -> bool:
+        """Whether anything was dropped, so that dense attention over the tail alone would be wrong."""
+        return len(self.segments) > 1 or (bool(self.segments) and len(self.segments[0]) != self.seen)
+
+    @property
+    def kept(self) -> int:
+        """Tokens stored in each head."""
+        return sum(map(len, self.segments))
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.d_head, self.d_value = key_states.shape[-1], value_states.shape[-1]
+        self.segments = [Segment(key_states[:, :, :0], value_states[:, :, :0], range(0))]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        tail = self.segments[-1]
+        heads = tail.keys.shape[1]
+        new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
+        self.segments[-1] = joined([tail, new.per_head(heads)]) if len(tail) else new.per_head(heads)
+        self.seen += key_states.shape[2]
+        if self.compressed and self.seam:
+            return key_states, value_states  # the seam attends to the segments
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None
+        return keys, values
+
+    def for_kernel(self) -> list[KeySegment]:
+        """The segments as `interp_kernels.packed_decode` takes them."""
+        return [segment.for_kernel(self.padding) for segment in self.segments]
+
+    def additive_mask(self, new: int) -> Tensor:
+        """Biases and causality of `new` newest queries over the stored tokens: `[batch, head, new, token]`."""
+        parts = self.for_kernel()
+        shape = parts[0].keys.shape[:2]
+        zero = [torch.zeros(*shape, part.keys.shape[2], device=self.device) for part in parts]
+        bias = torch.cat([z if p.bias is None else p.bias + z for p, z in zip(parts, zero, strict=True)], 2)
+        later = torch.ones(new, self.kept, dtype=torch.bool, device=self.device).triu(self.kept - new + 1)
+        return bias[:, :, None].masked_fill(later, -torch.inf)
+
+    def receive(self, mass: tuple[Tensor, ...]) -> None:
+        """Add attention received `[batch, head, token]` of every segment to the account of those that keep one."""
+        for segment, received in zip(self.segments, mass, strict=True):
+            if segment.mass is not None:
+                segment.mass.add_(received)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, stored or not: position ids follow it."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if self.seam or not self.compressed:
+            return self.seen + query_length, 0
+        return self.kept + query_length, self.seen - self.kept
+
+    def reset(self) -> None:
+        self.segments, self.seen, self.padding, self.is_initialized = [], 0, None, False
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.segments = [segment.map(function) for segment in self.segments]
+        self.padding = None if self.padding is None else function(self.padding)
+
+    def offload(self) -> None:
+        self._map(lambda x: x.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        self._map(lambda x: x.to(self.device, non_blocking=True))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda x: x[indices])
+
+    def crop(self, tokens: int) -> None:
+        """Forget the newest tokens: `tokens` of them if negative, all but the first `tokens` of the text if positive.
+
+        Raises InterpError where those are not all in the part that only grows: what was evicted does not come back.
+        """
+        drop = -tokens if tokens < 0 else max(0, self.seen - tokens)
+        if drop == 0 or not self.is_initialized:
+            return
+        tail = self.segments[-1]
+        if drop > len(tail) or (self.compressed and drop == len(tail)):
+            raise InterpError(
+                f"the cache can forget its newest {len(tail) - self.compressed} tokens, not {drop}: "
+                "what a policy compressed does not come back."
+            )
+        self.segments[-1] = tail.part(slice(0, len(tail) - drop))
+        self.seen -= drop

@@ -21,6 +21,7 @@ from transformers.utils import TransformersKwargs
 
 from interp import points as table
 from interp.anatomy import BlockParts, dissect, first
+from interp.applying import ApplyMixin
 from interp.attention import Site, attention_through
 from interp.cache import LensCache
 from interp.config import LensConfig, config_of
@@ -28,13 +29,14 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.hooked import HookedLens, HookPoint, Room
 from interp.points import live
 from interp.readout import FinalNorm, ReadoutMixin
+from interp.scoring import ScoreMixin
 from interp.text import TextMixin
 
 Tensor = torch.Tensor
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class Lens(TextMixin, ReadoutMixin, HookedLens):
+class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
 
     Args:
@@ -104,7 +106,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         if unknown := sorted(kwargs.keys() - self._known):
             raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
-        past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False))
+        past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
         seen = past.get_seq_length() if past is not None else 0
         self.check_length(seen + tokens.shape[1])
         self.check_mask(attention_mask, tokens, seen)
@@ -126,7 +128,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
         self.check_length(tokens.shape[1] + max_new_tokens)
         kwargs.setdefault("do_sample", False)
-        past = self._with_cache(kwargs, kwargs.get("use_cache", True))
+        past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
         with self._session(past), torch.no_grad():
@@ -137,11 +139,16 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         texts = self.tokenizer.batch_decode(sequences[:, tokens.shape[1] if chat else 0 :], skip_special_tokens=True)
         return texts[0] if isinstance(input, str) else texts
 
-    def _with_cache(self, kwargs: dict[str, Any], use_cache: bool) -> Any:
+    def _with_cache(self, kwargs: dict[str, Any], use_cache: bool, tokens: Tensor) -> Any:
         """The cache of this call, a fresh `LensCache` where one is wanted and none was given."""
         past = kwargs.get("past_key_values")
-        if past is None and use_cache:
-            past = kwargs["past_key_values"] = LensCache(self.model.config)
+        if past is None:
+            past = self._new_cache(use_cache)
+            if past is not None:
+                kwargs["past_key_values"] = past
+        self._check_cache(past)
+        if isinstance(past, LensCache) and past.keeper is not None:
+            past.keeper.expect(past.get_seq_length() + tokens.shape[1])
         self.last_cache = past if use_cache else None
         return past
 
@@ -156,7 +163,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             self._inside = True
             stack.callback(setattr, self, "_inside", False)
             watched = stack.enter_context(self._watching())
-            if watched:
+            keeper = getattr(cache, "keeper", None)
+            if watched or keeper is not None:
                 self._attach(watched, cache, stack)
             yield
 
@@ -172,13 +180,17 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             on(self.anatomy.final_norm, lambda m, a, out: self.ln_final.hook_normalized(out))
         for layer, part in enumerate(self.anatomy.blocks):
             self._attach_residual(part, self.blocks[layer], stack, on)
-        if any(".attn." in name for name in watched):
+        under_policy = isinstance(cache, LensCache) and cache.keeper is not None
+        if under_policy or any(".attn." in name for name in watched):
             sites = [self._site(layer, stack) for layer in range(self.cfg.n_layers)]
             by_module = {part.attention: site for part, site in zip(self.anatomy.blocks, sites, strict=True)}
             stack.enter_context(attention_through(self.model, by_module))
             if isinstance(cache, LensCache):
                 cache.listener = lambda layer, k, v: sites[layer].store(k, v)
                 stack.callback(setattr, cache, "listener", None)
+            if under_policy:
+                for site in sites:
+                    site.cache = cache
 
     def _attach_residual(self, part: BlockParts, room: Any, stack: ExitStack, on: Callable) -> None:
         point = lambda name: getattr(room, name, None)  # noqa: E731

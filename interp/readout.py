@@ -51,6 +51,18 @@ class ReadoutMixin:
             raise UnsupportedModelError(f"{self.cfg.architecture} has no final norm that could be found.")
         return frozen(norm, resid)
 
+    def output_norms(self, layer: int) -> Tensor:
+        """Norms of the rows of W_O: `[head, d_head]`, how far a unit in a channel of z moves the residual stream."""
+        part = self.anatomy.blocks[layer]
+        if part.out_projection is None:
+            raise UnsupportedModelError(
+                f"layer {layer} of {self.cfg.architecture} has no output projection that could be found."
+            )
+        weight = next(part.out_projection.parameters())
+        units = torch.eye(self.cfg.n_heads * self.cfg.d_head, dtype=weight.dtype, device=weight.device)
+        rows = part.out_projection(units) - part.out_projection(torch.zeros_like(units[:1]))
+        return rows.float().norm(dim=-1).view(self.cfg.n_heads, self.cfg.d_head)
+
     def head_contributions(self, layer: int, z: Tensor, pos: int = -1) -> Tensor:
         """What each head adds to the residual stream at one position: `[head, d_model]` from `z [1, pos, head,
         d_head]`.

@@ -3,6 +3,7 @@
 With A = softmax(scale * Q K^T + mask) of one head, the operations are A @ V (`attention_apply`), A^T @ Y
 (`attention_transpose_apply`) and A^T A @ X (`attention_gram_apply`); `channel_energy` is the mean square of
 each channel. None of them keeps an N x S array: memory is O(N * block). `attention_pattern` is A itself.
+`packed_decode` is attention over a compressed cache.
 
 Depends on torch and on nothing else. Each operation is one folder with a readable `reference.py` and a
 blocked `cpu.py`; `use` overrides which of them runs. Nothing here records gradients.
@@ -15,14 +16,18 @@ from .attention_transpose_apply import attention_transpose_apply
 from .channel_energy import channel_energy
 from .dispatch import use
 from .facts import MaskFacts
+from .packed_decode import Decoded, KeySegment, packed_decode
 
 __all__ = [
     "Attended",
+    "Decoded",
+    "KeySegment",
     "MaskFacts",
     "attention_apply",
     "attention_gram_apply",
     "attention_pattern",
     "attention_transpose_apply",
     "channel_energy",
+    "packed_decode",
     "use",
 ]

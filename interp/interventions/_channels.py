@@ -1,0 +1,76 @@
+"""Which channels to prune: scores and selections over `[batch, head, channel]`, for keys and for values.
+
+With Q the queries that judge and K the keys to be pruned, the loss of pruning a set of channels is exact in a d x d
+matrix: ‖Q diag(z) Kᵀ‖² = zᵀ M z with M = (QᵀQ) ∘ (KᵀK), for the indicator z of the pruned set. ThinK's score squared is
+M's diagonal; what it leaves out is the rest of M.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+
+Tensor = torch.Tensor
+
+
+def pruned_count(width: int, ratio: float, rounding: str = "code") -> int:
+    """How many of `width` channels are pruned: ⌊ratio * width⌋, or with `rounding="paper"` width - ⌊(1 - ratio) width⌋."""
+    tiny = 1e-9  # (1 - 0.4) * 64 must not lose a channel to binary fractions
+    return int(width * ratio + tiny) if rounding == "code" else width - int((1 - ratio) * width + tiny)
+
+
+def kept_after_pruning_smallest(
+    scores: Float[Tensor, "batch head channel"], k: int
+) -> Int[Tensor, "batch head kept"]:
+    """Channels that stay when the k with the smallest scores go, rising; of equal scores the lowest index goes first."""
+    order = scores.sort(dim=-1, stable=True).indices
+    return order[..., k:].sort(-1).values
+
+
+def loss_matrix(q_gram: Float[Tensor, "*b d d"], k_gram: Float[Tensor, "*b d d"]) -> Float[Tensor, "*b d d"]:
+    """M = (QᵀQ) ∘ (KᵀK); see the module."""
+    return q_gram * k_gram
+
+
+def loss_of(m: Float[Tensor, "batch head d d"], kept: Int[Tensor, "batch head kept"]) -> Float[Tensor, "batch head"]:
+    """zᵀMz: the squared error of Q Kᵀ when only the channels `kept` stay."""
+    z = torch.ones(m.shape[:-1], dtype=m.dtype, device=m.device).scatter(-1, kept.long(), 0.0)
+    return torch.einsum("bhi,bhij,bhj->bh", z, m, z)
+
+
+def kept_by_elimination(m: Float[Tensor, "batch head d d"], k: int) -> Int[Tensor, "batch head kept"]:
+    """Channels that stay when k are dropped one by one, each the one that adds least to the exact loss."""
+    cost = m.diagonal(dim1=-2, dim2=-1).clone()  # what dropping a channel adds, given those dropped before
+    dropped = torch.zeros_like(cost, dtype=torch.bool)
+    for _ in range(k):
+        worst = cost.masked_fill(dropped, torch.inf).argmin(-1, keepdim=True)
+        dropped.scatter_(-1, worst, True)
+        row = m.gather(-2, worst[..., None].expand(*worst.shape, m.shape[-1]))[..., 0, :]
+        cost = cost + 2 * row
+    return (~dropped).nonzero()[:, -1].view(*cost.shape[:-1], -1)
+
+
+def compensated(
+    keys: Float[Tensor, "batch head token d"],
+    kept: Int[Tensor, "batch head kept"],
+    q_gram: Float[Tensor, "batch head d d"],
+    ridge: float,
+) -> Float[Tensor, "batch head token d"]:
+    """Keys whose kept channels have taken over what queries usually read in the pruned ones; no byte is added.
+
+    The pruned channels of a query are predicted from its kept ones by ridge regression over the prompt's queries,
+    q_P ≈ q_S C with C = (G_SS + λI)⁻¹ G_SP, so q_P·k_P ≈ q_S·(C k_P): K'_S = K_S + K_P Cᵀ. `q_gram` is G = QᵀQ, λ is
+    `ridge` times the mean of its diagonal. Pruned channels come back as they were.
+    """
+    d = keys.shape[-1]
+    pruned_mask = torch.ones(*kept.shape[:2], d, dtype=torch.bool, device=keys.device).scatter(-1, kept.long(), False)
+    pruned = pruned_mask.nonzero()[:, -1].view(*kept.shape[:2], -1)
+    rows = q_gram.gather(-2, kept.long()[..., None].expand(-1, -1, -1, d))
+    g_ss = rows.gather(-1, kept.long()[:, :, None].expand(-1, -1, kept.shape[-1], -1))
+    g_sp = rows.gather(-1, pruned[:, :, None].expand(-1, -1, kept.shape[-1], -1))
+    strength = ridge * q_gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    eye = torch.eye(kept.shape[-1], dtype=q_gram.dtype, device=q_gram.device)
+    c = torch.linalg.solve(g_ss + strength[..., None, None] * eye, g_sp)  # [batch, head, kept, pruned]
+    k_p = keys.gather(-1, pruned[:, :, None].expand(-1, -1, keys.shape[2], -1))
+    added = (k_p.to(c.dtype) @ c.mT).to(keys.dtype)
+    return keys.scatter_add(-1, kept.long()[:, :, None].expand(-1, -1, keys.shape[2], -1), added)

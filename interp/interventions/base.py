@@ -1,0 +1,251 @@
+"""What an intervention is, and how cache policies act on a live cache.
+
+An `Intervention` is a frozen dataclass of its hyper-parameters; `a | b` makes one of both. A `CachePolicy` decides what
+a full-attention layer's cache keeps. It works in one of two stages: `tokens` (which tokens stay, perhaps merged) acts
+before `channels` (which channels of the stored keys and values stay), and a composition has at most one of each.
+
+For each sequence `policy.begin(...)` makes a fresh `Plan`, so that nothing outlives the cache it belongs to. A plan sees
+every layer's attention over the prompt (`observe`) and then compresses (`compress`), layer by layer as the prompt passes
+or for all layers together where budgets depend on all of them; a plan with `each_step` acts again at every later token.
+Prefill is never changed: the prompt attends to the whole prompt, and so the first generated token is the model's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from interp.errors import InterpError, UnsupportedModelError
+from interp.event import AttentionEvent
+
+if TYPE_CHECKING:
+    from interp.cache import StoredLayer
+    from interp.config import LensConfig
+
+Tensor = torch.Tensor
+Moment = Literal["layer", "prefill_end", "first_decode"]
+
+
+class Intervention:
+    """A change to the running model. Subclasses are frozen dataclasses whose fields are the method's parameters."""
+
+    name: ClassVar[str]
+
+    def __or__(self, other: Intervention) -> Composition:
+        if not isinstance(other, Intervention):
+            return NotImplemented
+        return Composition((*parts(self), *parts(other)))
+
+    def settings(self) -> dict[str, Any]:
+        """Name and parameters, as plain values."""
+        return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Composition(Intervention):
+    """Several interventions at once."""
+
+    members: tuple[Intervention, ...]
+    name: ClassVar[str] = "composition"
+
+
+def parts(intervention: Intervention) -> tuple[Intervention, ...]:
+    """An intervention's members: itself, unless it is a composition."""
+    return intervention.members if isinstance(intervention, Composition) else (intervention,)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a plan knows when it begins: the model's shape, the layers it may act on, the prompt's length in tokens."""
+
+    cfg: LensConfig
+    layers: tuple[int, ...]
+    tokens: int
+    output_norms: Callable[[int], Tensor]
+    """Norms of W_O's rows of a layer, `[head, d_value]`: how much a unit in a channel of z moves the residual stream."""
+
+
+class CachePolicy(Intervention):
+    """Decides what the cache of a full-attention layer keeps."""
+
+    stage: ClassVar[Literal["tokens", "channels"]]
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise InterpError, before any compute, where the parameters make no sense for this prompt."""
+
+    def begin(self, prompt: Prompt) -> Plan:
+        """A fresh plan for one sequence (or one batch of them)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One eviction of a token policy in one layer: n tokens of every stored head, and where they went."""
+
+    layer: int
+    step: int
+    """Tokens seen when it happened."""
+    evicted: Tensor
+    """Positions in the input `[batch, head, n]`; negative where a head evicted fewer (padding counts as nothing)."""
+    score: Tensor
+    """What the policy ranked them by `[batch, head, n]`."""
+    target: Tensor | None = None
+    """Position of the most similar retained token `[batch, head, n]`, for policies that merge."""
+    similarity: Tensor | None = None
+    threshold: Tensor | None = None
+    """What the similarity had to reach `[batch]`."""
+    merged: Tensor | None = None
+    """Whether the token was merged into its target `[batch, head, n]`, bool."""
+
+
+class Plan:
+    """A policy at work on one sequence. Tensors: `[batch, head, ...]`; `layer` is the layer's number."""
+
+    moment: Moment = "layer"
+    each_step: bool = False
+    ledger: list[Entry] | None = None
+    """Where a token policy writes down what it evicts, if somebody keeps account (`lens.apply(..., ledger=True)`)."""
+
+    def observe(self, layer: int, event: AttentionEvent) -> None:
+        """A layer has attended over the prompt (with `moment` "first_decode" also: over the first generated token)."""
+
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        """Drop from a layer's cache what the policy drops. Called once a layer, after all that it waited for."""
+        raise NotImplementedError
+
+    def step(self, layer: int, stored: StoredLayer) -> None:
+        """A layer has attended for newly generated tokens, already stored. Only called with `each_step`."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Beam search goes on with `rows [batch]` of the batch: reorder what the plan itself keeps by batch."""
+
+
+class Keeper:
+    """Applies cache policies to the layers of one cache: at most one for tokens, then at most one for channels."""
+
+    def __init__(
+        self,
+        policies: tuple[CachePolicy, ...],
+        cfg: LensConfig,
+        layers: tuple[int, ...],
+        output_norms: Callable[[int], Tensor],
+        ledger: bool = False,
+    ) -> None:
+        self.policies, self.cfg, self.layers, self.output_norms = policies, cfg, layers, output_norms
+        self.ledger: list[Entry] | None = [] if ledger else None
+        self.plans: dict[str, Plan] = {}
+        self.compressed: set[int] = set()
+        self.prompt_tokens: int | None = None
+        self._earlier_queries: dict[int, list[Tensor]] = {}
+
+    def expect(self, tokens: int) -> None:
+        """Tell how long the prompt is, before its first tokens arrive. Later calls (another turn) change nothing."""
+        if self.prompt_tokens is None:
+            prompt = Prompt(self.cfg, self.layers, tokens, self.output_norms)
+            for policy in self.policies:
+                policy.check(prompt)
+            self.plans = {policy.stage: policy.begin(prompt) for policy in self.policies}
+            for plan in self.plans.values():
+                plan.ledger = self.ledger
+            self.prompt_tokens = tokens
+
+    @property
+    def moment(self) -> Moment:
+        return self.plans["tokens"].moment if "tokens" in self.plans else "layer"
+
+    def attended(
+        self, layer: int, stored: Mapping[int, StoredLayer], q: Tensor, event: Callable[[], AttentionEvent]
+    ) -> None:
+        """A layer has attended with queries q `[batch, head, new, d_head]`, whose keys are stored by now."""
+        assert self.prompt_tokens is not None
+        own = stored[layer]
+        if layer in self.compressed:
+            tokens = self.plans.get("tokens")
+            if tokens is not None and tokens.each_step:
+                tokens.step(layer, own)
+            return
+        if own.seen < self.prompt_tokens:
+            self._earlier_queries.setdefault(layer, []).append(q)
+            return
+        if own.seen == self.prompt_tokens:
+            seen = self._whole(layer, q, event())
+            own.padding = padding_of(seen.facts)
+        else:
+            seen = event()
+        for plan in self.plans.values():
+            plan.observe(layer, seen)
+        if self.moment == "layer":
+            self._compress(layer, own)
+        elif layer == self.layers[-1] and (self.moment == "prefill_end" or own.seen > self.prompt_tokens):
+            for each in self.layers:
+                self._compress(each, stored[each])
+
+    def _whole(self, layer: int, q: Tensor, event: AttentionEvent) -> AttentionEvent:
+        """The event of the whole prompt: queries of earlier chunks of a chunked prefill are put in front."""
+        earlier = self._earlier_queries.pop(layer, None)
+        if not earlier:
+            return event
+        facts = dict(event.facts)
+        if facts.get("mask") is not None:
+            raise InterpError("a cache policy cannot follow a chunked prefill whose mask is no plain causal mask.")
+        facts["offset"] = 0
+        facts["query_mask"] = facts.get("key_mask")
+        return dataclasses.replace(event, q=torch.cat([*earlier, q], 2), facts=facts)
+
+    def _compress(self, layer: int, stored: StoredLayer) -> None:
+        for stage in ("tokens", "channels"):
+            if stage in self.plans:
+                self.plans[stage].compress(layer, stored)
+        self.compressed.add(layer)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Beam search goes on with `rows` of the batch."""
+        for plan in self.plans.values():
+            plan.reorder(rows)
+
+
+def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
+    """Padding columns on the left of each text `[batch]`, or None where there is none."""
+    keep = facts.get("key_mask")
+    if keep is None or bool(keep.all()):
+        return None
+    count = (~keep).sum(-1)
+    if bool((keep.cumsum(-1) > 0).eq(keep).all()):
+        return count
+    raise InterpError("a cache policy needs padding on the left of each text; this attention mask has holes elsewhere.")
+
+
+def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) -> tuple[CachePolicy, ...]:
+    """The cache policies of an intervention, checked against each other and against the model.
+
+    Raises InterpError for two of one stage, UnsupportedModelError where no layer has a cache that a policy could act on.
+    """
+    members = parts(intervention)
+    if wrong := [m for m in members if not isinstance(m, CachePolicy)]:
+        raise InterpError(f"apply takes interventions such as interp.ThinK(ratio=0.5), not {wrong[0]!r}.")
+    for stage in ("tokens", "channels"):
+        same = [m.name for m in members if m.stage == stage]  # type: ignore[union-attr]
+        if len(same) > 1:
+            raise InterpError(f"{' and '.join(same)} both decide about {stage} of the cache; apply one of them.")
+    if latent:
+        raise UnsupportedModelError(
+            f"{cfg.architecture} caches latent vectors (multi-head latent attention), not keys; cache policies do not "
+            "apply to it."
+        )
+    skipped = [i for i, kind in enumerate(cfg.attn_types) if kind == "local"]
+    if len(skipped) == cfg.n_layers:
+        raise UnsupportedModelError(
+            f"every layer of {cfg.architecture} has a sliding window of {cfg.window_size} tokens, so its cache is "
+            "bounded already; cache policies act on full-attention layers only."
+        )
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} of {cfg.n_layers} layers have a sliding window and stay as they are: {skipped}.",
+            stacklevel=3,
+        )
+    return tuple(members)  # type: ignore[arg-type]

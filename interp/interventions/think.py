@@ -1,0 +1,231 @@
+"""ThinK: key channels that no query asks for are dropped from the cache (Xu et al., ICLR 2025, arXiv:2407.21018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from interp_kernels import attention_apply
+from jaxtyping import Float, Int
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.interventions import _channels
+from interp.interventions.base import CachePolicy, Plan, Prompt
+from interp.segments import Segment, joined
+
+if TYPE_CHECKING:
+    from interp.cache import StoredLayer
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class ThinK(CachePolicy):
+    """Prune key channels after the prompt, once a layer; the mask stays, and new tokens are stored with all channels.
+
+    A channel's score is the norm of its share in the logits, ‖Q[:, j] K[:, j]ᵀ‖_F over the last `window` queries of the
+    prompt, which ranks as mean(Q[:, j]²) * mean(K[:, j]²) does (released code). The ⌊ratio * d_head⌋ channels with the
+    smallest scores go, from all tokens but the last `recent`. Scores keep their 1 / √d_head.
+
+    Args:
+        ratio: share of key channels pruned, 0 <= ratio < 1; 0 changes nothing. The paper sweeps 0.4 to 0.6.
+        window: queries at the prompt's end that judge.
+        recent: tokens at the prompt's end that keep all channels.
+        sinks: tokens at the prompt's beginning that keep all channels too (ours; 0 as published).
+        compensate: fold pruned channels into kept ones by ridge regression over all queries of the prompt (ours).
+        ridge: its strength, as a share of the mean query energy.
+        selector: "think"; "gram", backward elimination on the exact loss (ours); "key_norm", without queries; "random".
+        granularity: one channel set a key/value head, from the mean query energy of its group (as kvpress), or one a
+            query head as in the release, where grouped keys are then stored once for every query head.
+        score_tokens: keys that enter the score: "all" as released, or "prunable", those that lose channels.
+        rounding: "code", ⌊ratio * d_head⌋ pruned; "paper", ⌊(1 - ratio) * d_head⌋ kept.
+        value_ratio: share of value channels pruned from the same tokens (the paper's extension; not in its code).
+        value_score: "magnitude", mean V²; "attn", ‖A[window] V[:, j]‖; "attn_wo", that times ‖W_O[j, :]‖, which is the
+            exact error of a single channel.
+        seed: of the random selector.
+
+    Differs from the release: keys are stored at key/value-head granularity and what is pruned is freed (its flash build
+    fills zeros in again at every step); batches, left padding and chunked prefill work.
+    """
+
+    name: ClassVar[str] = "think"
+    stage: ClassVar[Literal["tokens", "channels"]] = "channels"
+    ratio: float = 0.4
+    window: int = 32
+    recent: int = 32
+    sinks: int = 0
+    compensate: bool = False
+    ridge: float = 0.01
+    selector: Literal["think", "gram", "key_norm", "random"] = "think"
+    granularity: Literal["kv_head", "query_head"] = "kv_head"
+    score_tokens: Literal["all", "prunable"] = "all"
+    rounding: Literal["code", "paper"] = "code"
+    value_ratio: float = 0.0
+    value_score: Literal["magnitude", "attn", "attn_wo"] = "attn_wo"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "value_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InterpError(f"think: {name} should be at least 0 and below 1, found {getattr(self, name)}.")
+        if self.window < 1 or self.recent < 0 or self.sinks < 0 or self.ridge <= 0:
+            raise InterpError("think: window should be at least 1, recent and sinks at least 0, ridge above 0.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InterpError(f"think: {name} should be one of {', '.join(known)}, found {getattr(self, name)!r}.")
+
+    def check(self, prompt: Prompt) -> None:
+        if self.window > prompt.tokens:
+            raise InterpError(f"think: window={self.window} is longer than the prompt of {prompt.tokens} tokens.")
+
+    def begin(self, prompt: Prompt) -> Plan:
+        return _ThinKPlan(self, prompt)
+
+
+CHOICES = {
+    "selector": ("think", "gram", "key_norm", "random"),
+    "granularity": ("kv_head", "query_head"),
+    "score_tokens": ("all", "prunable"),
+    "rounding": ("code", "paper"),
+    "value_score": ("magnitude", "attn", "attn_wo"),
+}
+
+
+class _ThinKPlan(Plan):
+    def __init__(self, policy: ThinK, prompt: Prompt) -> None:
+        self.policy, self.prompt = policy, prompt
+        self.judges: dict[int, _Judge] = {}
+
+    def observe(self, layer: int, event: AttentionEvent) -> None:
+        if layer not in self.judges:  # the prompt's queries judge, not those of generated tokens
+            self.judges[layer] = _Judge.of(event, self.policy, layer, self.prompt.output_norms)
+
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        policy, judge = self.policy, self.judges.pop(layer)
+        whole = joined(stored.segments)
+        if policy.granularity == "query_head":
+            whole = whole.per_head(self.prompt.cfg.n_heads)
+        old, dense = protect(whole, stored.padding, policy.sinks, policy.recent)
+        k = _channels.pruned_count(stored.d_head, policy.ratio, policy.rounding)
+        k_value = _channels.pruned_count(stored.d_value, policy.value_ratio, policy.rounding)
+        if len(old) == 0 or k + k_value == 0:
+            return
+        judged = old if policy.score_tokens == "prunable" else whole
+        packed = old
+        if k:
+            kept = judge.keys(real(judged.keys, judged, stored.padding), k, (policy.seed, layer))
+            if policy.compensate:
+                keys = _channels.compensated(old.keys, kept, judge.all_gram, policy.ridge)
+                packed = replace(packed, keys=keys)
+            packed = packed.pack(kept)
+        if k_value:
+            packed = packed.pack_values(judge.values(real(judged.values, judged, stored.padding), k_value))
+        stored.segments = [packed, *dense]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What the prompt's queries say about a layer's channels, by stored head, fp32."""
+
+    policy: ThinK
+    energy: Float[Tensor, "batch head d"]
+    """Mean square of the last `window` queries, over the group too."""
+    gram: Float[Tensor, "batch head d d"]
+    """QᵀQ of the same queries, summed over the group."""
+    all_gram: Float[Tensor, "batch head d d"]
+    """QᵀQ of all queries of the prompt."""
+    read: Float[Tensor, "batch head d_value"] | None
+    """Squared norm of what the window reads from each value channel, with W_O's norms where asked for."""
+
+    @classmethod
+    def of(
+        cls, event: AttentionEvent, policy: ThinK, layer: int, output_norms: Callable[[int], Tensor]
+    ) -> _Judge:
+        q = event.q.float()
+        if (rows := event.facts.get("query_mask")) is not None:
+            q = q.masked_fill(~rows[:, None, :, None], 0.0)
+        group = 1 if policy.granularity == "query_head" else q.shape[1] // event.k.shape[1]
+        grouped = q.unflatten(1, (-1, group))  # [batch, head, group, query, d]
+        last = grouped[:, :, :, -policy.window :]
+        empty = q.new_empty(0)
+        return cls(
+            policy,
+            energy=last.square().mean((2, 3)),
+            gram=torch.einsum("bhgtc,bhgtd->bhcd", last, last) if policy.selector == "gram" else empty,
+            all_gram=torch.einsum("bhgtc,bhgtd->bhcd", grouped, grouped) if policy.compensate else empty,
+            read=cls._read(event, policy, group, layer, output_norms),
+        )
+
+    @staticmethod
+    def _read(event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable) -> Tensor | None:
+        if not policy.value_ratio or policy.value_score == "magnitude":
+            return None
+        window = min(policy.window, event.q.shape[2])
+        first = event.q.shape[2] - window
+        maths = dict(event.maths)
+        if maths.get("mask") is not None:
+            maths["mask"] = maths["mask"][:, :, first:]
+        else:
+            offset = maths.get("offset")
+            maths["offset"] = first + (event.k.shape[2] - event.q.shape[2] if offset is None else offset)
+        if maths.get("query_mask") is not None:
+            maths["query_mask"] = maths["query_mask"][:, first:]
+        z = attention_apply(event.q[:, :, first:], event.k, event.v, **maths).z
+        assert z is not None
+        read = z.square().sum(2)
+        if policy.value_score == "attn_wo":
+            read = read * norms(layer).to(read.dtype).square()
+        return read.unflatten(1, (-1, group)).sum(2)
+
+    def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> Int[Tensor, "batch head kept"]:
+        """Key channels that stay, from the judged keys `[batch, head, token, d]`."""
+        if self.policy.selector == "gram":
+            return _channels.kept_by_elimination(_channels.loss_matrix(self.gram, keys.mT @ keys), k)
+        if self.policy.selector == "random":
+            draw = np.random.default_rng(seed).random((*keys.shape[:2], keys.shape[-1]), np.float32)
+            return _channels.kept_after_pruning_smallest(torch.from_numpy(draw).to(keys.device), k)
+        score = keys.square().mean(2)
+        if self.policy.selector == "think":
+            score = score * self.energy
+        return _channels.kept_after_pruning_smallest(score, k)
+
+    def values(self, values: Tensor, k: int) -> Int[Tensor, "batch head kept"]:
+        """Value channels that stay."""
+        score = values.square().mean(2) if self.read is None else self.read
+        return _channels.kept_after_pruning_smallest(score, k)
+
+
+def protect(
+    whole: Segment, padding: Tensor | None, sinks: int, recent: int
+) -> tuple[Segment, list[Segment]]:
+    """(tokens that lose channels, [sinks, recent]) of a dense segment whose tokens stand in the text's order.
+
+    Padding on the left counts as old. Where sinks and recent tokens are all there is, the first segment is empty.
+    """
+    total = len(whole)
+    recent = min(recent, total)
+    first = torch.zeros(whole.keys.shape[:2], dtype=torch.long, device=whole.keys.device)
+    if padding is not None:
+        first = (whole.at() < padding[:, None, None]).sum(-1).expand(whole.keys.shape[:2])
+    sinks = max(0, min(sinks, total - recent - int(first.max())))
+    if not bool(first.any()):
+        pieces = [slice(sinks, total - recent), slice(0, sinks), slice(total - recent, total)]
+        old, front, tail = (whole.part(piece) for piece in pieces)
+    else:
+        place = torch.arange(total - recent, device=first.device).expand(*first.shape, -1)
+        is_sink = (place >= first[..., None]) & (place < first[..., None] + sinks)
+        order = is_sink.sort(-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
+        old, front = whole.take(order[..., : total - recent - sinks]), whole.take(order[..., total - recent - sinks :])
+        tail = whole.part(slice(total - recent, total))
+    return old, [front, tail] if sinks else [tail]
+
+
+def real(x: Tensor, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head token d"]:
+    """x `[batch, head, token, d]` in fp32 with zeros at padding."""
+    if padding is None:
+        return x.float()
+    return x.float().masked_fill((segment.at() < padding[:, None, None])[..., None], 0.0)

@@ -1,0 +1,169 @@
+"""What a compressed cache layer holds: segments of tokens, each stored in its own way.
+
+A segment is some tokens of every head: keys with all channels or with some, values likewise, and where in the text each
+token stands. Attention does not care about the order of its keys, so a layer may hold its tokens in whatever pieces are
+cheap: old keys packed to few channels, sinks and recent tokens dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from interp_kernels import KeySegment
+from jaxtyping import Float, Int
+
+Tensor = torch.Tensor
+Positions = range | Tensor
+
+INDEX = torch.int16
+"""Stored type of channel indices."""
+POSITION = torch.int32
+"""Stored type of token positions, where they are no plain range."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some stored tokens. `head` is the number of stored heads: key/value heads, or query heads where a method wants
+    another token or channel set for each of them. Replaced as a whole, never changed in place, save by `overwrite`."""
+
+    keys: Float[Tensor, "batch head token kept"]
+    values: Float[Tensor, "batch head token kept_value"]
+    positions: Positions
+    """Column of each token in the input: a range where all heads hold the same run, else `[batch, head, token]`."""
+    channels: Int[Tensor, "batch head kept"] | None = None
+    """Which key channels are stored, rising; None: all."""
+    value_channels: Int[Tensor, "batch head kept_value"] | None = None
+    mass: Float[Tensor, "batch head token"] | None = None
+    """Attention received so far, fp32, where a policy keeps account of it."""
+    log_count: Float[Tensor, "batch head token"] | None = None
+    """Logarithm of how many tokens a merged one stands for, added to its logit."""
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of everything that takes memory."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Segment:
+        """The segment with `function` applied to all its tensors (for the batch axis, or the device)."""
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors()})
+
+    def at(self) -> Int[Tensor, "batch head token"]:
+        """Positions as a tensor; batch and head may be 1 where they are the same for all."""
+        if isinstance(self.positions, Tensor):
+            return self.positions
+        run = self.positions
+        return torch.arange(run.start, run.stop, dtype=POSITION, device=self.keys.device)[None, None]
+
+    def part(self, tokens: slice) -> Segment:
+        """A run of the stored tokens, copied, so that the rest can be freed."""
+        cut = {
+            name: tensor if name in ("channels", "value_channels") else tensor[:, :, tokens].clone()
+            for name, tensor in self.tensors()
+        }
+        if isinstance(self.positions, range):
+            cut["positions"] = self.positions[tokens]  # type: ignore[assignment]
+        return replace(self, **cut)
+
+    def take(self, index: Int[Tensor, "batch head token"]) -> Segment:
+        """The tokens at `index` (places in this segment, not positions), in that order."""
+        index = index.long()
+        shape = self.keys.shape[:2]
+        at = self.at().expand(*shape, -1).gather(2, index)
+        taken = {"positions": at}
+        for name, tensor in self.tensors():
+            if name in ("keys", "values"):
+                taken[name] = tensor.gather(2, index[..., None].expand(-1, -1, -1, tensor.shape[-1]))
+            elif name in ("mass", "log_count"):
+                taken[name] = tensor.gather(2, index)
+        return replace(self, **taken)
+
+    def pack(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
+        """Keys cut down to `channels` of a dense segment."""
+        index = channels.long()[:, :, None].expand(-1, -1, len(self), -1)
+        return replace(self, keys=self.keys.gather(-1, index), channels=channels.to(INDEX))
+
+    def pack_values(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
+        """Values cut down to `channels` of a dense segment."""
+        index = channels.long()[:, :, None].expand(-1, -1, len(self), -1)
+        return replace(self, values=self.values.gather(-1, index), value_channels=channels.to(INDEX))
+
+    def dense_keys(self, width: int) -> Float[Tensor, "batch head token d_head"]:
+        """Keys with all channels, zeros where a channel is not stored."""
+        return _unpacked(self.keys, self.channels, width)
+
+    def dense_values(self, width: int) -> Float[Tensor, "batch head token d_value"]:
+        return _unpacked(self.values, self.value_channels, width)
+
+    def per_head(self, heads: int) -> Segment:
+        """The segment with every stored head repeated, so that there are `heads`."""
+        times = heads // self.keys.shape[1]
+        repeated = {
+            name: tensor.repeat_interleave(times, 1) if tensor.shape[1] > 1 else tensor
+            for name, tensor in self.tensors()
+        }
+        return replace(self, **repeated)
+
+    def overwrite(self, slot: Int[Tensor, "batch head"], token: Segment, where: Tensor) -> None:
+        """Put the one token of `token` in place of the one at `slot` in the heads with `where [batch, head]` True.
+
+        `token` must be dense; it is cut to this segment's channels.
+        """
+        keys = token.keys if self.channels is None else token.keys.gather(-1, self.channels.long()[:, :, None])
+        values = token.values
+        if self.value_channels is not None:
+            values = values.gather(-1, self.value_channels.long()[:, :, None])
+        new = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
+        new |= {n: getattr(token, n) for n in ("mass", "log_count")}
+        for name, tensor in self.tensors():
+            if name in ("channels", "value_channels"):
+                continue
+            index = slot.long().view(*slot.shape, *[1] * (tensor.ndim - 2))
+            index = index.expand(-1, -1, *([1] if tensor.ndim == 3 else [1, tensor.shape[-1]]))
+            old = tensor.gather(2, index)
+            chosen = where.view(*where.shape, *[1] * (tensor.ndim - 2))
+            tensor.scatter_(2, index, torch.where(chosen, new[name].to(tensor.dtype), old))
+
+    def for_kernel(self, padding: Int[Tensor, " batch"] | None) -> KeySegment:
+        """The segment as `interp_kernels` wants it; tokens before `padding` (left padding by text) are hidden."""
+        bias = self.log_count
+        if padding is not None:
+            hidden = torch.where(self.at() < padding[:, None, None], -torch.inf, 0.0)
+            bias = hidden if bias is None else bias + hidden
+        return KeySegment(self.keys, self.values, self.channels, self.value_channels, bias)
+
+
+def joined(segments: Sequence[Segment]) -> Segment:
+    """Dense segments one after the other as one. Positions stay a range where they follow on each other."""
+    if len(segments) == 1:
+        return segments[0]
+    runs = [s.positions for s in segments]
+    plain = all(isinstance(run, range) for run in runs)
+    if plain and all(a.stop == b.start for a, b in zip(runs, runs[1:], strict=False)):  # type: ignore[union-attr]
+        positions: Positions = range(runs[0].start, runs[-1].stop)  # type: ignore[union-attr]
+    else:
+        shape = segments[0].keys.shape[:2]
+        positions = torch.cat([s.at().expand(*shape, -1) for s in segments], 2)
+
+    def cat(name: str) -> Tensor | None:
+        parts = [getattr(s, name) for s in segments]
+        if all(part is None for part in parts):
+            return None
+        empty = [torch.zeros(s.keys.shape[:3], device=s.keys.device) for s in segments]
+        return torch.cat([e if p is None else p for p, e in zip(parts, empty, strict=True)], 2)
+
+    keys, values = torch.cat([s.keys for s in segments], 2), torch.cat([s.values for s in segments], 2)
+    return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"))
+
+
+def _unpacked(x: Tensor, channels: Tensor | None, width: int) -> Tensor:
+    if channels is None:
+        return x
+    index = channels.long()[:, :, None].expand(-1, -1, x.shape[2], -1)
+    return x.new_zeros(*x.shape[:-1], width).scatter(-1, index, x)

@@ -1,0 +1,93 @@
+"""Attention of new tokens over a compressed cache: segments of keys, each with its own set of stored channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import expect_float, expect_shape
+from ..dispatch import choose
+from . import cpu, reference
+
+PATHS = {"reference": reference.packed_decode, "cpu": cpu.packed_decode}
+
+
+class KeySegment(NamedTuple):
+    """Some stored tokens of every head. A channel that is not stored counts as zero."""
+
+    keys: Tensor
+    """[B, Hs, n, T], T stored channels."""
+    values: Tensor
+    """[B, Hs, n, Tv]."""
+    channels: Tensor | None = None
+    """Which channels `keys` holds, integers [B, Hs, T]; None: all of them, T = D."""
+    value_channels: Tensor | None = None
+    """Which channels `values` holds, integers [B, Hs, Tv]; None: all of them."""
+    bias: Tensor | None = None
+    """Added to the scores, [B or 1, Hs or 1, n]: -inf hides a token, log(c) makes it weigh like c tokens."""
+
+
+class Decoded(NamedTuple):
+    """What `packed_decode` returns; all in fp32 (fp64 for fp64 inputs)."""
+
+    z: Tensor
+    """Attention output [B, H, N, Dv]."""
+    mass: tuple[Tensor, ...]
+    """Attention that every stored token receives, summed over queries and the group's heads; [B, Hs, n] a segment."""
+
+
+@torch.no_grad()
+def packed_decode(
+    q: Tensor,
+    segments: Sequence[KeySegment],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    d_value: int | None = None,
+) -> Decoded:
+    """Attention of q over all segments at once: one softmax, values summed over the segments.
+
+    q [B, H, N, D]: the N newest tokens, whose own keys are the last N of the last segment; query i sees those up to its
+        own, and everything before. Hs divides H; query head h reads stored head h // (H // Hs).
+    segments: at least one; the order of tokens within and between segments does not matter, save for the newest N.
+    scale: default D ** -0.5, whatever number of channels is stored (ThinK keeps it too). softcap, sinks: see `MaskFacts`.
+    d_value: channels of a value; needed only if every segment has `value_channels`.
+    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+
+    Cost for S stored tokens and one query: 2 H (sum of n T + n Tv) FLOPs; reads every stored key and value once a stored
+    head. Against dense keys the traffic falls by (T + D) / 2D.
+    Source: ThinK, Xu et al. 2025 (arXiv:2407.21018), section 3.3, where one dense segment follows one packed segment.
+    """
+    operation = "packed_decode"
+    expect_float(operation, q=q)
+    expect_shape(operation, "q", q, "B H N D", {})
+    if not segments:
+        raise ValueError(f"{operation}: segments is empty; the newest tokens' keys must be in the last one.")
+    batch, heads, queries, d_head = q.shape
+    stored = segments[0].keys.shape[1]
+    if stored == 0 or heads % stored:
+        raise ValueError(f"{operation}: {stored} stored heads do not divide {heads} query heads.")
+    full = d_value or next((s.values.shape[-1] for s in segments if s.value_channels is None), None)
+    if full is None:
+        raise ValueError(f"{operation}: every segment has value_channels, so d_value must say how many there are in all.")
+    for s in segments:
+        n, sizes = s.keys.shape[2], {"B": (batch,), "Hs": (stored,)}
+        t = d_head if s.channels is None else s.channels.shape[-1]
+        tv = full if s.value_channels is None else s.value_channels.shape[-1]
+        expect_shape(operation, "keys", s.keys, "B Hs n T", sizes | {"T": (t,)})
+        expect_shape(operation, "values", s.values, "B Hs n Tv", sizes | {"n": (n,), "Tv": (tv,)})
+        for name, index in (("channels", s.channels), ("value_channels", s.value_channels)):
+            if index is not None:
+                expect_shape(operation, name, index, "B Hs T", sizes)
+        if s.bias is not None:
+            expect_shape(operation, "bias", s.bias, "B Hs n", {"B": (batch, 1), "Hs": (stored, 1), "n": (n,)})
+    if segments[-1].keys.shape[2] < queries:
+        raise ValueError(
+            f"{operation}: the last segment holds {segments[-1].keys.shape[2]} tokens, but there are {queries} queries, "
+            "whose keys should be its last ones."
+        )
+    return Decoded(*choose(PATHS)(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full))

@@ -1,0 +1,46 @@
+"""packed_decode with every channel that is not stored written as zero, and the attention matrix in full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import accumulator
+
+
+def packed_decode(
+    q: Tensor, segments: Sequence[Any], scale: float, softcap: float | None, sinks: Tensor | None, d_value: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(z, mass) as documented in the package."""
+    batch, heads, queries, d_head = q.shape
+    stored, dtype = segments[0].keys.shape[1], accumulator(q)
+    group = heads // stored
+    keys = torch.cat([unpacked(s.keys.to(dtype), s.channels, d_head) for s in segments], 2)
+    values = torch.cat([unpacked(s.values.to(dtype), s.value_channels, d_value) for s in segments], 2)
+    scores = scale * q.to(dtype) @ keys.repeat_interleave(group, 1).mT
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    biases = [q.new_zeros(1, 1, s.keys.shape[2], dtype=dtype) if s.bias is None else s.bias.to(dtype) for s in segments]
+    bias = torch.cat([b.expand(batch, stored, -1) for b in biases], 2)
+    scores = scores + bias.repeat_interleave(group, 1)[:, :, None]
+    total = keys.shape[2]
+    own = torch.arange(total - queries, total, device=q.device)
+    scores.masked_fill_(torch.arange(total, device=q.device) > own[:, None], -torch.inf)
+    if sinks is not None:
+        column = sinks.to(dtype)[None, :, None, None].expand(batch, heads, queries, 1)
+        scores = torch.cat([scores, column], -1)
+    pattern = scores.softmax(-1)[..., :total]
+    z = pattern @ values.repeat_interleave(group, 1)
+    mass = pattern.sum(2).view(batch, stored, group, total).sum(2)
+    return z, mass.split([s.keys.shape[2] for s in segments], -1)
+
+
+def unpacked(x: Tensor, channels: Tensor | None, width: int) -> Tensor:
+    """x [B, Hs, n, T] with its T channels at their places among `width`, and zeros elsewhere."""
+    if channels is None:
+        return x
+    index = channels.long()[:, :, None].expand(-1, -1, x.shape[2], -1)
+    return x.new_zeros(*x.shape[:-1], width).scatter(-1, index, x)
