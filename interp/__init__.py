@@ -6,7 +6,8 @@
     results = interp.probe(lens, "Some text ...", ["channel_imbalance", "text_sinks"])
     interp.figures.channel_imbalance(results["channel_imbalance"])
 
-Importing this package imports neither torch nor transformers: each name below is fetched on first use.
+Importing this package imports neither torch nor transformers: each name below is fetched on first use. Every class that
+`interp.interventions.available()` lists is a name of this package too: `interp.ThinK`, `interp.SnapKV`, ...
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp import figures, report
+    from interp import figures, interventions, report
     from interp.comparing import compare
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
     from interp.lens import Lens
     from interp.loading import load
+    from interp.patching import patch
     from interp.running import probe
 
 __version__ = "0.1.0"
@@ -27,13 +29,14 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "interp.loading",
     "probe": "interp.running",
+    "patch": "interp.patching",
     "compare": "interp.comparing",
     "Lens": "interp.lens",
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",
     "UnsupportedModelError": "interp.errors",
 }
-_PACKAGES = ("figures", "report", "probes", "storage", "subjects")
+_PACKAGES = ("figures", "interventions", "patching", "report", "probes", "storage", "subjects")
 
 __all__ = [
     "InterpError",
@@ -42,7 +45,9 @@ __all__ = [
     "UnsupportedModelError",
     "compare",
     "figures",
+    "interventions",
     "load",
+    "patch",
     "probe",
     "report",
 ]
@@ -53,8 +58,17 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_WHERE[name]), name)
     if name in _PACKAGES:
         return importlib.import_module(f"interp.{name}")
+    if name[:1].isupper() and name in (found := _interventions()):
+        return found[name]
     raise AttributeError(f"module 'interp' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE, *_PACKAGES])
+    return sorted([*globals(), *_WHERE, *_PACKAGES, *_interventions()])
+
+
+def _interventions() -> dict[str, Any]:
+    """Interventions by the names of their classes. Finding them imports torch."""
+    from interp.interventions import available
+
+    return {cls.__name__: cls for cls in available().values()}

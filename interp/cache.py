@@ -126,6 +126,8 @@ class StoredLayer(DynamicLayer):
         self.seen = 0
         self.padding: Tensor | None = None
         """Padding columns on the left of each text `[batch]`, None where there is none; set by the keeper."""
+        self.at_rest = 0
+        """Tokens in the last segment right after compression; policies that act at every step bring it back to that."""
         self.d_head = self.d_value = 0
         self.seam = False
         super().__init__()

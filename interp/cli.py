@@ -1,4 +1,4 @@
-"""The command line: `interp models | probe | report`.
+"""The command line: `interp models | probe | report | generate`.
 
 A user's mistake is one line on standard error and exit code 2; a failure of ours is one line and exit code 1 (`--debug`
 shows the traceback of either). With `--json` standard output is one JSON object; progress goes to standard error.
@@ -23,6 +23,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.lens import Lens
     from interp.probes import Probe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -110,13 +111,80 @@ def report(
     _tell(run, {"files": {"html": str(page), "markdown": str(markdown)}}, as_json)
 
 
-def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Run:
-    """Check everything that can be checked before the model is loaded, then load and probe."""
-    from interp.probes import resolve
-    from interp.subjects.texts import demo_text, read_text
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="the text to continue")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="a UTF-8 text file to continue")] = None,
+    interventions: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="an intervention, as in think:ratio=0.5, or a .toml file of them; may be repeated"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="stop after so many tokens")] = 64,
+    chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt with interventions in force, and account for the cache, the speed and the memory."""
+    if (prompt is None) == (prompt_file is None):
+        raise InterpError("generate continues one text: pass either --prompt TEXT or --prompt-file FILE.")
+    from interp.interventions import parse_all
+    from interp.subjects.texts import read_text
 
-    wanted = resolve([name.strip() for name in probes.split(",") if name.strip()] if probes is not None else None)
-    content = demo_text() if text is None else read_text(text)
+    intervention = parse_all(interventions or ())
+    content = read_text(prompt_file) if prompt_file is not None else prompt
+    if not content or not content.strip():
+        raise InterpError("the prompt is empty; pass some text.")
+    lens, seconds = _load(model, dtype)
+    from interp.generating import generate as generate_text
+    from interp.storage import provenance
+    from interp.subjects.quiet import quiet_transformers
+
+    with _bar("generating", max_new_tokens) as step, quiet_transformers():
+        told = generate_text(lens, content, intervention, max_new_tokens, chat=chat, progress=step)
+    about = {
+        "model": lens.cfg.model_name,
+        "architecture": lens.cfg.architecture,
+        "dtype": lens.cfg.dtype,
+        "prompt": "--prompt" if prompt_file is None else str(prompt_file),
+        "chat": chat,
+        "max_new_tokens": max_new_tokens,
+        "command": _command(),
+        "seconds": seconds,
+        **provenance(lens.device),
+    }
+    if as_json:
+        print(json.dumps({"run": about, **told}, default=str))
+        return
+    for note in told["notes"]:
+        print(f"note: {_printable(note)}", file=sys.stderr)
+    print("\n".join(_printable(line) for line in told["text"].split("\n")))
+    print("\n" + "\n".join(_account(about["model"], told)))
+
+
+def _account(model: str, told: dict[str, Any]) -> list[str]:
+    """What generation took, in words."""
+    named = [", ".join(f"{k}={v}" for k, v in one.items() if k != "name") for one in told["interventions"]]
+    under = " | ".join(f"{one['name']}({text})" for one, text in zip(told["interventions"], named, strict=True))
+    held, dense = told["cache"]["bytes"], told["cache"]["dense_bytes"]
+    speed, peak = told["decode_tokens_per_second"], told["peak_resident_bytes"]
+    decoding = "" if speed is None else f", then {speed:.1f} tokens a second"
+    memory = "" if peak is None else f"; peak resident memory {peak / 2**20:,.0f} MiB, the model's loading included"
+    return [
+        f"{model} read {told['prompt_tokens']:,} tokens and wrote {told['new_tokens']:,}"
+        + (f" under {under}." if under else ", with nothing changed."),
+        f"Cache: {held / 2**20:,.2f} MiB for {told['cache']['tokens']:,} tokens; dense it would be "
+        f"{dense / 2**20:,.2f} MiB ({1 - held / dense:.0%} saved).",
+        f"Prefill {told['prefill_seconds']:.2f} s{decoding}{memory}.",
+    ]
+
+
+def _command() -> str:
+    return "interp " + shlex.join(a for a in sys.argv[1:] if a != DEBUG)
+
+
+def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
+    """A Lens, and the seconds that imports and loading took."""
     with _bar("loading", 1) as step:
         began = time.perf_counter()
         import interp
@@ -126,8 +194,21 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: str | None,
         imported = time.perf_counter()
         with quiet_transformers():
             lens = interp.load(model, dtype=dtype)
-        loaded = time.perf_counter()
+        seconds = {"import": imported - began, "load": time.perf_counter() - imported}
         step(1, 1)
+    return lens, seconds  # type: ignore[return-value]  # a name never gives a BridgeLens
+
+
+def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Run:
+    """Check everything that can be checked before the model is loaded, then load and probe."""
+    from interp.probes import resolve
+    from interp.subjects.texts import demo_text, read_text
+
+    wanted = resolve([name.strip() for name in probes.split(",") if name.strip()] if probes is not None else None)
+    content = demo_text() if text is None else read_text(text)
+    lens, seconds = _load(model, dtype)
+    import interp
+
     asked = tokens or min(DEFAULT_TOKENS, lens.cfg.n_ctx or DEFAULT_TOKENS)
     lens.check_length(asked)
     row = lens.to_tokens(content, truncate=asked)
@@ -146,8 +227,8 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: str | None,
         "n_tokens": n,
         "tokens_asked": asked,
         "context": lens.cfg.n_ctx,
-        "command": "interp " + shlex.join(a for a in sys.argv[1:] if a != DEBUG),
-        "seconds": {"import": imported - began, "load": loaded - imported, "probe": probed - probing},
+        "command": _command(),
+        "seconds": {**seconds, "probe": probed - probing},
         **provenance(lens.device),
     }
     for dataset in results.values():

@@ -86,13 +86,11 @@ class Segment:
 
     def pack(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
         """Keys cut down to `channels` of a dense segment."""
-        index = channels.long()[:, :, None].expand(-1, -1, len(self), -1)
-        return replace(self, keys=self.keys.gather(-1, index), channels=channels.to(INDEX))
+        return replace(self, keys=_cut(self.keys, channels), channels=channels.to(INDEX))
 
     def pack_values(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
         """Values cut down to `channels` of a dense segment."""
-        index = channels.long()[:, :, None].expand(-1, -1, len(self), -1)
-        return replace(self, values=self.values.gather(-1, index), value_channels=channels.to(INDEX))
+        return replace(self, values=_cut(self.values, channels), value_channels=channels.to(INDEX))
 
     def dense_keys(self, width: int) -> Float[Tensor, "batch head token d_head"]:
         """Keys with all channels, zeros where a channel is not stored."""
@@ -115,10 +113,7 @@ class Segment:
 
         `token` must be dense; it is cut to this segment's channels.
         """
-        keys = token.keys if self.channels is None else token.keys.gather(-1, self.channels.long()[:, :, None])
-        values = token.values
-        if self.value_channels is not None:
-            values = values.gather(-1, self.value_channels.long()[:, :, None])
+        keys, values = _cut(token.keys, self.channels), _cut(token.values, self.value_channels)
         new = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
         new |= {n: getattr(token, n) for n in ("mass", "log_count")}
         for name, tensor in self.tensors():
@@ -129,6 +124,13 @@ class Segment:
             old = tensor.gather(2, index)
             chosen = where.view(*where.shape, *[1] * (tensor.ndim - 2))
             tensor.scatter_(2, index, torch.where(chosen, new[name].to(tensor.dtype), old))
+
+    def write_keys(self, keys: Float[Tensor, "batch head token d_head"]) -> None:
+        """Replace the stored channels of all keys, in place, by those of dense keys."""
+        self.keys.copy_(_cut(keys, self.channels))
+
+    def write_values(self, values: Float[Tensor, "batch head token d_value"]) -> None:
+        self.values.copy_(_cut(values, self.value_channels))
 
     def for_kernel(self, padding: Int[Tensor, " batch"] | None) -> KeySegment:
         """The segment as `interp_kernels` wants it; tokens before `padding` (left padding by text) are hidden."""
@@ -160,6 +162,11 @@ def joined(segments: Sequence[Segment]) -> Segment:
 
     keys, values = torch.cat([s.keys for s in segments], 2), torch.cat([s.values for s in segments], 2)
     return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"))
+
+
+def _cut(x: Tensor, channels: Tensor | None) -> Tensor:
+    """x `[batch, head, token, channel]` with only the channels `[batch, head, kept]`."""
+    return x if channels is None else x.gather(-1, channels.long()[:, :, None].expand(-1, -1, x.shape[2], -1))
 
 
 def _unpacked(x: Tensor, channels: Tensor | None, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One file per method; every `Intervention` in a module of this folder is found by its `name` and exported by `interp`."""
+"""One file a method; every `Intervention` in a module of this folder is found by its `name` and exported by `interp`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,23 @@ from functools import cache
 from typing import Any
 
 from interp.errors import UnknownNameError
+from interp.interventions._specs import load, parse, parse_all, save
 from interp.interventions.base import CachePolicy, Composition, Intervention, Plan, Prompt, parts
 
-__all__ = ["CachePolicy", "Composition", "Intervention", "Plan", "Prompt", "available", "named", "parts"]
+__all__ = [
+    "CachePolicy",
+    "Composition",
+    "Intervention",
+    "Plan",
+    "Prompt",
+    "available",
+    "load",
+    "named",
+    "parse",
+    "parse_all",
+    "parts",
+    "save",
+]
 
 
 @cache
@@ -40,7 +54,9 @@ def named(name: str, **settings: Any) -> Intervention:
     for setting in settings:
         if setting not in known:
             (near,) = difflib.get_close_matches(setting, known, n=1, cutoff=0.0)
-            raise UnknownNameError(f"{name} has no setting {setting!r}; did you mean {near!r}? It has {', '.join(known)}.")
+            raise UnknownNameError(
+                f"{name} has no setting {setting!r}; did you mean {near!r}? It has {', '.join(known)}."
+            )
     return cls(**settings)
 
 

@@ -201,6 +201,7 @@ class Keeper:
         for stage in ("tokens", "channels"):
             if stage in self.plans:
                 self.plans[stage].compress(layer, stored)
+        stored.at_rest = len(stored.segments[-1])
         self.compressed.add(layer)
 
     def reorder(self, rows: Tensor) -> None:

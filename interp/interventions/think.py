@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
-from interp_kernels import attention_apply
 from jaxtyping import Float, Int
 
 from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.interventions import _channels
+from interp.interventions._window import window_read
 from interp.interventions.base import CachePolicy, Plan, Prompt
 from interp.segments import Segment, joined
 
@@ -164,18 +164,7 @@ class _Judge:
     def _read(event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable) -> Tensor | None:
         if not policy.value_ratio or policy.value_score == "magnitude":
             return None
-        window = min(policy.window, event.q.shape[2])
-        first = event.q.shape[2] - window
-        maths = dict(event.maths)
-        if maths.get("mask") is not None:
-            maths["mask"] = maths["mask"][:, :, first:]
-        else:
-            offset = maths.get("offset")
-            maths["offset"] = first + (event.k.shape[2] - event.q.shape[2] if offset is None else offset)
-        if maths.get("query_mask") is not None:
-            maths["query_mask"] = maths["query_mask"][:, first:]
-        z = attention_apply(event.q[:, :, first:], event.k, event.v, **maths).z
-        assert z is not None
+        z = window_read(event, policy.window)
         read = z.square().sum(2)
         if policy.value_score == "attn_wo":
             read = read * norms(layer).to(read.dtype).square()
@@ -218,7 +207,7 @@ def protect(
     else:
         place = torch.arange(total - recent, device=first.device).expand(*first.shape, -1)
         is_sink = (place >= first[..., None]) & (place < first[..., None] + sinks)
-        order = is_sink.sort(-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
+        order = is_sink.sort(dim=-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
         old, front = whole.take(order[..., : total - recent - sinks]), whole.take(order[..., total - recent - sinks :])
         tail = whole.part(slice(total - recent, total))
     return old, [front, tail] if sinks else [tail]

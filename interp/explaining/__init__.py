@@ -1,0 +1,113 @@
+"""`interp.explain`: why a cache policy changes what a model says.
+
+One file a question: what was evicted and where it went (`ledger`), which channels stay (`masks`), the attention that
+what was dropped would have had (`missed_mass`), how far each layer's output moves (`perturbation`), and what happens to
+the prediction when one channel or token is put back (`attribution`). Every `Question` in this folder is found by its
+name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError, UnknownNameError
+from interp.explaining.base import Question
+
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+
+    from interp.interventions.base import Intervention
+
+__all__ = ["Question", "available", "explain", "findings", "resolve"]
+
+
+def explain(
+    lens: Any,
+    intervention: Intervention,
+    prompt: str | torch.Tensor,
+    continuation: str | torch.Tensor,
+    questions: Iterable[str | Question] | str | Question | None = None,
+) -> dict[str, xr.Dataset]:
+    """Ask why a cache policy changes what a model says; returns the answers by the questions' names.
+
+    Args:
+        lens: from `interp.load`.
+        intervention: cache policies, such as `interp.ThinK(ratio=0.5)` or `H2O(budget=0.2) | ThinK()`.
+        prompt: one text, or tokens `[pos]` or `[1, pos]`.
+        continuation: the true text after it, or its tokens: what the model is made to read with the full cache and
+            again under the policy. At least two tokens.
+        questions: names, or question objects with their parameters; None asks all that apply.
+
+    The prompt is read once and then every token of the continuation but the last is fed (a "step"), all at once where
+    the policy acts once after the prompt, one by one where it acts at every step. Nothing is trained and no gradient
+    taken. Raises InterpError, before any compute, for a question that does not apply to the intervention.
+
+        why = interp.explain(lens, interp.ThinK(ratio=0.7), prompt, continuation, ["masks", "perturbation"])
+        interp.figures.perturbation(why["perturbation"]).show()
+    """
+    from interp.explaining.case import Case
+    from interp.storage import provenance
+
+    wanted = resolve(questions, intervention)
+    case = Case.of(lens, intervention, prompt, continuation)
+    facts = case.facts() | provenance(lens.device)
+    answers = {}
+    for question in wanted:
+        answers[question.name] = question.ask(case)
+        answers[question.name].attrs |= facts
+    return answers
+
+
+@cache
+def available() -> dict[str, type[Question]]:
+    """All questions by name, in alphabetical order."""
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    classes = [c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__]
+    found = [c for c in classes if issubclass(c, Question) and not inspect.isabstract(c)]
+    return {c.name: c for c in sorted(found, key=lambda c: c.name)}
+
+
+def resolve(
+    questions: Iterable[str | Question] | str | Question | None, intervention: Intervention
+) -> list[Question]:
+    """Question objects from names (with default parameters) and questions; None means all that apply.
+
+    Raises UnknownNameError for a name that is none, InterpError for one that does not apply or is asked twice.
+    """
+    if questions is None:
+        return [q for q in (cls() for cls in available().values()) if q.applies(intervention)]
+    made = [_one(q) for q in ([questions] if isinstance(questions, (str, Question)) else questions)]
+    if not made:
+        raise InterpError(f"no question was asked; there are {', '.join(available())}.")
+    names = [q.name for q in made]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InterpError(f"{', '.join(twice)} is asked for twice; answers go by name, so ask one setting at a time.")
+    if wrong := [q for q in made if not q.applies(intervention)]:
+        raise InterpError(
+            f"{wrong[0].name} asks about policies that decide about {' or '.join(wrong[0].stages)}, "
+            f"which {intervention!r} does not."
+        )
+    return made
+
+
+def _one(question: str | Question) -> Question:
+    if isinstance(question, Question):
+        return question
+    if question not in available():
+        (near,) = difflib.get_close_matches(str(question), available(), n=1, cutoff=0.0)
+        raise UnknownNameError(
+            f"there is no question {question!r}; did you mean {near!r}? There are {', '.join(available())}."
+        )
+    return available()[question]()
+
+
+def findings(answers: Mapping[str, xr.Dataset]) -> list[str]:
+    """Plain-text sentences computed from the answers of `interp.explain`."""
+    return [sentence for name, ds in answers.items() for sentence in available()[name]().findings(ds)]

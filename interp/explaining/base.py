@@ -1,0 +1,38 @@
+"""What a question is: parameters, and how its answer is computed from the runs of one case.
+
+A new question is one new file in this folder: a frozen dataclass that derives from `Question`. `interp.explain` finds it
+by its `name` and hands it a `Case`, which runs the model with the full cache and under the policy when first asked to,
+and only once for all questions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from interp.interventions.base import Intervention, parts
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from interp.explaining.case import Case
+
+
+class Question(ABC):
+    """A named question about an intervention. Subclasses are frozen dataclasses with a class attribute `name`."""
+
+    name: ClassVar[str]
+    stages: ClassVar[tuple[str, ...]] = ("tokens", "channels")
+    """The stages of cache policies that it can be asked about."""
+
+    def applies(self, intervention: Intervention) -> bool:
+        """Whether there is anything to ask about this intervention."""
+        return any(getattr(member, "stage", None) in self.stages for member in parts(intervention))
+
+    @abstractmethod
+    def ask(self, case: Case) -> xr.Dataset:
+        """The answer, with named dimensions and units."""
+
+    def findings(self, result: xr.Dataset) -> list[str]:
+        """Plain-text sentences computed from the answer."""
+        return []

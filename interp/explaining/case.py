@@ -1,0 +1,216 @@
+"""One prompt, its true continuation and one intervention: the runs that all questions share.
+
+Fed tokens are "steps": step t feeds token t of the continuation at position S + t, for a prompt of S tokens, and
+predicts token t + 1. The continuation's first token is predicted by the prompt alone, which no cache policy changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from interp.cache import LensCache
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.explaining.restoring import at_rest
+from interp.interventions.base import Entry, Intervention, cache_policies, parts
+from interp.scoring import _nll
+
+Tensor = torch.Tensor
+NEVER = torch.iinfo(torch.int32).max
+"""In `PolicyRun.evicted_at`: the token is still held after the last step."""
+
+
+@dataclass
+class Run:
+    """What the fed tokens did with one cache; fp32, without a batch axis."""
+
+    logits: Float[Tensor, "step d_vocab"]
+    z: dict[int, Float[Tensor, "step head d_value"]]
+    attn_out: dict[int, Float[Tensor, "step d_model"]]
+    """Empty where the architecture has no such point."""
+    events: dict[int, AttentionEvent] = field(default_factory=dict)
+    """Each layer's attention of all steps to all tokens; of the full cache only."""
+
+
+@dataclass
+class PolicyRun(Run):
+    """A run under the policy, with what it dropped."""
+
+    rest: LensCache = field(kw_only=True)
+    """The cache right after the policy acted on the prompt, its policies at rest: see `restoring`."""
+    fed: int = field(kw_only=True)
+    """Steps before that: 0, or 1 for a policy that waits for the first decoded token."""
+    evicted_at: dict[int, Int[Tensor, "head token"]] = field(kw_only=True)
+    """First step at which a token is no longer attended to, `NEVER` where it is to the end; by stored head."""
+    ledger: list[Entry] = field(kw_only=True)
+    stepping: bool = field(kw_only=True)
+    """Whether the policy acts at steps, so that tokens were fed one by one."""
+
+
+@dataclass
+class Case:
+    """The case that questions are asked about; runs happen when they are first needed."""
+
+    lens: Any
+    intervention: Intervention
+    prompt: Int[Tensor, "1 pos"]
+    continuation: Int[Tensor, "1 pos"]
+    layers: tuple[int, ...]
+    """Layers that policies act on: those with full attention."""
+
+    @classmethod
+    def of(cls, lens: Any, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
+        """Raises InterpError where prompt and continuation are no pair of single texts that fit the model."""
+        if not hasattr(lens, "apply"):
+            raise InterpError("explain needs a Lens of a transformers model; a TransformerBridge has no such cache.")
+        latent = any(hasattr(block.attention, "kv_lora_rank") for block in lens.anatomy.blocks)
+        cache_policies(intervention, lens.cfg, latent)
+        tokens, rest = one_text(lens, prompt), one_text(lens, continuation, special=False)
+        if rest.shape[1] < 2:
+            raise InterpError("explain: the continuation needs at least 2 tokens; the first one sees no policy.")
+        lens.check_length(tokens.shape[1] + rest.shape[1])
+        layers = tuple(i for i, kind in enumerate(lens.cfg.attn_types) if kind == "global")
+        return cls(lens, intervention, tokens, rest, layers)
+
+    @property
+    def fed(self) -> Int[Tensor, "1 step"]:
+        return self.continuation[:, :-1]
+
+    @property
+    def steps(self) -> int:
+        return int(self.fed.shape[1])
+
+    @property
+    def seen(self) -> Int[Tensor, "1 token"]:
+        """All tokens that the model reads: the prompt and the fed ones."""
+        return torch.cat([self.prompt, self.fed], 1)
+
+    @cached_property
+    def token_text(self) -> list[str]:
+        """Text of all tokens read and, at the end, of the continuation's last token, which is only predicted."""
+        return self.lens.to_str_tokens(torch.cat([self.prompt, self.continuation], 1))
+
+    def step_coords(self) -> dict[str, Any]:
+        """Coordinates along `step`: its number, the fed token's text and that of the token it has to predict."""
+        text = np.array(self.token_text[self.prompt.shape[1] :], dtype=object)
+        return {"step": np.arange(self.steps), "step_text": ("step", text[:-1]), "next_text": ("step", text[1:])}
+
+    def facts(self) -> dict[str, str | int | float]:
+        """What the answers depend on, for attributes."""
+        ids = torch.cat([self.prompt, self.continuation], 1)[0].cpu().numpy().astype("<i8")
+        return {
+            "model": self.lens.cfg.model_name,
+            "architecture": self.lens.cfg.architecture,
+            "dtype": self.lens.cfg.dtype,
+            "intervention": " | ".join(repr(member) for member in parts(self.intervention)),
+            "prompt_tokens": int(self.prompt.shape[1]),
+            "steps": self.steps,
+            "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        }
+
+    @cached_property
+    def full(self) -> Run:
+        """All steps at once with the full cache, with every layer's attention."""
+        cache = self._read(self.prompt)
+        events: dict[int, AttentionEvent] = {}
+        hooks = [(f"blocks.{i}.attn.hook_event", _keep(events, i)) for i in self.layers]
+        run = self._feed(cache, self.fed, hooks)
+        return dataclasses.replace(run, events=events)
+
+    @cached_property
+    def full_alike(self) -> Run:
+        """The full cache fed just as the policy was, so that rounding is the same too."""
+        if not self.policy.stepping:
+            return self.full
+        cache = self._read(self.prompt)
+        return _joined([self._feed(cache, token) for token in self.fed.split(1, 1)])
+
+    @cached_property
+    def policy(self) -> PolicyRun:
+        """The steps under the policy."""
+        with self.lens.apply(self.intervention, ledger=True):
+            cache = self._read(self.prompt)
+            stepping = any(p.each_step or p.moment == "first_decode" for p in cache.keeper.plans.values())
+            total = int(self.seen.shape[1])
+            evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}
+            rest, fed, runs = at_rest(cache), 0, []
+            for step, tokens in enumerate(self.fed.split(1 if stepping else self.steps, 1)):
+                evicted_at = {i: _missing(cache.stored[i], seen, step) for i, seen in evicted_at.items()}
+                runs.append(self._feed(cache, tokens))
+                if step == 0 and stepping and not any(layer.compressed for layer in rest.stored.values()):
+                    rest, fed = at_rest(cache), 1
+            ledger = list(cache.keeper.ledger)
+        run = _joined(runs)
+        return PolicyRun(
+            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger, stepping=stepping
+        )
+
+    @torch.no_grad()
+    def _read(self, tokens: Tensor) -> LensCache:
+        """The cache after reading tokens, under the policies in force."""
+        self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only)
+        return self.lens.last_cache
+
+    @torch.no_grad()
+    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list | None = None) -> Run:
+        z: dict[int, Tensor] = {}
+        attn_out: dict[int, Tensor] = {}
+        hooks = list(hooks or [])
+        for i in range(self.lens.cfg.n_layers):
+            hooks.append((f"blocks.{i}.attn.hook_z", _keep(z, i)))
+            if f"blocks.{i}.hook_attn_out" in self.lens.hook_dict:
+                hooks.append((f"blocks.{i}.hook_attn_out", _keep(attn_out, i)))
+        with self.lens.hooks(fwd_hooks=hooks):
+            logits = self.lens(tokens, past_key_values=cache, use_cache=True)
+        return Run(
+            logits[0].float(), {i: x[0].float() for i, x in z.items()}, {i: x[0].float() for i, x in attn_out.items()}
+        )
+
+    def nll(self, run: Run) -> Float[Tensor, " step"]:
+        """Negative log-likelihood (nats) of the token after each step."""
+        return _nll(run.logits[None], self.continuation[:, 1:])[0]
+
+
+def one_text(lens: Any, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:
+    """Tokens of one text, or the tokens of one text that were given. Raises InterpError for several."""
+    if isinstance(text, str) and not special:
+        text = torch.tensor(lens._need_tokenizer()(text, add_special_tokens=False).input_ids, dtype=torch.long)
+    if not isinstance(text, (str, Tensor)):
+        raise InterpError(f"explain reads one text, or its tokens, not {type(text).__name__}.")
+    tokens, _ = lens.tokens_and_mask(text)
+    if tokens.shape[0] != 1:
+        raise InterpError(f"explain reads one text at a time; these are tokens of {tokens.shape[0]}.")
+    return tokens
+
+
+def _keep(held: dict[int, Any], layer: int) -> Any:
+    def hook(value: Any, hook: Any) -> None:
+        held[layer] = value
+
+    return hook
+
+
+def _joined(runs: list[Run]) -> Run:
+    def cat(name: str) -> dict[int, Tensor]:
+        return {i: torch.cat([getattr(run, name)[i] for run in runs]) for i in getattr(runs[0], name)}
+
+    return Run(torch.cat([run.logits for run in runs]), cat("z"), cat("attn_out"))
+
+
+def _missing(stored: Any, evicted_at: Tensor, step: int) -> Int[Tensor, "head token"]:
+    """`evicted_at [head, token]` with tokens that a layer has seen and holds no more marked as gone from `step` on."""
+    heads = stored.segments[0].keys.shape[1]
+    held = torch.zeros(heads, evicted_at.shape[1], dtype=torch.bool)
+    held[:, stored.seen :] = True  # not read yet
+    for segment in stored.segments:
+        at = segment.at()[0].long().cpu().expand(heads, -1)
+        held.scatter_(1, at, True)
+    return torch.where(held | (evicted_at != NEVER), evicted_at, step)

@@ -1,0 +1,151 @@
+"""A compressed cache at rest, and putting back into it what a policy dropped.
+
+`at_rest` copies a cache so that its policies act no more; tensors are shared, since segments are replaced and never
+changed where no policy acts. `with_channels` and `with_tokens` then make caches of several rows, each row with other
+things put back, that one forward pass can compare.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+
+from interp.cache import LensCache, StoredLayer
+from interp.interventions.base import Keeper
+from interp.segments import INDEX, POSITION, Segment
+
+Tensor = torch.Tensor
+
+
+class _AtRest(Keeper):
+    """Keeps a cache in the attention seam, where its segments are understood, and does nothing to it."""
+
+    def attended(self, *_: object, **__: object) -> None:
+        pass
+
+
+def at_rest(cache: LensCache, rows: int = 1) -> LensCache:
+    """A copy of a cache of one sequence, `rows` times, that no policy changes any more."""
+    keeper = cache.keeper
+    copied = copy.copy(cache)
+    copied.listener = None
+    copied.keeper = _AtRest((), keeper.cfg, keeper.layers, keeper.output_norms)
+    copied.layers = [_copy(layer, rows, keeper) for layer in cache.layers]
+    return copied
+
+
+def _copy(layer: object, rows: int, keeper: Keeper) -> object:
+    if not isinstance(layer, StoredLayer):
+        copied = copy.deepcopy(layer)
+        if rows > 1:
+            copied.batch_repeat_interleave(rows)  # type: ignore[attr-defined]
+        return copied
+    made = copy.copy(layer)
+    acting = any(plan.each_step for plan in keeper.plans.values())  # such a plan overwrites slots in place
+    made.segments = [segment.map(torch.clone) if acting else segment for segment in layer.segments]
+    if rows > 1:
+        made.segments = [s.map(lambda x: x.expand(rows, *x.shape[1:])) for s in made.segments]
+    return made
+
+
+def with_channels(
+    cache: LensCache,
+    keys: Mapping[int, Float[Tensor, "1 kv_head token d_head"]],
+    channels: Sequence[Sequence[tuple[int, int, int]]],
+) -> LensCache:
+    """A cache at rest with a row for each entry of `channels`: (layer, stored head, channel) that it has back.
+
+    `keys` are the full cache's, by layer. A row may have back several channels. Raises nothing: a channel that is
+    stored already is left as it is.
+    """
+    made = at_rest(cache, len(channels))
+    for layer, own in made.stored.items():
+        wanted = [[(head, channel) for i, head, channel in row if i == layer] for row in channels]
+        if any(wanted):
+            own.segments = [
+                s if s.channels is None else _widened(s, keys[layer], wanted, own.d_head) for s in own.segments
+            ]
+    return made
+
+
+def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]], d_head: int) -> Segment:
+    """A packed segment that stores more channels: each head the ones it wants, and zeros where others want more."""
+    assert segment.channels is not None
+    rows, heads, n, _ = segment.keys.shape
+    original = at_positions(full, segment).expand(rows, heads, n, d_head)
+    stored = torch.zeros(rows, heads, d_head, dtype=torch.bool).scatter(-1, segment.channels.long().cpu(), True)
+    back = torch.zeros_like(stored)
+    for row, pairs in enumerate(wanted):
+        for head, channel in pairs:
+            back[row, head, channel] = not stored[row, head, channel]
+    extra = int(back.sum(-1).max())
+    if extra == 0:
+        return segment
+    # channels that come back first, then other absent ones as fillers: of these the keys are zero, as if absent
+    order = (back.int() * 2 + (~stored).int()).argsort(-1, descending=True, stable=True)[..., :extra]
+    index = order.to(full.device)
+    real = back.to(full.device).gather(-1, index)
+    added = original.gather(-1, index[:, :, None].expand(-1, -1, n, -1)) * real[:, :, None]
+    channel_index = torch.cat([segment.channels, index.to(INDEX)], -1)
+    order = channel_index.long().argsort(-1)
+    keys = torch.cat([segment.keys, added.to(segment.keys.dtype)], -1)
+    keys = keys.gather(-1, order[:, :, None].expand(-1, -1, n, -1))
+    return replace(segment, keys=keys, channels=channel_index.gather(-1, order))
+
+
+def with_tokens(
+    cache: LensCache,
+    keys: Mapping[int, Float[Tensor, "1 kv_head token d_head"]],
+    values: Mapping[int, Float[Tensor, "1 kv_head token d_value"]],
+    tokens: Sequence[Sequence[tuple[int, int, int]]],
+) -> LensCache:
+    """A cache at rest with a row for each entry of `tokens`: (layer, stored head, position) that it has back.
+
+    `keys` and `values` are the full cache's, by layer. Tokens come back with all channels, whatever others keep.
+    """
+    made = at_rest(cache, len(tokens))
+    for layer, own in made.stored.items():
+        wanted = [[(head, position) for i, head, position in row if i == layer] for row in tokens]
+        if any(wanted):
+            back = _returned(own.segments[0], keys[layer], values[layer], wanted)
+            own.segments = [back, *own.segments]
+    return made
+
+
+def _returned(like: Segment, keys: Tensor, values: Tensor, wanted: list[list[tuple[int, int]]]) -> Segment:
+    """A segment of the wanted tokens; heads that want fewer than others have hidden ones in their place."""
+    rows, heads = like.keys.shape[:2]
+    n = max(sum(h == head for h, _ in pairs) for pairs in wanted for head in range(heads))
+    at = torch.zeros(rows, heads, n, dtype=torch.long)
+    log_count = torch.full((rows, heads, n), -torch.inf)
+    for row, pairs in enumerate(wanted):
+        for head in range(heads):
+            own = [position for h, position in pairs if h == head]
+            at[row, head, : len(own)] = torch.tensor(own, dtype=torch.long)
+            log_count[row, head, : len(own)] = 0.0
+    empty = Segment(keys, values, at.to(keys.device, POSITION), log_count=log_count.to(keys.device))
+    return replace(
+        empty,
+        keys=at_positions(keys.expand(rows, *keys.shape[1:]), empty),
+        values=at_positions(values.expand(rows, *values.shape[1:]), empty),
+    )
+
+
+def at_positions(
+    full: Float[Tensor, "batch kv_head token d"], segment: Segment
+) -> Float[Tensor, "batch head n d"]:
+    """What the full cache holds at a segment's positions, for each of its stored heads."""
+    if isinstance(segment.positions, Tensor):
+        heads = segment.positions.shape[1]
+    else:
+        heads = segment.keys.shape[1]
+    rows = full.shape[0]
+    spread = full.repeat_interleave(heads // full.shape[1], 1)
+    at: Int[Tensor, "batch head n"] = segment.at().long().expand(-1, heads, -1)
+    return spread.expand(max(rows, at.shape[0]), -1, -1, -1).gather(
+        2, at.expand(max(rows, at.shape[0]), -1, -1)[..., None].expand(-1, -1, -1, full.shape[-1])
+    )

@@ -1,0 +1,147 @@
+"""Generation with its account: the text, what the cache holds, how fast decoding was, and how much memory it took.
+
+Bytes, seconds and memory are measured on the run itself. The one computed number is what a dense cache of as many tokens
+would hold, and that is arithmetic on shapes.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.cache import LensCache, StoredLayer
+from interp.interventions import Intervention, parts
+
+if TYPE_CHECKING:
+    from interp.lens import Lens
+
+
+def generate(
+    lens: Lens,
+    prompt: str,
+    intervention: Intervention | None = None,
+    max_new_tokens: int = 64,
+    *,
+    chat: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Continue `prompt` greedily, with an intervention in force; returns plain values, ready for JSON.
+
+    prompt_tokens, new_tokens: how many. The last new token is never stored: nothing comes after it.
+    text: the continuation, without special tokens.
+    interventions: name and every setting, in order.
+    cache: `bytes` held at the end, `dense_bytes` that as many tokens would take uncompressed (`dense_cache_bytes`),
+        `tokens` seen, and `kept_tokens` of each head in every layer.
+    prefill_seconds: reading the prompt, and compressing where a policy does that at once.
+    decode_seconds, decode_tokens_per_second: from the first new token to the last; None where there is only one.
+    peak_resident_bytes: of the whole process so far, the loading of the model included; `_before` is the same before
+        generation. Both None where the system does not tell.
+    notes: warnings given on the way, such as that a policy dropped nothing.
+    """
+    tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
+    watch = _Stopwatch(max_new_tokens, progress)
+    before = peak_resident_bytes()
+    with _noting() as notes, nullcontext() if intervention is None else lens.apply(intervention):
+        out = lens.generate(tokens, max_new_tokens=max_new_tokens, attention_mask=mask, streamer=watch)
+    new = out[0, tokens.shape[1] :]
+    cache = lens.last_cache
+    assert cache is not None
+    return {
+        "prompt_tokens": int(tokens.shape[1]),
+        "new_tokens": len(new),
+        "text": lens.tokenizer.decode(new, skip_special_tokens=True),
+        "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
+        "cache": {
+            "bytes": cache.nbytes(),
+            "dense_bytes": dense_cache_bytes(lens, cache),
+            "tokens": cache.get_seq_length(),
+            "kept_tokens": cache.report()["kept"].tolist(),
+        },
+        **watch.seconds(),
+        "peak_resident_bytes_before": before,
+        "peak_resident_bytes": peak_resident_bytes(),
+        "notes": notes,
+    }
+
+
+def dense_cache_bytes(lens: Lens, cache: LensCache) -> int:
+    """Bytes that keys and values of all tokens seen would take, each stored once in the cache's dtype.
+
+    Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number. Others, such as
+    layers with a sliding window, are dense already and count as what they hold.
+    """
+    total = 0
+    for i, layer in enumerate(cache.layers):
+        if not layer.is_initialized:
+            continue
+        if isinstance(layer, StoredLayer):
+            batch, width = layer.segments[0].keys.shape[0], layer.d_head + layer.d_value
+            heads = lens.anatomy.blocks[i].seen["n_key_value_heads"]
+            total += batch * heads * layer.seen * width * layer.dtype.itemsize
+        else:
+            held = (layer.keys.untyped_storage(), layer.values.untyped_storage())
+            total += sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+    return total
+
+
+def peak_resident_bytes() -> int | None:
+    """The most physical memory that this process ever held, in bytes; None where the system does not tell.
+
+    Linux' own record comes first: what `resource` reports there is inherited from the process that started this one, if
+    that was larger.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            kibibytes = next((line.split()[1] for line in status if line.startswith("VmHWM:")), None)
+        if kibibytes is not None:
+            return int(kibibytes) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Stopwatch:
+    """transformers' streamer interface: called with the prompt before prefill, then with every new token."""
+
+    def __init__(self, expected: int, progress: Callable[[int, int], None] | None) -> None:
+        self.expected, self.progress = expected, progress
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+        if self.progress is not None:
+            self.progress(len(self.times) - 1, self.expected)
+
+    def end(self) -> None:
+        pass
+
+    def seconds(self) -> dict[str, float | None]:
+        start, first, last = self.times[0], self.times[1], self.times[-1]
+        steps = len(self.times) - 2
+        return {
+            "prefill_seconds": first - start,
+            "decode_seconds": last - first if steps else None,
+            "decode_tokens_per_second": steps / (last - first) if steps else None,
+        }
+
+
+@contextmanager
+def _noting() -> Iterator[list[str]]:
+    """Warnings for the user, each once, as lines in a list instead of on standard error."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield notes
+    notes += dict.fromkeys(" ".join(str(w.message).split()) for w in caught if w.category is UserWarning)

@@ -1,0 +1,201 @@
+"""What token policies share: a capacity, a score for every token, and taking tokens out of a live cache.
+
+A method says how it scores tokens and how many recent ones it always keeps; `EvictionPlan` does the rest. Padding goes
+first, sinks and recent tokens never go, of equal scores the earlier token stays.
+
+A method that also acts at every step keeps its cache at one size: the token that leaves the recent window and the old
+tokens compete, and the loser's place is overwritten, so a step moves one token and not the cache.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.interventions.base import CachePolicy, Entry, Plan, Prompt
+from interp.segments import Segment, joined
+
+if TYPE_CHECKING:
+    from interp.cache import StoredLayer
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Eviction(CachePolicy):
+    """Keep the `budget` best tokens of the prompt in every key/value head and drop the others.
+
+    Args:
+        budget: tokens that stay: a share of the prompt's tokens where it is below 1, else a number of tokens.
+        sinks: tokens at the text's beginning that always stay.
+    """
+
+    stage: ClassVar[Literal["tokens", "channels"]] = "tokens"
+    granularity: ClassVar[str] = "kv_head"
+    budget: float = 0.2
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.budget > 0:
+            raise InterpError(f"{self.name}: budget should be above 0, found {self.budget}.")
+        if self.budget >= 1 and self.budget != int(self.budget):
+            raise InterpError(
+                f"{self.name}: a budget of 1 or more is a number of tokens and should be whole, found {self.budget}."
+            )
+        if self.sinks < 0:
+            raise InterpError(f"{self.name}: sinks should be at least 0, found {self.sinks}.")
+
+    def capacity(self, prompt: Prompt, layer: int) -> int:
+        """Tokens that stay in each head of a layer."""
+        return tokens_of(self.budget, prompt.tokens)
+
+    def recent_tokens(self, capacity: int) -> int:
+        """How many of them are the newest ones."""
+        return 0
+
+    @abstractmethod
+    def scores(self, layer: int, event: AttentionEvent) -> Float[Tensor, "batch head token"]:
+        """How much each token of the prompt is worth keeping, by query head or key/value head."""
+
+    def check(self, prompt: Prompt) -> None:
+        for layer in prompt.layers:
+            capacity = self.capacity(prompt, layer)
+            fixed = self.sinks + self.recent_tokens(capacity)
+            if capacity < max(1, fixed):
+                raise InterpError(
+                    f"{self.name}: a budget of {capacity} of {prompt.tokens} tokens (layer {layer}) has no room for "
+                    f"{self.sinks} sinks and {fixed - self.sinks} recent tokens; raise budget."
+                )
+
+    def begin(self, prompt: Prompt) -> Plan:
+        return EvictionPlan(self, prompt)
+
+
+def tokens_of(budget: float, tokens: int) -> int:
+    """A budget in tokens: a share of `tokens` below 1 (rounded down), else the number itself."""
+    return int(budget * tokens + 1e-9) if budget < 1 else int(budget)
+
+
+class EvictionPlan(Plan):
+    """An `Eviction` at work on one sequence."""
+
+    keeps_mass: ClassVar[bool] = False
+    """Whether stored tokens go on collecting the attention that they receive, starting from their score."""
+
+    def __init__(self, policy: Eviction, prompt: Prompt) -> None:
+        self.policy, self.prompt = policy, prompt
+        self.scored: dict[int, Float[Tensor, "batch head token"]] = {}
+        self.recent: dict[int, int] = {}
+        """Newest tokens that are never evicted, of each layer that was compressed."""
+
+    def observe(self, layer: int, event: AttentionEvent) -> None:
+        self.scored[layer] = self._by_stored_head(self.policy.scores(layer, event), event.k.shape[1])
+
+    def _by_stored_head(self, scores: Tensor, kv_heads: int) -> Tensor:
+        """Scores of query heads summed over those that read the same stored head."""
+        if self.policy.granularity == "query_head" or scores.shape[1] == kv_heads:
+            return scores.float()
+        return scores.float().unflatten(1, (kv_heads, -1)).sum(2)
+
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        scores = self.scored.pop(layer)
+        capacity = self.policy.capacity(self.prompt, layer)
+        if capacity < stored.seen:
+            self.evict(layer, stored, scores, capacity, self.policy.recent_tokens(capacity))
+
+    def evict(self, layer: int, stored: StoredLayer, scores: Tensor, capacity: int, recent: int) -> None:
+        """Keep `capacity` tokens of a layer, `recent` of them the newest."""
+        whole = joined(stored.segments)
+        if whole.keys.shape[1] != scores.shape[1]:
+            whole = whole.per_head(scores.shape[1])
+        if self.keeps_mass:
+            whole = replace(whole, mass=scores.clone())
+        kept, dropped = chosen(scores, stored.padding, capacity - recent, recent, self.policy.sinks)
+        old, tail = whole.take(kept), whole.part(slice(len(whole) - recent, len(whole)))
+        lost = whole.take(dropped)
+        self.note(layer, stored, lost, *self.lose(layer, stored, lost, old, tail))
+        stored.segments = [old, tail] if len(old) else [tail]
+        self.recent[layer] = recent
+
+    def lose(self, layer: int, stored: StoredLayer, lost: Segment, *retained: Segment) -> tuple[Tensor | None, ...]:
+        """What becomes of tokens that are evicted: nothing. Methods that merge override this and change `retained`.
+
+        Returns (target positions, similarity, threshold, merged) for the ledger, see `Entry`.
+        """
+        return None, None, None, None
+
+    def note(self, layer: int, stored: StoredLayer, lost: Segment, *where: Tensor | None) -> None:
+        """Write an eviction down, if somebody keeps account. Padding has position -1."""
+        if self.ledger is None:
+            return
+        at = lost.at().long().expand(lost.keys.shape[:3]).clone()
+        if stored.padding is not None:
+            at[at < stored.padding[:, None, None]] = -1
+        score = torch.zeros(at.shape) if lost.mass is None else lost.mass.clone()
+        self.ledger.append(Entry(layer, stored.seen, at, score, *where))
+
+    def step(self, layer: int, stored: StoredLayer) -> None:
+        if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
+            return
+        for _ in range(len(stored.segments[-1]) - stored.at_rest):
+            aged, stored.segments[-1] = _first_off(stored.segments[-1])
+            self.replace_one(layer, stored, aged)
+
+    def replace_one(self, layer: int, stored: StoredLayer, aged: Segment) -> None:
+        """Let the token that left the tail and the old ones compete, and drop the least attended in each head."""
+        old = stored.segments[0]
+        assert old.mass is not None and aged.mass is not None
+        # the recent window may reach back beyond the tail, into the old tokens, where channels are pruned too
+        newest = stored.seen - max(stored.at_rest, self.recent[layer])
+        guarded = self._guarded(old.at(), stored, newest)
+        slot = old.mass.masked_fill(guarded, torch.inf).argmin(-1)
+        least = old.mass.masked_fill(guarded, torch.inf).gather(-1, slot[..., None])[..., 0]
+        aged_mass = aged.mass.masked_fill(self._guarded(aged.at(), stored, newest), torch.inf)[..., 0]
+        goes_in = least <= aged_mass
+        victim = _either(goes_in, old.take(slot[..., None]), aged)
+        old.overwrite(slot, aged, goes_in)
+        self.note(layer, stored, victim, *self.lose(layer, stored, victim, *stored.segments))
+
+    def _guarded(self, at: Tensor, stored: StoredLayer, newest: int) -> Bool[Tensor, "batch head token"]:
+        first = 0 if stored.padding is None else stored.padding[:, None, None]
+        return ((at >= first) & (at < first + self.policy.sinks)) | (at >= newest)
+
+
+def chosen(
+    scores: Float[Tensor, "batch head token"], padding: Int[Tensor, " batch"] | None, heavy: int, recent: int, sinks: int
+) -> tuple[Int[Tensor, "batch head kept"], Int[Tensor, "batch head dropped"]]:
+    """(the `heavy` best tokens outside the newest `recent`, all others outside of them), each in the text's order."""
+    candidates = scores[..., : scores.shape[-1] - recent].clone()
+    place = torch.arange(candidates.shape[-1], device=scores.device)
+    first = 0 if padding is None else padding[:, None, None]
+    candidates.masked_fill_((place >= first) & (place < first + sinks), torch.inf)
+    if padding is not None:
+        candidates.masked_fill_(place < first, -torch.inf)
+    order = candidates.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :heavy].sort(-1).values, order[..., heavy:].sort(-1).values
+
+
+def _first_off(segment: Segment) -> tuple[Segment, Segment]:
+    """(the oldest token, the others)."""
+    return segment.part(slice(0, 1)), segment.part(slice(1, len(segment)))
+
+
+def _either(where: Bool[Tensor, "batch head"], a: Segment, b: Segment) -> Segment:
+    """The one token of `a` where `where` is True, else that of `b`; with all channels of `b`, zeros where `a` lacks
+    them."""
+    d_head, d_value = b.keys.shape[-1], b.values.shape[-1]
+    pick = lambda x, y: torch.where(where.view(*where.shape, *[1] * (y.ndim - 2)), x, y)  # noqa: E731
+    shape = (*where.shape, 1)
+    return Segment(
+        pick(a.dense_keys(d_head), b.keys),
+        pick(a.dense_values(d_value), b.values),
+        pick(a.at().expand(shape), b.at().expand(shape)),
+        mass=None if a.mass is None or b.mass is None else pick(a.mass, b.mass),
+        log_count=None if a.log_count is None or b.log_count is None else pick(a.log_count, b.log_count),
+    )

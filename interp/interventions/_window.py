@@ -1,0 +1,43 @@
+"""Attention as the prompt's last queries see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from interp_kernels import attention_apply
+from jaxtyping import Float
+
+from interp.event import AttentionEvent
+
+Tensor = torch.Tensor
+
+
+def last_queries(event: AttentionEvent, window: int) -> tuple[Tensor, dict[str, Any]]:
+    """The event's last `window` queries `[batch, head, window, d_head]` and the maths that goes with them."""
+    first = max(0, event.q.shape[2] - window)
+    maths = event.maths
+    if maths.get("mask") is not None:
+        maths["mask"] = maths["mask"][:, :, first:]
+    else:
+        offset = maths.get("offset")
+        maths["offset"] = first + (event.k.shape[2] - event.q.shape[2] if offset is None else offset)
+    if maths.get("query_mask") is not None:
+        maths["query_mask"] = maths["query_mask"][:, first:]
+    return event.q[:, :, first:], maths
+
+
+def window_mass(event: AttentionEvent, window: int) -> Float[Tensor, "batch head key"]:
+    """Attention that each key receives from the last `window` queries."""
+    q, maths = last_queries(event, window)
+    mass = attention_apply(q, event.k, statistics=("column_mass",), **maths).column_mass
+    assert mass is not None
+    return mass
+
+
+def window_read(event: AttentionEvent, window: int) -> Float[Tensor, "batch head query d_value"]:
+    """What the last `window` queries read: z = A[window] V."""
+    q, maths = last_queries(event, window)
+    z = attention_apply(q, event.k, event.v, **maths).z
+    assert z is not None
+    return z

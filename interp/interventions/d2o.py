@@ -1,0 +1,220 @@
+"""D2O: layer budgets, eviction, and recall by merging (Wan et al., ICLR 2025, arXiv:2406.13035)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.interventions import _layer_budgets as budgets
+from interp.interventions import _merging as merging
+from interp.interventions._eviction import Eviction, EvictionPlan, tokens_of
+from interp.interventions.base import Moment, Plan, Prompt, padding_of
+from interp.segments import Segment
+
+if TYPE_CHECKING:
+    from interp.cache import StoredLayer
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class D2O(Eviction):
+    """Keep heavy hitters and recent tokens, with more room in layers of dense attention, and merge what is evicted into
+    the most similar retained token where it is similar enough.
+
+    Settings that are None follow `variant`: "paper" as the text describes it (where it leaves something open, ports were
+    followed), "code" as released. Each can be set by itself.
+
+    Args, besides `Eviction`'s (budget, a share of the prompt over all layers; sinks, 4):
+        metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`.
+        recent_share: part of a layer's budget for the newest tokens. Paper 1/4 (N:M = 3:1), code 1/2.
+        skip: layers that are left alone, though they count in the budgets' softmax. Paper none; code the first two and
+            the last, so that its mean budget is larger than `budget`.
+        merge: "key_value", "value" (keys stay as they are), or "none".
+        weights: of a merge, see `_merging`. Paper "paper", code "code". centre: the target's weight with "paper".
+        gate: which evicted tokens merge: "per_head", those whose similarity reaches the threshold; "slot_mean" (code),
+            the n-th evicted tokens of all heads together, by their mean similarity.
+        beta: the threshold is the mean similarity at the first eviction, later (1 - beta) * threshold + beta * x with x
+            the similarity just seen; it is updated before it is used. Paper 0.7, code 0.5.
+        compress_at: "prefill_end", or "first_decode": attend in full once more and count that row too (code).
+        granularity: "kv_head", attention summed over the group; "query_head" as released, keys stored g times.
+
+    Differs from the release, whose nine bugs are not copied: the threshold belongs to one sequence; any head count and
+    size; batches with left padding; sums in fp32; sink scores stay finite; sizes are rounded once, so that a layer keeps
+    what its budget says. No N x N map is made: budgets and scores come from the column mass.
+    """
+
+    name: ClassVar[str] = "d2o"
+    granularity: Literal["kv_head", "query_head"] = "kv_head"  # type: ignore[misc]
+    sinks: int = 4
+    variant: Literal["paper", "code"] = "code"
+    metric: budgets.Metric | None = None
+    recent_share: float | None = None
+    skip: tuple[int, ...] | None = None
+    merge: Literal["key_value", "value", "none"] = "key_value"
+    weights: merging.Weights | None = None
+    centre: float = 2.718281828459045
+    gate: Literal["per_head", "slot_mean"] | None = None
+    beta: float | None = None
+    compress_at: Literal["prefill_end", "first_decode"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget >= 1:
+            raise InterpError(f"d2o: budget is a share of the prompt, above 0 and below 1, found {self.budget}.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InterpError(f"d2o: {name} should be one of {known}, found {getattr(self, name)!r}.")
+        for name in ("recent_share", "beta"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
+                raise InterpError(f"d2o: {name} should be at least 0 and below 1, found {value}.")
+
+    def setting(self, name: str) -> Any:
+        """A setting, or what `variant` says about it."""
+        value = getattr(self, name)
+        return BY_VARIANT[self.variant][name] if value is None else value
+
+    def skipped(self, prompt: Prompt) -> set[int]:
+        """Numbers of the layers that are left alone."""
+        if self.skip is not None:
+            return set(self.skip)
+        return set() if self.variant == "paper" else {0, 1, prompt.cfg.n_layers - 1}
+
+    def check(self, prompt: Prompt) -> None:
+        least = max(1, tokens_of(budgets.LEAST, prompt.tokens))
+        if tokens_of(self.budget, prompt.tokens) < self.sinks + 1:
+            raise InterpError(
+                f"d2o: a budget of {tokens_of(self.budget, prompt.tokens)} of {prompt.tokens} tokens has no room for "
+                f"{self.sinks} sinks; raise budget (a layer may get as few as {least})."
+            )
+        if not set(prompt.layers) - self.skipped(prompt):
+            raise InterpError("d2o: every layer is skipped; pass skip=() to act on all of them.")
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        return event.column_mass
+
+    def begin(self, prompt: Prompt) -> Plan:
+        return D2OPlan(self, prompt)
+
+
+BY_VARIANT: dict[str, dict[str, Any]] = {
+    "paper": {
+        "metric": "paper_raw", "recent_share": 0.25, "weights": "paper", "gate": "per_head", "beta": 0.7,
+        "compress_at": "prefill_end",
+    },
+    "code": {
+        "metric": "code_minmax", "recent_share": 0.5, "weights": "code", "gate": "slot_mean", "beta": 0.5,
+        "compress_at": "first_decode",
+    },
+}  # fmt: skip
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "variant": ("paper", "code"),
+    "granularity": ("kv_head", "query_head"),
+    "metric": ("code_minmax", "paper_raw", "log", "uniform", None),
+    "merge": ("key_value", "value", "none"),
+    "weights": ("paper", "code", None),
+    "gate": ("per_head", "slot_mean", None),
+    "compress_at": ("prefill_end", "first_decode", None),
+}
+
+
+class D2OPlan(EvictionPlan):
+    each_step = True
+    keeps_mass = True
+    policy: D2O
+
+    def __init__(self, policy: D2O, prompt: Prompt) -> None:
+        super().__init__(policy, prompt)
+        self.moment: Moment = policy.setting("compress_at")
+        self.variance: dict[int, Float[Tensor, " head"]] = {}
+        self.shares: dict[int, float] = {}
+        """Of the prompt, by layer; known once all layers have been seen."""
+        self.threshold: dict[int, Float[Tensor, "batch head"]] = {}
+
+    def observe(self, layer: int, event: AttentionEvent) -> None:
+        seen = self._by_stored_head(event.column_mass, event.k.shape[1])
+        if layer in self.scored:  # the first decoded token's row on top of the prompt's sums
+            before = self.scored[layer]
+            seen = seen + torch.nn.functional.pad(before, (0, seen.shape[-1] - before.shape[-1]))
+        else:
+            self.variance[layer] = budgets.head_variance(event.column_mass, padding_of(event.facts))
+        self.scored[layer] = seen
+
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        if not self.shares:
+            metric, tokens = self.policy.setting("metric"), self.prompt.tokens
+            densities = [budgets.density(self.variance[i], tokens, metric) for i in self.prompt.layers]
+            shares = budgets.layer_shares(densities, self.policy.budget)
+            self.shares = dict(zip(self.prompt.layers, shares, strict=True))
+        scores = self.scored.pop(layer)
+        if layer in self.policy.skipped(self.prompt):
+            return
+        # never fewer than the sinks and one more, whatever the budget: a layer of sinks alone would forget the text
+        capacity = max(self.policy.sinks + 1, round(self.shares[layer] * stored.seen))
+        recent = min(int(capacity * self.policy.setting("recent_share")), capacity - self.policy.sinks)
+        if capacity < stored.seen:
+            self.evict(layer, stored, scores, capacity, recent)
+
+    def lose(self, layer: int, stored: StoredLayer, lost: Segment, *retained: Segment) -> tuple[Tensor | None, ...]:
+        """Merge evicted tokens into the most similar retained ones, in place."""
+        if self.policy.merge == "none":
+            return None, None, None, None
+        keys = torch.cat([segment.dense_keys(stored.d_head) for segment in retained], 2)
+        at = torch.cat([segment.at().expand(segment.keys.shape[:3]) for segment in retained], 2)
+        is_padding = None if stored.padding is None else at < stored.padding[:, None, None]
+        similarity, target = merging.nearest(lost.keys, keys, is_padding)
+        real = torch.ones_like(similarity, dtype=torch.bool)
+        if stored.padding is not None:
+            real = (lost.at() >= stored.padding[:, None, None]) & similarity.isfinite()
+        self._update_threshold(layer, similarity, real)
+        gate = self._gate(layer, similarity, real)
+        self._merge_into(stored, retained, keys, lost, target, similarity, gate)
+        return at.gather(2, target).long(), similarity, self.threshold[layer], gate
+
+    def _update_threshold(self, layer: int, similarity: Tensor, real: Tensor) -> None:
+        """Threshold `[batch, head]`; with the released gate it is the same for all heads."""
+        over = (1, 2) if self.policy.setting("gate") == "slot_mean" else (2,)
+        count = real.sum(over, keepdim=True).clamp_min(1)
+        seen = (similarity.where(real, 0.0).sum(over, keepdim=True) / count)[..., 0].expand(similarity.shape[:2])
+        if layer not in self.threshold:
+            self.threshold[layer] = seen
+            return
+        beta = self.policy.setting("beta")
+        updated = (1 - beta) * self.threshold[layer] + beta * seen
+        self.threshold[layer] = updated.where(real.any(over, keepdim=True)[..., 0], self.threshold[layer])
+
+    def _gate(self, layer: int, similarity: Tensor, real: Tensor) -> Bool[Tensor, "batch head E"]:
+        """Which evicted tokens are similar enough to be merged."""
+        threshold = self.threshold[layer][..., None]
+        if self.policy.setting("gate") == "slot_mean":
+            similarity = similarity.where(real, 0.0).mean(1, keepdim=True).expand_as(similarity)
+        return (similarity >= threshold) & real
+
+    def _merge_into(
+        self,
+        stored: StoredLayer,
+        retained: tuple[Segment, ...],
+        keys: Tensor,
+        lost: Segment,
+        target: Tensor,
+        similarity: Tensor,
+        gate: Tensor,
+    ) -> None:
+        weights, centre = self.policy.setting("weights"), self.policy.centre
+        lengths = [len(segment) for segment in retained]
+        values = torch.cat([segment.dense_values(stored.d_value) for segment in retained], 2)
+        new = merging.merged(values, lost.values, target, similarity, gate, weights, centre)
+        for segment, part in zip(retained, new.split(lengths, 2), strict=True):
+            segment.write_values(part)
+        if self.policy.merge == "key_value":
+            new = merging.merged(keys, lost.keys, target, similarity, gate, weights, centre)
+            for segment, part in zip(retained, new.split(lengths, 2), strict=True):
+                segment.write_keys(part)
+
+    def reorder(self, rows: Tensor) -> None:
+        self.threshold = {layer: tau.index_select(0, rows.to(tau.device)) for layer, tau in self.threshold.items()}

@@ -1,0 +1,87 @@
+"""H2O: tokens that have received the most attention stay (Zhang et al., NeurIPS 2023, arXiv:2306.14048).
+
+Three methods go by that name, and they are kept apart here: `H2O` goes on counting and evicting at every step, as the
+paper does; `H2OPrefill` counts over the whole prompt and evicts once (as KVCache-Factory's H2O does); `H2OWindow` counts
+over the last queries only, which is SnapKV without pooling (what ThinK's repository calls H2O).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.interventions._eviction import Eviction, EvictionPlan
+from interp.interventions._window import window_mass
+from interp.interventions.base import Plan, Prompt
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class _HeavyHitters(Eviction):
+    """Args, besides `Eviction`'s: recent_share, the part of the budget that goes to the newest tokens (paper: half)."""
+
+    recent_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.recent_share < 1:
+            raise InterpError(f"{self.name}: recent_share should be at least 0 and below 1, found {self.recent_share}.")
+
+    def recent_tokens(self, capacity: int) -> int:
+        return int(capacity * self.recent_share)
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        return event.column_mass
+
+
+@dataclass(frozen=True)
+class H2OPrefill(_HeavyHitters):
+    """Attention received from all queries of the prompt, summed over the group's heads; one eviction after the prompt.
+
+    Source: KVCache-Factory's H2O, which evicts per query head after repeating keys; here per key/value head.
+    """
+
+    name: ClassVar[str] = "h2o_prefill"
+
+
+@dataclass(frozen=True)
+class H2O(_HeavyHitters):
+    """Attention received from all queries so far, in the prompt and while generating; the cache keeps its size.
+
+    After the prompt the cache is cut to the budget; from then on, with every new token, the least attended old token
+    goes. Source: paper, algorithm 1; here per key/value head, summed over the group.
+    """
+
+    name: ClassVar[str] = "h2o"
+
+    def begin(self, prompt: Prompt) -> Plan:
+        return H2OPlan(self, prompt)
+
+
+class H2OPlan(EvictionPlan):
+    each_step = True
+    keeps_mass = True
+
+
+@dataclass(frozen=True)
+class H2OWindow(_HeavyHitters):
+    """Attention received from the last `window` queries of the prompt; one eviction after the prompt.
+
+    Source: `h2o` in SalesforceAIResearch/ThinK, where the recent tokens are the window itself.
+    """
+
+    name: ClassVar[str] = "h2o_window"
+    window: int = 32
+
+    def check(self, prompt: Prompt) -> None:
+        super().check(prompt)
+        if not 1 <= self.window <= prompt.tokens:
+            raise InterpError(f"h2o_window: window={self.window} does not fit a prompt of {prompt.tokens} tokens.")
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        return window_mass(event, self.window)

@@ -1,0 +1,36 @@
+"""Knorm: tokens with small keys stay (Devoto et al., EMNLP 2024, arXiv:2406.11430)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.interventions._eviction import Eviction
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Knorm(Eviction):
+    """Keep the tokens whose keys have the smallest L2 norm, without looking at any query; evicts once.
+
+    Args, besides `Eviction`'s: recent, newest tokens that always stay (the paper protects none).
+    """
+
+    name: ClassVar[str] = "knorm"
+    recent: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recent < 0:
+            raise InterpError(f"knorm: recent should be at least 0, found {self.recent}.")
+
+    def recent_tokens(self, capacity: int) -> int:
+        return self.recent
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        return -event.k.float().norm(dim=-1)

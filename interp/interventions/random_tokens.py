@@ -1,0 +1,29 @@
+"""Random eviction: the floor that any method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from interp.event import AttentionEvent
+from interp.interventions.h2o import _HeavyHitters
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class RandomTokens(_HeavyHitters):
+    """Keep random tokens, others in every head and layer; the newest, and `sinks`, stay as in H2O. Evicts once.
+
+    Args, besides `Eviction`'s: recent_share, the part of the budget that goes to the newest tokens; seed.
+    """
+
+    name: ClassVar[str] = "random"
+    seed: int = 0
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        draw = np.random.default_rng((self.seed, layer)).random(event.k.shape[:3], np.float32)
+        return torch.from_numpy(draw).to(event.k.device)

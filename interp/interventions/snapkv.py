@@ -1,0 +1,61 @@
+"""SnapKV: the last queries of the prompt choose what the answer will need (Li et al. 2024, arXiv:2404.14469)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from interp.errors import InterpError
+from interp.event import AttentionEvent
+from interp.interventions._eviction import Eviction
+from interp.interventions._window import window_mass
+from interp.interventions.base import Prompt
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class SnapKV(Eviction):
+    """Keep what the last `window` queries attend to, smoothed along the text, and the window itself.
+
+    A token's score is the attention it receives from the window, summed over queries and the group's heads, after a 1-D
+    pooling over neighbours so that what stands together stays together. Evicts once, after the prompt.
+
+    Args, besides `Eviction`'s:
+        window: queries that judge; their own tokens always stay.
+        kernel: width of the pooling, odd; 1 is none. pool: "max" or "avg".
+
+    Source: as run by ThinK and KVCache-Factory (window 32, max-pooling over 7); kvpress takes window 64, kernel 5. Here
+    the heads of a group vote before the pooling, because the cache holds one set of tokens a key/value head.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    window: int = 32
+    kernel: int = 7
+    pool: Literal["max", "avg"] = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise InterpError(f"{self.name}: window should be at least 1, and kernel odd.")
+        if self.pool not in ("max", "avg"):
+            raise InterpError(f'{self.name}: pool should be "max" or "avg", found {self.pool!r}.')
+
+    def recent_tokens(self, capacity: int) -> int:
+        return self.window
+
+    def check(self, prompt: Prompt) -> None:
+        if self.window > prompt.tokens:
+            raise InterpError(f"{self.name}: window={self.window} is longer than the prompt of {prompt.tokens} tokens.")
+        super().check(prompt)
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        mass = window_mass(event, self.window)
+        mass = mass.unflatten(1, (event.k.shape[1], -1)).sum(2)
+        before = mass[..., : mass.shape[-1] - self.window]  # the window's own tokens stay anyway
+        if before.shape[-1] == 0:
+            return mass
+        pooling = torch.nn.functional.max_pool1d if self.pool == "max" else torch.nn.functional.avg_pool1d
+        return torch.cat([pooling(before, self.kernel, 1, self.kernel // 2), mass[..., before.shape[-1] :]], -1)

@@ -1,0 +1,32 @@
+"""StreamingLLM: attention sinks and the newest tokens (Xiao et al., ICLR 2024, arXiv:2309.17453)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from interp.event import AttentionEvent
+from interp.interventions._eviction import Eviction
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class StreamingLLM(Eviction):
+    """Keep the first `sinks` tokens and the newest of the prompt, `budget` in all; evicts once, after the prompt.
+
+    Differs from the release: kept keys stay at their true positions instead of being rotated to contiguous ones, and
+    generated tokens are added without dropping old ones.
+    """
+
+    name: ClassVar[str] = "streaming_llm"
+    sinks: int = 4
+
+    def recent_tokens(self, capacity: int) -> int:
+        return max(0, capacity - self.sinks)
+
+    def scores(self, layer: int, event: AttentionEvent) -> Tensor:
+        batch, heads, tokens, _ = event.k.shape
+        return torch.zeros(batch, heads, tokens, device=event.k.device)
