@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from interp import figures, interventions, report
     from interp.comparing import compare
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
+    from interp.explaining import explain
     from interp.lens import Lens
     from interp.loading import load
     from interp.patching import patch
@@ -31,6 +32,7 @@ _WHERE = {
     "probe": "interp.running",
     "patch": "interp.patching",
     "compare": "interp.comparing",
+    "explain": "interp.explaining",
     "Lens": "interp.lens",
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",
@@ -44,6 +46,7 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedModelError",
     "compare",
+    "explain",
     "figures",
     "interventions",
     "load",

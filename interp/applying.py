@@ -5,14 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interp.cache import LensCache
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, Intervention, Keeper, cache_policies
-
-if TYPE_CHECKING:
-    from interp.lens import Lens
 
 
 class ApplyMixin:
@@ -23,7 +20,7 @@ class ApplyMixin:
     _ledger: bool = False
 
     @contextmanager
-    def apply(self: Lens, intervention: Intervention, *, ledger: bool = False) -> Iterator[Lens]:
+    def apply(self: Any, intervention: Intervention, *, ledger: bool = False) -> Iterator[Any]:
         """Put an intervention in force for calls inside the block: `with lens.apply(ThinK() | SnapKV()): ...`.
 
         A cache policy acts on the cache of each call that starts one (`generate`, `score`, or a call with
@@ -44,7 +41,7 @@ class ApplyMixin:
         finally:
             self._policies, self._keepers, self._ledger = (), [], False
 
-    def _new_cache(self: Lens, use_cache: bool) -> LensCache | None:
+    def _new_cache(self: Any, use_cache: bool) -> LensCache | None:
         """A cache for a call that brought none, under the policies in force."""
         if not self._policies:
             return LensCache(self.model.config) if use_cache else None
@@ -57,7 +54,7 @@ class ApplyMixin:
         self._keepers.append((keeper, cache))
         return cache
 
-    def _check_cache(self: Lens, past: Any) -> None:
+    def _check_cache(self: Any, past: Any) -> None:
         """Refuse a cache that was made without the policies in force."""
         made_with = past.keeper.policies if isinstance(past, LensCache) and past.keeper is not None else ()
         if self._policies and made_with != self._policies:

@@ -182,9 +182,14 @@ class Site:
 
     def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         call.refuse_unknown()
-        softcap, sinks = call.rest.get("softcap"), call.rest.get("s_aux")
-        facts = {"scale": call.scale, "softcap": softcap, "sinks": sinks, "d_value": stored.d_value}
-        z, mass = packed_decode(call.q, stored.for_kernel(), **facts)
+        z, mass = packed_decode(
+            call.q,
+            stored.for_kernel(),
+            scale=call.scale,
+            softcap=call.rest.get("softcap"),
+            sinks=call.rest.get("s_aux"),
+            d_value=stored.d_value,
+        )
         stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
@@ -192,11 +197,11 @@ class Site:
         """The same for eyes: keys and values as dense tensors, scores and pattern in the open."""
         bias = stored.additive_mask(call.q.shape[2])
         bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
-        assert stored.keys is not None and stored.values is not None
-        open_call = replace(call, k=stored.keys, v=stored.values, mask=bias)
+        keys, values = stored.dense()
+        open_call = replace(call, k=keys, v=values, mask=bias)
         self._show(open_call)
         z, pattern = self._eager(open_call)
-        received = pattern.detach().float().sum(2).unflatten(1, (stored.keys.shape[1], -1)).sum(2)
+        received = pattern.detach().float().sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
         stored.receive(received.split([len(segment) for segment in stored.segments], -1))
         return z, pattern
 

@@ -40,7 +40,8 @@ class LensCache(DynamicCache):
         self.keeper = keeper
         """What applies cache policies to this sequence (`interp.interventions.base.Keeper`), or None."""
         if keeper is not None:
-            self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+            layers: list[Any] = self.layers
+            self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in layers]
 
     @property
     def listener(self) -> NewKeysValues | None:
@@ -183,13 +184,18 @@ class StoredLayer(DynamicLayer):
         self.seen += key_states.shape[2]
         if self.compressed and self.seam:
             return key_states, value_states  # the seam attends to the segments
+        return self.dense()
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Stored keys and values with all channels, for code that knows nothing of segments."""
         keys, values = self.keys, self.values
-        assert keys is not None and values is not None
+        assert keys is not None, "nothing was stored yet"
+        assert values is not None
         return keys, values
 
     def for_kernel(self) -> list[KeySegment]:
         """The segments as `interp_kernels.packed_decode` takes them."""
-        return [segment.for_kernel(self.padding) for segment in self.segments]
+        return [segment.for_kernel(self.padding, self.d_head) for segment in self.segments]
 
     def additive_mask(self, new: int) -> Tensor:
         """Biases and causality of `new` newest queries over the stored tokens: `[batch, head, new, token]`."""

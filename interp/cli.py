@@ -159,7 +159,7 @@ def generate(
     for note in told["notes"]:
         print(f"note: {_printable(note)}", file=sys.stderr)
     print("\n".join(_printable(line) for line in told["text"].split("\n")))
-    print("\n" + "\n".join(_account(about["model"], told)))
+    print("\n" + "\n".join(_account(lens.cfg.model_name, told)))
 
 
 def _account(model: str, told: dict[str, Any]) -> list[str]:
@@ -196,7 +196,7 @@ def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
             lens = interp.load(model, dtype=dtype)
         seconds = {"import": imported - began, "load": time.perf_counter() - imported}
         step(1, 1)
-    return lens, seconds  # type: ignore[return-value]  # a name never gives a BridgeLens
+    return lens, seconds
 
 
 def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Run:

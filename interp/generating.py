@@ -1,7 +1,7 @@
 """Generation with its account: the text, what the cache holds, how fast decoding was, and how much memory it took.
 
-Bytes, seconds and memory are measured on the run itself. The one computed number is what a dense cache of as many tokens
-would hold, and that is arithmetic on shapes.
+Bytes, seconds and memory are measured on the run itself. The one computed number is what a dense cache of as many
+tokens would hold, and that is arithmetic on shapes.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def generate(
 def dense_cache_bytes(lens: Lens, cache: LensCache) -> int:
     """Bytes that keys and values of all tokens seen would take, each stored once in the cache's dtype.
 
-    Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number. Others, such as
-    layers with a sliding window, are dense already and count as what they hold.
+    Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number. Others, such
+    as layers with a sliding window, are dense already and count as what they hold.
     """
     total = 0
     for i, layer in enumerate(cache.layers):

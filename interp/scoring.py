@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 
 from interp.errors import InterpError
-
-if TYPE_CHECKING:
-    from interp.lens import Lens
 
 Tensor = torch.Tensor
 
@@ -20,7 +17,7 @@ class ScoreMixin:
 
     @torch.no_grad()
     def score(
-        self: Lens, prompt: str | Tensor, continuation: str | Tensor, *, chunk: int = 256
+        self: Any, prompt: str | Tensor, continuation: str | Tensor, *, chunk: int = 256
     ) -> Float[Tensor, "batch token"]:
         """Negative log-likelihood (nats) of every token of `continuation` after `prompt`: `[batch, token]`, fp32.
 
@@ -48,7 +45,7 @@ class ScoreMixin:
             losses.append(_nll(logits, rest[:, start : start + part.shape[1]]))
         return torch.cat(losses, 1)
 
-    def _continuation(self: Lens, continuation: str | Tensor, tokens: Tensor) -> Tensor:
+    def _continuation(self: Any, continuation: str | Tensor, tokens: Tensor) -> Tensor:
         if isinstance(continuation, Tensor):
             rest = torch.atleast_2d(continuation).to(tokens.device)
         else:

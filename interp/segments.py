@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 from interp_kernels import KeySegment
@@ -19,6 +20,8 @@ Positions = range | Tensor
 
 INDEX = torch.int16
 """Stored type of channel indices."""
+PER_HEAD = ("channels", "value_channels", "key_mean")
+"""Fields without a token axis."""
 POSITION = torch.int32
 """Stored type of token positions, where they are no plain range."""
 
@@ -37,6 +40,8 @@ class Segment:
     value_channels: Int[Tensor, "batch head kept_value"] | None = None
     mass: Float[Tensor, "batch head token"] | None = None
     """Attention received so far, fp32, where a policy keeps account of it."""
+    key_mean: Float[Tensor, "batch head dropped"] | None = None
+    """What stands for each key channel that is not stored, the same for all tokens; None: zero."""
     log_count: Float[Tensor, "batch head token"] | None = None
     """Logarithm of how many tokens a merged one stands for, added to its logit."""
 
@@ -63,10 +68,7 @@ class Segment:
 
     def part(self, tokens: slice) -> Segment:
         """A run of the stored tokens, copied, so that the rest can be freed."""
-        cut = {
-            name: tensor if name in ("channels", "value_channels") else tensor[:, :, tokens].clone()
-            for name, tensor in self.tensors()
-        }
+        cut = {name: tensor if name in PER_HEAD else tensor[:, :, tokens].clone() for name, tensor in self.tensors()}
         if isinstance(self.positions, range):
             cut["positions"] = self.positions[tokens]  # type: ignore[assignment]
         return replace(self, **cut)
@@ -93,8 +95,16 @@ class Segment:
         return replace(self, values=_cut(self.values, channels), value_channels=channels.to(INDEX))
 
     def dense_keys(self, width: int) -> Float[Tensor, "batch head token d_head"]:
-        """Keys with all channels, zeros where a channel is not stored."""
-        return _unpacked(self.keys, self.channels, width)
+        """Keys with all channels; what stands for those that are not stored is zero or `key_mean`."""
+        keys, offset = _unpacked(self.keys, self.channels, width), self._offset(width)
+        return keys if offset is None else keys + offset[:, :, None]
+
+    def _offset(self, width: int) -> Tensor | None:
+        if self.key_mean is None or self.channels is None:
+            return None
+        dropped = others(self.channels, width)
+        zeros = self.keys.new_zeros(*dropped.shape[:2], width)
+        return zeros.scatter(-1, dropped, self.key_mean)
 
     def dense_values(self, width: int) -> Float[Tensor, "batch head token d_value"]:
         return _unpacked(self.values, self.value_channels, width)
@@ -117,7 +127,7 @@ class Segment:
         new = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
         new |= {n: getattr(token, n) for n in ("mass", "log_count")}
         for name, tensor in self.tensors():
-            if name in ("channels", "value_channels"):
+            if name in PER_HEAD:
                 continue
             index = slot.long().view(*slot.shape, *[1] * (tensor.ndim - 2))
             index = index.expand(-1, -1, *([1] if tensor.ndim == 3 else [1, tensor.shape[-1]]))
@@ -132,13 +142,13 @@ class Segment:
     def write_values(self, values: Float[Tensor, "batch head token d_value"]) -> None:
         self.values.copy_(_cut(values, self.value_channels))
 
-    def for_kernel(self, padding: Int[Tensor, " batch"] | None) -> KeySegment:
+    def for_kernel(self, padding: Int[Tensor, " batch"] | None, d_head: int) -> KeySegment:
         """The segment as `interp_kernels` wants it; tokens before `padding` (left padding by text) are hidden."""
         bias = self.log_count
         if padding is not None:
             hidden = torch.where(self.at() < padding[:, None, None], -torch.inf, 0.0)
             bias = hidden if bias is None else bias + hidden
-        return KeySegment(self.keys, self.values, self.channels, self.value_channels, bias)
+        return KeySegment(self.keys, self.values, self.channels, self.value_channels, bias, self._offset(d_head))
 
 
 def joined(segments: Sequence[Segment]) -> Segment:
@@ -147,7 +157,7 @@ def joined(segments: Sequence[Segment]) -> Segment:
         return segments[0]
     runs = [s.positions for s in segments]
     plain = all(isinstance(run, range) for run in runs)
-    if plain and all(a.stop == b.start for a, b in zip(runs, runs[1:], strict=False)):  # type: ignore[union-attr]
+    if plain and all(a.stop == b.start for a, b in pairwise(runs)):  # type: ignore[union-attr]
         positions: Positions = range(runs[0].start, runs[-1].stop)  # type: ignore[union-attr]
     else:
         shape = segments[0].keys.shape[:2]
@@ -162,6 +172,13 @@ def joined(segments: Sequence[Segment]) -> Segment:
 
     keys, values = torch.cat([s.keys for s in segments], 2), torch.cat([s.values for s in segments], 2)
     return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"))
+
+
+def others(channels: Int[Tensor, "batch head kept"], width: int) -> Int[Tensor, "batch head dropped"]:
+    """The channels of `width` that are not among `channels`, rising."""
+    absent = torch.ones(*channels.shape[:2], width, dtype=torch.bool, device=channels.device)
+    absent.scatter_(-1, channels.long(), False)
+    return absent.nonzero()[:, -1].view(*channels.shape[:2], -1)
 
 
 def _cut(x: Tensor, channels: Tensor | None) -> Tensor:

@@ -74,9 +74,7 @@ def available() -> dict[str, type[Question]]:
     return {c.name: c for c in sorted(found, key=lambda c: c.name)}
 
 
-def resolve(
-    questions: Iterable[str | Question] | str | Question | None, intervention: Intervention
-) -> list[Question]:
+def resolve(questions: Iterable[str | Question] | str | Question | None, intervention: Intervention) -> list[Question]:
     """Question objects from names (with default parameters) and questions; None means all that apply.
 
     Raises UnknownNameError for a name that is none, InterpError for one that does not apply or is asked twice.

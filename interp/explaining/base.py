@@ -1,8 +1,8 @@
 """What a question is: parameters, and how its answer is computed from the runs of one case.
 
-A new question is one new file in this folder: a frozen dataclass that derives from `Question`. `interp.explain` finds it
-by its `name` and hands it a `Case`, which runs the model with the full cache and under the policy when first asked to,
-and only once for all questions.
+A new question is one new file in this folder: a frozen dataclass that derives from `Question`. `interp.explain` finds
+it by its `name` and hands it a `Case`, which runs the model with the full cache and under the policy when first asked
+to, and only once for all questions.
 """
 
 from __future__ import annotations

@@ -6,8 +6,12 @@ predicts token t + 1. The continuation's first token is predicted by the prompt 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +24,7 @@ from interp.cache import LensCache
 from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.explaining.restoring import at_rest
-from interp.interventions.base import Entry, Intervention, cache_policies, parts
+from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, cache_policies, parts
 from interp.scoring import _nll
 
 Tensor = torch.Tensor
@@ -61,6 +65,7 @@ class Case:
 
     lens: Any
     intervention: Intervention
+    policies: tuple[CachePolicy, ...]
     prompt: Int[Tensor, "1 pos"]
     continuation: Int[Tensor, "1 pos"]
     layers: tuple[int, ...]
@@ -68,17 +73,19 @@ class Case:
 
     @classmethod
     def of(cls, lens: Any, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
-        """Raises InterpError where prompt and continuation are no pair of single texts that fit the model."""
+        """Raises InterpError where prompt and continuation are no pair of single texts that fit model and policies."""
         if not hasattr(lens, "apply"):
             raise InterpError("explain needs a Lens of a transformers model; a TransformerBridge has no such cache.")
         latent = any(hasattr(block.attention, "kv_lora_rank") for block in lens.anatomy.blocks)
-        cache_policies(intervention, lens.cfg, latent)
+        policies = cache_policies(intervention, lens.cfg, latent)
         tokens, rest = one_text(lens, prompt), one_text(lens, continuation, special=False)
         if rest.shape[1] < 2:
             raise InterpError("explain: the continuation needs at least 2 tokens; the first one sees no policy.")
         lens.check_length(tokens.shape[1] + rest.shape[1])
         layers = tuple(i for i, kind in enumerate(lens.cfg.attn_types) if kind == "global")
-        return cls(lens, intervention, tokens, rest, layers)
+        for policy in policies:
+            policy.check(Prompt(lens.cfg, layers, int(tokens.shape[1]), lens.output_norms))
+        return cls(lens, intervention, policies, tokens, rest, layers)
 
     @property
     def fed(self) -> Int[Tensor, "1 step"]:
@@ -117,9 +124,14 @@ class Case:
         }
 
     @cached_property
+    def full_prompt(self) -> LensCache:
+        """The full cache of the prompt; runs go on with a fork of it."""
+        return self.read(self.prompt)
+
+    @cached_property
     def full(self) -> Run:
         """All steps at once with the full cache, with every layer's attention."""
-        cache = self._read(self.prompt)
+        cache = forked(self.full_prompt)
         events: dict[int, AttentionEvent] = {}
         hooks = [(f"blocks.{i}.attn.hook_event", _keep(events, i)) for i in self.layers]
         run = self._feed(cache, self.fed, hooks)
@@ -130,14 +142,14 @@ class Case:
         """The full cache fed just as the policy was, so that rounding is the same too."""
         if not self.policy.stepping:
             return self.full
-        cache = self._read(self.prompt)
+        cache = forked(self.full_prompt)
         return _joined([self._feed(cache, token) for token in self.fed.split(1, 1)])
 
     @cached_property
     def policy(self) -> PolicyRun:
         """The steps under the policy."""
-        with self.lens.apply(self.intervention, ledger=True):
-            cache = self._read(self.prompt)
+        with self.applied(ledger=True):
+            cache = self.read(self.prompt)
             stepping = any(p.each_step or p.moment == "first_decode" for p in cache.keeper.plans.values())
             total = int(self.seen.shape[1])
             evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}
@@ -153,8 +165,16 @@ class Case:
             run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger, stepping=stepping
         )
 
+    @contextmanager
+    def applied(self, ledger: bool = False) -> Iterator[None]:
+        """The intervention in force; that sliding layers stay as they are was said when the case was made."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* have a sliding window and stay as they are")
+            with self.lens.apply(self.intervention, ledger=ledger):
+                yield
+
     @torch.no_grad()
-    def _read(self, tokens: Tensor) -> LensCache:
+    def read(self, tokens: Tensor) -> LensCache:
         """The cache after reading tokens, under the policies in force."""
         self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only)
         return self.lens.last_cache
@@ -177,6 +197,13 @@ class Case:
     def nll(self, run: Run) -> Float[Tensor, " step"]:
         """Negative log-likelihood (nats) of the token after each step."""
         return _nll(run.logits[None], self.continuation[:, 1:])[0]
+
+
+def forked(cache: LensCache) -> LensCache:
+    """A cache without policies that goes on by itself: what is shared is only read, since updates make new tensors."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(layer) for layer in cache.layers]
+    return made
 
 
 def one_text(lens: Any, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:

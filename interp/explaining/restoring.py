@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from interp.cache import LensCache, StoredLayer
 from interp.interventions.base import Keeper
-from interp.segments import INDEX, POSITION, Segment
+from interp.segments import INDEX, POSITION, Segment, others
 
 Tensor = torch.Tensor
 
@@ -46,7 +46,8 @@ def _copy(layer: object, rows: int, keeper: Keeper) -> object:
         return copied
     made = copy.copy(layer)
     acting = any(plan.each_step for plan in keeper.plans.values())  # such a plan overwrites slots in place
-    made.segments = [segment.map(torch.clone) if acting else segment for segment in layer.segments]
+    bare = [replace(segment, mass=None) for segment in layer.segments]  # accounts are written in place, and not needed
+    made.segments = [segment.map(torch.clone) if acting else segment for segment in bare]
     if rows > 1:
         made.segments = [s.map(lambda x: x.expand(rows, *x.shape[1:])) for s in made.segments]
     return made
@@ -85,16 +86,19 @@ def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]]
     extra = int(back.sum(-1).max())
     if extra == 0:
         return segment
-    # channels that come back first, then other absent ones as fillers: of these the keys are zero, as if absent
-    order = (back.int() * 2 + (~stored).int()).argsort(-1, descending=True, stable=True)[..., :extra]
+    # channels that come back first, then other absent ones as fillers: these hold what stood for them before
+    order = (back.int() * 2 + (~stored).int()).sort(dim=-1, descending=True, stable=True).indices[..., :extra]
     index = order.to(full.device)
-    real = back.to(full.device).gather(-1, index)
-    added = original.gather(-1, index[:, :, None].expand(-1, -1, n, -1)) * real[:, :, None]
-    channel_index = torch.cat([segment.channels, index.to(INDEX)], -1)
-    order = channel_index.long().argsort(-1)
-    keys = torch.cat([segment.keys, added.to(segment.keys.dtype)], -1)
-    keys = keys.gather(-1, order[:, :, None].expand(-1, -1, n, -1))
-    return replace(segment, keys=keys, channels=channel_index.gather(-1, order))
+    now = segment.dense_keys(d_head)
+    dense = torch.where(back.to(full.device)[:, :, None], original.to(now.dtype), now)
+    channels = torch.cat([segment.channels.long(), index], -1).sort(-1).values.to(INDEX)
+    keys = dense.gather(-1, channels.long()[:, :, None].expand(-1, -1, n, -1))
+    widened = replace(segment, keys=keys, channels=channels)
+    if segment.key_mean is not None:  # fillers and what comes back no longer need what stood for them
+        whole = torch.zeros(rows, heads, d_head, dtype=segment.key_mean.dtype, device=full.device)
+        whole.scatter_(-1, others(segment.channels, d_head), segment.key_mean)
+        widened = replace(widened, key_mean=whole.gather(-1, others(channels, d_head)))
+    return widened
 
 
 def with_tokens(
@@ -135,9 +139,7 @@ def _returned(like: Segment, keys: Tensor, values: Tensor, wanted: list[list[tup
     )
 
 
-def at_positions(
-    full: Float[Tensor, "batch kv_head token d"], segment: Segment
-) -> Float[Tensor, "batch head n d"]:
+def at_positions(full: Float[Tensor, "batch kv_head token d"], segment: Segment) -> Float[Tensor, "batch head n d"]:
     """What the full cache holds at a segment's positions, for each of its stored heads."""
     if isinstance(segment.positions, Tensor):
         heads = segment.positions.shape[1]

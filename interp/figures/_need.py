@@ -15,13 +15,14 @@ class FigureError(InterpError, ValueError):
     """A dataset that a figure cannot draw, or a part of it that is not there."""
 
 
-def need(ds: xr.Dataset, figure: str, result: str, *variables: str) -> xr.Dataset:
-    """`ds` if it holds all `variables`; `FigureError` otherwise, naming the probe whose result the figure draws."""
+def need(ds: xr.Dataset, figure: str, result: str, *variables: str, kind: str = "probe") -> xr.Dataset:
+    """`ds` if it holds all `variables`; `FigureError` otherwise, naming the probe (or other kind of thing) whose result
+    the figure draws."""
     missing = [name for name in variables if name not in ds]
     if missing:
         found = ", ".join(map(str, ds.data_vars)) or "nothing"
         raise FigureError(
-            f"figure {figure} draws a result of the probe {result!r}, which has {', '.join(missing)}; "
+            f"figure {figure} draws a result of the {kind} {result!r}, which has {', '.join(missing)}; "
             f"this dataset holds {found}."
         )
     if "text" in ds.dims:

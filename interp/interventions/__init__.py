@@ -1,4 +1,7 @@
-"""One file a method; every `Intervention` in a module of this folder is found by its `name` and exported by `interp`."""
+"""One file a method: every `Intervention` in a module of this folder is found by its `name`, and exported by `interp`.
+
+`save` and `load` keep one with all its settings as TOML; `parse` reads `think:ratio=0.5`.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 
+from interp.segments import others
+
 Tensor = torch.Tensor
 
 
@@ -19,9 +21,7 @@ def pruned_count(width: int, ratio: float, rounding: str = "code") -> int:
     return int(width * ratio + tiny) if rounding == "code" else width - int((1 - ratio) * width + tiny)
 
 
-def kept_after_pruning_smallest(
-    scores: Float[Tensor, "batch head channel"], k: int
-) -> Int[Tensor, "batch head kept"]:
+def kept_after_pruning_smallest(scores: Float[Tensor, "batch head channel"], k: int) -> Int[Tensor, "batch head kept"]:
     """Channels that stay when the k with the smallest scores go, rising; of equal scores the lowest index goes first."""
     order = scores.sort(dim=-1, stable=True).indices
     return order[..., k:].sort(-1).values
@@ -50,6 +50,37 @@ def kept_by_elimination(m: Float[Tensor, "batch head d d"], k: int) -> Int[Tenso
     return (~dropped).nonzero()[:, -1].view(*cost.shape[:-1], -1)
 
 
+def kept_by_surgery(
+    q_gram: Float[Tensor, "batch head d d"], k_gram: Float[Tensor, "batch head d d"], k: int, ridge: float
+) -> Int[Tensor, "batch head kept"]:
+    """Channels that stay when k are dropped one by one and what each one did is handed to the others at once.
+
+    Optimal brain surgeon (Hassibi and Stork 1993) for key channels. Dropping j while the others take over costs what they
+    cannot know of it: the energy of k_j, as it is after earlier hand-overs, times the variance of q_j given the queries'
+    other channels, which is 1 / (G⁻¹)_jj for G the ridged `q_gram`.
+    """
+    strength = ridge * q_gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    inverse = torch.linalg.inv(q_gram + strength * torch.eye(q_gram.shape[-1], dtype=q_gram.dtype, device=q_gram.device))
+    gram = k_gram.clone()
+    dropped = torch.zeros(q_gram.shape[:-1], dtype=torch.bool, device=q_gram.device)
+    for _ in range(k):
+        unknown = inverse.diagonal(dim1=-2, dim2=-1)
+        cost = (gram.diagonal(dim1=-2, dim2=-1) / unknown).masked_fill(dropped, torch.inf)
+        worst = cost.argmin(-1, keepdim=True)
+        dropped.scatter_(-1, worst, True)
+        at = worst[..., None].expand(*worst.shape, gram.shape[-1])
+        row = inverse.gather(-2, at)[..., 0, :]
+        own = row.gather(-1, worst)
+        share = (-row / own).masked_fill(dropped, 0.0)  # q_j is about the sum of share_i q_i over the channels left
+        inverse = (inverse - row[..., :, None] * row[..., None, :] / own[..., None]).masked_fill(
+            dropped[..., None] | dropped[..., None, :], 0.0
+        ) + torch.diag_embed(dropped.to(inverse.dtype))
+        other, energy = gram.gather(-2, at)[..., 0, :], gram.gather(-2, at)[..., 0, :].gather(-1, worst)
+        gram = gram + share[..., :, None] * other[..., None, :] + other[..., :, None] * share[..., None, :]
+        gram = gram + energy[..., None] * share[..., :, None] * share[..., None, :]
+    return (~dropped).nonzero()[:, -1].view(*dropped.shape[:-1], -1)
+
+
 def compensated(
     keys: Float[Tensor, "batch head token d"],
     kept: Int[Tensor, "batch head kept"],
@@ -63,8 +94,7 @@ def compensated(
     `ridge` times the mean of its diagonal. Pruned channels come back as they were.
     """
     d = keys.shape[-1]
-    pruned_mask = torch.ones(*kept.shape[:2], d, dtype=torch.bool, device=keys.device).scatter(-1, kept.long(), False)
-    pruned = pruned_mask.nonzero()[:, -1].view(*kept.shape[:2], -1)
+    pruned = others(kept, d)
     rows = q_gram.gather(-2, kept.long()[..., None].expand(-1, -1, -1, d))
     g_ss = rows.gather(-1, kept.long()[:, :, None].expand(-1, -1, kept.shape[-1], -1))
     g_sp = rows.gather(-1, pruned[:, :, None].expand(-1, -1, kept.shape[-1], -1))

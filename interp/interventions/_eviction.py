@@ -44,7 +44,7 @@ class Eviction(CachePolicy):
     def __post_init__(self) -> None:
         if not self.budget > 0:
             raise InterpError(f"{self.name}: budget should be above 0, found {self.budget}.")
-        if self.budget >= 1 and self.budget != int(self.budget):
+        if self.budget >= 1 and self.budget % 1:
             raise InterpError(
                 f"{self.name}: a budget of 1 or more is a number of tokens and should be whole, found {self.budget}."
             )
@@ -118,8 +118,8 @@ class EvictionPlan(Plan):
             whole = replace(whole, mass=scores.clone())
         kept, dropped = chosen(scores, stored.padding, capacity - recent, recent, self.policy.sinks)
         old, tail = whole.take(kept), whole.part(slice(len(whole) - recent, len(whole)))
-        lost = whole.take(dropped)
-        self.note(layer, stored, lost, *self.lose(layer, stored, lost, old, tail))
+        lost = replace(whole, mass=scores).take(dropped)
+        self.note(layer, stored, lost, scores.gather(2, dropped), *self.lose(layer, stored, lost, old, tail))
         stored.segments = [old, tail] if len(old) else [tail]
         self.recent[layer] = recent
 
@@ -130,15 +130,14 @@ class EvictionPlan(Plan):
         """
         return None, None, None, None
 
-    def note(self, layer: int, stored: StoredLayer, lost: Segment, *where: Tensor | None) -> None:
+    def note(self, layer: int, stored: StoredLayer, lost: Segment, score: Tensor, *where: Tensor | None) -> None:
         """Write an eviction down, if somebody keeps account. Padding has position -1."""
         if self.ledger is None:
             return
         at = lost.at().long().expand(lost.keys.shape[:3]).clone()
         if stored.padding is not None:
             at[at < stored.padding[:, None, None]] = -1
-        score = torch.zeros(at.shape) if lost.mass is None else lost.mass.clone()
-        self.ledger.append(Entry(layer, stored.seen, at, score, *where))
+        self.ledger.append(Entry(layer, stored.seen, at, score.clone(), *where))
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
@@ -150,7 +149,8 @@ class EvictionPlan(Plan):
     def replace_one(self, layer: int, stored: StoredLayer, aged: Segment) -> None:
         """Let the token that left the tail and the old ones compete, and drop the least attended in each head."""
         old = stored.segments[0]
-        assert old.mass is not None and aged.mass is not None
+        assert old.mass is not None
+        assert aged.mass is not None
         # the recent window may reach back beyond the tail, into the old tokens, where channels are pruned too
         newest = stored.seen - max(stored.at_rest, self.recent[layer])
         guarded = self._guarded(old.at(), stored, newest)
@@ -160,7 +160,8 @@ class EvictionPlan(Plan):
         goes_in = least <= aged_mass
         victim = _either(goes_in, old.take(slot[..., None]), aged)
         old.overwrite(slot, aged, goes_in)
-        self.note(layer, stored, victim, *self.lose(layer, stored, victim, *stored.segments))
+        assert victim.mass is not None
+        self.note(layer, stored, victim, victim.mass, *self.lose(layer, stored, victim, *stored.segments))
 
     def _guarded(self, at: Tensor, stored: StoredLayer, newest: int) -> Bool[Tensor, "batch head token"]:
         first = 0 if stored.padding is None else stored.padding[:, None, None]
@@ -168,7 +169,11 @@ class EvictionPlan(Plan):
 
 
 def chosen(
-    scores: Float[Tensor, "batch head token"], padding: Int[Tensor, " batch"] | None, heavy: int, recent: int, sinks: int
+    scores: Float[Tensor, "batch head token"],
+    padding: Int[Tensor, " batch"] | None,
+    heavy: int,
+    recent: int,
+    sinks: int,
 ) -> tuple[Int[Tensor, "batch head kept"], Int[Tensor, "batch head dropped"]]:
     """(the `heavy` best tokens outside the newest `recent`, all others outside of them), each in the text's order."""
     candidates = scores[..., : scores.shape[-1] - recent].clone()

@@ -1,7 +1,7 @@
 """D2O's layer budgets: layers whose attention is spread out keep more tokens.
 
-The density of a layer is the variance of its columns' sums, how unevenly its tokens are attended to. Dense layers have a
-low one and get a larger share: a softmax over minus the density of all layers, times the number of layers.
+The density of a layer is the variance of its columns' sums, how unevenly its tokens are attended to. Dense layers have
+a low one and get a larger share: a softmax over minus the density of all layers, times the number of layers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ def head_variance(
     """Variance over the real tokens of the attention received, mean over the batch, summed in fp32."""
     mass = column_mass.float()
     if padding is None:
-        return mass.var(-1).mean(0)
-    rows = [row[:, int(start) :].var(-1) for row, start in zip(mass, padding, strict=True)]
+        return _variance(mass).mean(0)
+    rows = [_variance(row[:, int(start) :]) for row, start in zip(mass, padding, strict=True)]
     return torch.stack(rows).mean(0)
+
+
+def _variance(mass: Float[Tensor, "*rest token"]) -> Float[Tensor, "*rest"]:
+    """Unbiased; 0 for a text of one token."""
+    return mass.var(-1) if mass.shape[-1] > 1 else mass.new_zeros(mass.shape[:-1])
 
 
 def density(variance: Float[Tensor, " head"], tokens: int, metric: Metric) -> float:

@@ -24,7 +24,7 @@ def nearest(
     retained: Float[Tensor, "batch head R d"],
     hidden: Bool[Tensor, "batch head R"] | None = None,
 ) -> tuple[Float[Tensor, "batch head E"], Int[Tensor, "batch head E"]]:
-    """(cosine, place) of the most similar retained key of every evicted one; retained keys with `hidden` are left out."""
+    """(cosine, place) of the most similar retained key of every evicted one, not counting keys with `hidden`."""
     unit = torch.nn.functional.normalize
     targets = unit(retained.float(), dim=-1).mT
     found = []

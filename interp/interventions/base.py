@@ -4,10 +4,11 @@ An `Intervention` is a frozen dataclass of its hyper-parameters; `a | b` makes o
 a full-attention layer's cache keeps. It works in one of two stages: `tokens` (which tokens stay, perhaps merged) acts
 before `channels` (which channels of the stored keys and values stay), and a composition has at most one of each.
 
-For each sequence `policy.begin(...)` makes a fresh `Plan`, so that nothing outlives the cache it belongs to. A plan sees
-every layer's attention over the prompt (`observe`) and then compresses (`compress`), layer by layer as the prompt passes
-or for all layers together where budgets depend on all of them; a plan with `each_step` acts again at every later token.
-Prefill is never changed: the prompt attends to the whole prompt, and so the first generated token is the model's own.
+For each sequence `policy.begin(...)` makes a fresh `Plan`, so that nothing outlives the cache it belongs to. A plan
+sees every layer's attention over the prompt (`observe`) and then compresses (`compress`), layer by layer as the prompt
+passes or for all layers together where budgets depend on all of them; a plan with `each_step` acts again at every
+later token. Prefill is never changed: the prompt attends to the whole prompt, and so the first generated token is the
+model's own.
 """
 
 from __future__ import annotations
@@ -52,6 +53,15 @@ class Composition(Intervention):
 
     members: tuple[Intervention, ...]
     name: ClassVar[str] = "composition"
+
+    def __post_init__(self) -> None:
+        for stage in ("tokens", "channels"):
+            same = [m.name for m in self.members if isinstance(m, CachePolicy) and m.stage == stage]
+            if len(same) > 1:
+                raise InterpError(f"{' and '.join(same)} both decide about {stage} of the cache; apply one of them.")
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "members": [member.settings() for member in self.members]}
 
 
 def parts(intervention: Intervention) -> tuple[Intervention, ...]:
@@ -98,7 +108,7 @@ class Entry:
     """Position of the most similar retained token `[batch, head, n]`, for policies that merge."""
     similarity: Tensor | None = None
     threshold: Tensor | None = None
-    """What the similarity had to reach `[batch]`."""
+    """What the similarity had to reach `[batch, head]`."""
     merged: Tensor | None = None
     """Whether the token was merged into its target `[batch, head, n]`, bool."""
 
@@ -222,17 +232,19 @@ def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
 
 
 def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) -> tuple[CachePolicy, ...]:
-    """The cache policies of an intervention, checked against each other and against the model.
+    """The cache policies of an intervention, checked against the model.
 
-    Raises InterpError for two of one stage, UnsupportedModelError where no layer has a cache that a policy could act on.
+    Raises InterpError for what is no cache policy, UnsupportedModelError where no layer has a cache that a policy
+    could act on.
     """
-    members = parts(intervention)
-    if wrong := [m for m in members if not isinstance(m, CachePolicy)]:
-        raise InterpError(f"apply takes interventions such as interp.ThinK(ratio=0.5), not {wrong[0]!r}.")
-    for stage in ("tokens", "channels"):
-        same = [m.name for m in members if m.stage == stage]  # type: ignore[union-attr]
-        if len(same) > 1:
-            raise InterpError(f"{' and '.join(same)} both decide about {stage} of the cache; apply one of them.")
+    for member in parts(intervention):
+        if not isinstance(member, CachePolicy):
+            raise InterpError(f"apply takes interventions such as interp.ThinK(ratio=0.5), not {member!r}.")
+    members = tuple(member for member in parts(intervention) if isinstance(member, CachePolicy))
+    by_stage = {member.stage: getattr(member, "granularity", "kv_head") for member in members}
+    if (by_stage.get("tokens"), by_stage.get("channels")) == ("query_head", "kv_head"):
+        names = " and ".join(member.name for member in members)
+        raise InterpError(f"{names}: tokens of every query head need channels of every query head; set granularity.")
     if latent:
         raise UnsupportedModelError(
             f"{cfg.architecture} caches latent vectors (multi-head latent attention), not keys; cache policies do not "
@@ -249,4 +261,4 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
             f"{len(skipped)} of {cfg.n_layers} layers have a sliding window and stay as they are: {skipped}.",
             stacklevel=3,
         )
-    return tuple(members)  # type: ignore[arg-type]
+    return members

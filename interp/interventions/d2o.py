@@ -27,8 +27,8 @@ class D2O(Eviction):
     """Keep heavy hitters and recent tokens, with more room in layers of dense attention, and merge what is evicted into
     the most similar retained token where it is similar enough.
 
-    Settings that are None follow `variant`: "paper" as the text describes it (where it leaves something open, ports were
-    followed), "code" as released. Each can be set by itself.
+    Settings that are None follow `variant`: "paper" as the text describes it (where it leaves something open, ports
+    were followed), "code" as released. Each can be set by itself.
 
     Args, besides `Eviction`'s (budget, a share of the prompt over all layers; sinks, 4):
         metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`.
@@ -45,8 +45,9 @@ class D2O(Eviction):
         granularity: "kv_head", attention summed over the group; "query_head" as released, keys stored g times.
 
     Differs from the release, whose nine bugs are not copied: the threshold belongs to one sequence; any head count and
-    size; batches with left padding; sums in fp32; sink scores stay finite; sizes are rounded once, so that a layer keeps
-    what its budget says. No N x N map is made: budgets and scores come from the column mass.
+    size; batches with left padding; sums in fp32; sink scores stay finite; sizes are rounded down once. No N x N
+    map is made: budgets and scores come from the column mass. A layer keeps at least the sinks and one more token, and
+    at most all: `lens.last_cache.report()` has what each kept, whose mean need not be `budget`.
     """
 
     name: ClassVar[str] = "d2o"
@@ -73,6 +74,12 @@ class D2O(Eviction):
         for name in ("recent_share", "beta"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise InterpError(f"d2o: {name} should be at least 0 and below 1, found {value}.")
+        if not 0 < self.centre < float("inf"):
+            raise InterpError(f"d2o: centre, a target's own weight, should be above 0, found {self.centre}.")
+        if self.skip is not None and not (
+            isinstance(self.skip, tuple) and all(isinstance(i, int) and i >= 0 for i in self.skip)
+        ):
+            raise InterpError(f"d2o: skip should be a tuple of layer numbers, such as (0, 1), found {self.skip!r}.")
 
     def setting(self, name: str) -> Any:
         """A setting, or what `variant` says about it."""
@@ -86,11 +93,12 @@ class D2O(Eviction):
         return set() if self.variant == "paper" else {0, 1, prompt.cfg.n_layers - 1}
 
     def check(self, prompt: Prompt) -> None:
-        least = max(1, tokens_of(budgets.LEAST, prompt.tokens))
+        if beyond := [i for i in self.skip or () if i >= prompt.cfg.n_layers]:
+            raise InterpError(f"d2o: skip names layer {beyond[0]}, and layers are 0 to {prompt.cfg.n_layers - 1}.")
         if tokens_of(self.budget, prompt.tokens) < self.sinks + 1:
             raise InterpError(
                 f"d2o: a budget of {tokens_of(self.budget, prompt.tokens)} of {prompt.tokens} tokens has no room for "
-                f"{self.sinks} sinks; raise budget (a layer may get as few as {least})."
+                f"{self.sinks} sinks and one more; raise budget."
             )
         if not set(prompt.layers) - self.skipped(prompt):
             raise InterpError("d2o: every layer is skipped; pass skip=() to act on all of them.")
@@ -155,9 +163,10 @@ class D2OPlan(EvictionPlan):
         if layer in self.policy.skipped(self.prompt):
             return
         # never fewer than the sinks and one more, whatever the budget: a layer of sinks alone would forget the text
-        capacity = max(self.policy.sinks + 1, round(self.shares[layer] * stored.seen))
+        tokens = self.prompt.tokens + (self.moment == "first_decode")  # however many are fed at a time
+        capacity = max(self.policy.sinks + 1, int(self.shares[layer] * tokens + 1e-9))
         recent = min(int(capacity * self.policy.setting("recent_share")), capacity - self.policy.sinks)
-        if capacity < stored.seen:
+        if capacity < tokens:
             self.evict(layer, stored, scores, capacity, recent)
 
     def lose(self, layer: int, stored: StoredLayer, lost: Segment, *retained: Segment) -> tuple[Tensor | None, ...]:
@@ -181,12 +190,11 @@ class D2OPlan(EvictionPlan):
         over = (1, 2) if self.policy.setting("gate") == "slot_mean" else (2,)
         count = real.sum(over, keepdim=True).clamp_min(1)
         seen = (similarity.where(real, 0.0).sum(over, keepdim=True) / count)[..., 0].expand(similarity.shape[:2])
-        if layer not in self.threshold:
-            self.threshold[layer] = seen
-            return
+        # NaN until a real token is evicted: a short text may lose nothing but padding at first
+        before = self.threshold.get(layer, torch.full_like(seen, torch.nan))
         beta = self.policy.setting("beta")
-        updated = (1 - beta) * self.threshold[layer] + beta * seen
-        self.threshold[layer] = updated.where(real.any(over, keepdim=True)[..., 0], self.threshold[layer])
+        updated = torch.where(before.isnan(), seen, (1 - beta) * before + beta * seen)
+        self.threshold[layer] = updated.where(real.any(over, keepdim=True)[..., 0], before)
 
     def _gate(self, layer: int, similarity: Tensor, real: Tensor) -> Bool[Tensor, "batch head E"]:
         """Which evicted tokens are similar enough to be merged."""
@@ -217,4 +225,6 @@ class D2OPlan(EvictionPlan):
                 segment.write_keys(part)
 
     def reorder(self, rows: Tensor) -> None:
+        # scores are there between the prompt and the first decoded token
+        self.scored = {layer: scores.index_select(0, rows.to(scores.device)) for layer, scores in self.scored.items()}
         self.threshold = {layer: tau.index_select(0, rows.to(tau.device)) for layer, tau in self.threshold.items()}

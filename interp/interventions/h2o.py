@@ -1,8 +1,8 @@
 """H2O: tokens that have received the most attention stay (Zhang et al., NeurIPS 2023, arXiv:2306.14048).
 
 Three methods go by that name, and they are kept apart here: `H2O` goes on counting and evicting at every step, as the
-paper does; `H2OPrefill` counts over the whole prompt and evicts once (as KVCache-Factory's H2O does); `H2OWindow` counts
-over the last queries only, which is SnapKV without pooling (what ThinK's repository calls H2O).
+paper does; `H2OPrefill` counts over the whole prompt and evicts once (as KVCache-Factory's H2O does); `H2OWindow`
+counts over the last queries only, which is SnapKV without pooling (what ThinK's repository calls H2O).
 """
 
 from __future__ import annotations

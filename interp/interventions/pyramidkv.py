@@ -15,8 +15,8 @@ from interp.interventions.snapkv import SnapKV
 class PyramidKV(SnapKV):
     """Budgets fall linearly from the first layer to the last; their mean is `budget`. Scores are SnapKV's.
 
-    Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. A layer never
-    keeps more than the prompt, and what it cannot use goes to no other layer, as in KVCache-Factory.
+    Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. A layer
+    never keeps more than the prompt, and what it cannot use goes to no other layer, as in KVCache-Factory.
     """
 
     name: ClassVar[str] = "pyramidkv"
@@ -28,7 +28,7 @@ class PyramidKV(SnapKV):
             raise InterpError(f"pyramidkv: beta should be at least 1, found {self.beta}.")
 
     def capacity(self, prompt: Prompt, layer: int) -> int:
-        free = max(0, tokens_of(self.budget, prompt.tokens) - self.window)
+        free = tokens_of(self.budget, prompt.tokens) - self.window  # below 0, `check` refuses
         least, steps = free / self.beta, max(1, len(prompt.layers) - 1)
         most = 2 * free - least
         share = prompt.layers.index(layer) / steps if len(prompt.layers) > 1 else 0.5

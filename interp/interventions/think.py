@@ -15,7 +15,7 @@ from interp.event import AttentionEvent
 from interp.interventions import _channels
 from interp.interventions._window import window_read
 from interp.interventions.base import CachePolicy, Plan, Prompt
-from interp.segments import Segment, joined
+from interp.segments import Segment, joined, others
 
 if TYPE_CHECKING:
     from interp.cache import StoredLayer
@@ -33,7 +33,7 @@ class ThinK(CachePolicy):
 
     Args:
         ratio: share of key channels pruned, 0 <= ratio < 1; 0 changes nothing. The paper sweeps 0.4 to 0.6.
-        window: queries at the prompt's end that judge.
+        window: queries at the prompt's end that judge; None: all of them (ours).
         recent: tokens at the prompt's end that keep all channels.
         sinks: tokens at the prompt's beginning that keep all channels too (ours; 0 as published).
         compensate: fold pruned channels into kept ones by ridge regression over all queries of the prompt (ours).
@@ -55,12 +55,14 @@ class ThinK(CachePolicy):
     name: ClassVar[str] = "think"
     stage: ClassVar[Literal["tokens", "channels"]] = "channels"
     ratio: float = 0.4
-    window: int = 32
+    window: int | None = 32
     recent: int = 32
     sinks: int = 0
     compensate: bool = False
     ridge: float = 0.01
-    selector: Literal["think", "gram", "key_norm", "random"] = "think"
+    selector: Literal["think", "gram", "surgeon", "key_norm", "random"] = "think"
+    fill: Literal["zero", "mean"] = "zero"
+    weigh: Literal["tokens", "attention"] = "tokens"
     granularity: Literal["kv_head", "query_head"] = "kv_head"
     score_tokens: Literal["all", "prunable"] = "all"
     rounding: Literal["code", "paper"] = "code"
@@ -72,22 +74,29 @@ class ThinK(CachePolicy):
         for name in ("ratio", "value_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise InterpError(f"think: {name} should be at least 0 and below 1, found {getattr(self, name)}.")
-        if self.window < 1 or self.recent < 0 or self.sinks < 0 or self.ridge <= 0:
+        if (self.window is not None and self.window < 1) or self.recent < 0 or self.sinks < 0 or self.ridge <= 0:
             raise InterpError("think: window should be at least 1, recent and sinks at least 0, ridge above 0.")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InterpError(f"think: {name} should be one of {', '.join(known)}, found {getattr(self, name)!r}.")
 
     def check(self, prompt: Prompt) -> None:
-        if self.window > prompt.tokens:
+        if self.window is not None and self.window > prompt.tokens:
             raise InterpError(f"think: window={self.window} is longer than the prompt of {prompt.tokens} tokens.")
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether kept channels do the work of pruned ones, for which all queries of the prompt are wanted."""
+        return self.compensate or self.selector == "surgeon"
 
     def begin(self, prompt: Prompt) -> Plan:
         return _ThinKPlan(self, prompt)
 
 
 CHOICES = {
-    "selector": ("think", "gram", "key_norm", "random"),
+    "selector": ("think", "gram", "surgeon", "key_norm", "random"),
+    "fill": ("zero", "mean"),
+    "weigh": ("tokens", "attention"),
     "granularity": ("kv_head", "query_head"),
     "score_tokens": ("all", "prunable"),
     "rounding": ("code", "paper"),
@@ -114,17 +123,30 @@ class _ThinKPlan(Plan):
         k_value = _channels.pruned_count(stored.d_value, policy.value_ratio, policy.rounding)
         if len(old) == 0 or k + k_value == 0:
             return
-        judged = old if policy.score_tokens == "prunable" else whole
         packed = old
         if k:
-            kept = judge.keys(real(judged.keys, judged, stored.padding), k, (policy.seed, layer))
-            if policy.compensate:
-                keys = _channels.compensated(old.keys, kept, judge.all_gram, policy.ridge)
-                packed = replace(packed, keys=keys)
-            packed = packed.pack(kept)
+            judged = whole if policy.score_tokens == "all" and policy.fill == "zero" else old
+            packed = self._pack_keys(layer, judge, judged, old, k, stored.padding)
         if k_value:
-            packed = packed.pack_values(judge.values(real(judged.values, judged, stored.padding), k_value))
+            packed = packed.pack_values(judge.values(real(whole.values, whole, stored.padding), k_value))
         stored.segments = [packed, *dense]
+
+    def _pack_keys(
+        self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, padding: Tensor | None
+    ) -> Segment:
+        """`old` with k of its key channels dropped, chosen by how the keys of `judged` spread."""
+        policy = self.policy
+        weights = judge.weights(judged, padding)[..., None]
+        mean = (weights * judged.keys).sum(2, keepdim=True) if policy.fill == "mean" else judged.keys.new_zeros(())
+        kept = judge.keys((judged.keys.float() - mean) * weights.sqrt(), k, (policy.seed, layer))
+        keys = old.keys.float() - mean
+        if policy.compensate:
+            keys = _channels.compensated(keys, kept, judge.all_gram, policy.ridge)
+        packed = replace(old, keys=(keys + mean).to(old.keys.dtype)).pack(kept)
+        if policy.fill == "zero":
+            return packed
+        dropped = others(kept, keys.shape[-1])
+        return replace(packed, key_mean=mean[:, :, 0].gather(-1, dropped).to(old.keys.dtype))
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,8 @@ class _Judge:
     """What the prompt's queries say about a layer's channels, by stored head, fp32."""
 
     policy: ThinK
+    mass: Float[Tensor, "batch head token"]
+    """Attention that each token of the prompt received, where it weighs."""
     energy: Float[Tensor, "batch head d"]
     """Mean square of the last `window` queries, over the group too."""
     gram: Float[Tensor, "batch head d d"]
@@ -142,21 +166,20 @@ class _Judge:
     """Squared norm of what the window reads from each value channel, with W_O's norms where asked for."""
 
     @classmethod
-    def of(
-        cls, event: AttentionEvent, policy: ThinK, layer: int, output_norms: Callable[[int], Tensor]
-    ) -> _Judge:
+    def of(cls, event: AttentionEvent, policy: ThinK, layer: int, output_norms: Callable[[int], Tensor]) -> _Judge:
         q = event.q.float()
         if (rows := event.facts.get("query_mask")) is not None:
             q = q.masked_fill(~rows[:, None, :, None], 0.0)
         group = 1 if policy.granularity == "query_head" else q.shape[1] // event.k.shape[1]
         grouped = q.unflatten(1, (-1, group))  # [batch, head, group, query, d]
-        last = grouped[:, :, :, -policy.window :]
+        last = grouped if policy.window is None else grouped[:, :, :, -policy.window :]
         empty = q.new_empty(0)
         return cls(
             policy,
+            mass=event.column_mass.unflatten(1, (-1, group)).sum(2) if policy.weigh == "attention" else empty,
             energy=last.square().mean((2, 3)),
             gram=torch.einsum("bhgtc,bhgtd->bhcd", last, last) if policy.selector == "gram" else empty,
-            all_gram=torch.einsum("bhgtc,bhgtd->bhcd", grouped, grouped) if policy.compensate else empty,
+            all_gram=torch.einsum("bhgtc,bhgtd->bhcd", grouped, grouped) if policy.takes_over else empty,
             read=cls._read(event, policy, group, layer, output_norms),
         )
 
@@ -164,20 +187,34 @@ class _Judge:
     def _read(event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable) -> Tensor | None:
         if not policy.value_ratio or policy.value_score == "magnitude":
             return None
-        z = window_read(event, policy.window)
+        z = window_read(event, policy.window or event.q.shape[2])
         read = z.square().sum(2)
         if policy.value_score == "attn_wo":
             read = read * norms(layer).to(read.dtype).square()
         return read.unflatten(1, (-1, group)).sum(2)
 
+    def weights(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head token"]:
+        """How much each token's key counts: all alike, or as the attention it received; 0 for padding, sum 1."""
+        shape = segment.keys.shape[:3]
+        weights = torch.ones(shape, device=segment.keys.device)
+        at = segment.at().expand(shape).long()
+        if self.policy.weigh == "attention":
+            beyond = max(0, int(at.max()) + 1 - self.mass.shape[-1])  # tokens generated since have received nothing
+            weights = torch.nn.functional.pad(self.mass, (0, beyond)).gather(2, at)
+        if padding is not None:
+            weights = weights.masked_fill(at < padding[:, None, None], 0.0)
+        return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+
     def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> Int[Tensor, "batch head kept"]:
-        """Key channels that stay, from the judged keys `[batch, head, token, d]`."""
+        """Key channels that stay, from keys `[batch, head, token, d]` multiplied by the roots of their weights."""
         if self.policy.selector == "gram":
             return _channels.kept_by_elimination(_channels.loss_matrix(self.gram, keys.mT @ keys), k)
+        if self.policy.selector == "surgeon":
+            return _channels.kept_by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
         if self.policy.selector == "random":
             draw = np.random.default_rng(seed).random((*keys.shape[:2], keys.shape[-1]), np.float32)
             return _channels.kept_after_pruning_smallest(torch.from_numpy(draw).to(keys.device), k)
-        score = keys.square().mean(2)
+        score = keys.square().sum(2)
         if self.policy.selector == "think":
             score = score * self.energy
         return _channels.kept_after_pruning_smallest(score, k)
@@ -188,9 +225,7 @@ class _Judge:
         return _channels.kept_after_pruning_smallest(score, k)
 
 
-def protect(
-    whole: Segment, padding: Tensor | None, sinks: int, recent: int
-) -> tuple[Segment, list[Segment]]:
+def protect(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -> tuple[Segment, list[Segment]]:
     """(tokens that lose channels, [sinks, recent]) of a dense segment whose tokens stand in the text's order.
 
     Padding on the left counts as old. Where sinks and recent tokens are all there is, the first segment is empty.

@@ -32,7 +32,7 @@ def test_figures_of_a_result():
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(AttributeError, match="no figure 'sinkmap': did you mean 'sink_map'"):
         getattr(figures, "sinkmap")  # noqa: B009
-    with pytest.raises(AttributeError, match="no figure 'qqqq': there are channel_imbalance, "):
+    with pytest.raises(AttributeError, match="no figure 'qqqq': there are cache_attribution, channel_imbalance, "):
         getattr(figures, "qqqq")  # noqa: B009
 
 

@@ -12,6 +12,7 @@ import xarray as xr
 from interp import figures
 from interp.figures._need import FigureError
 from tests.example_results import HOSTILE, example_results
+from tests.explaining.example_answers import example_answers
 
 SHAPES = {
     "demo": {},
@@ -24,7 +25,7 @@ FIGURES = figures.names()
 
 @pytest.fixture(scope="module", params=SHAPES)
 def results(request) -> dict[str, xr.Dataset]:
-    return example_results(**SHAPES[request.param])
+    return example_results(**SHAPES[request.param]) | example_answers(**SHAPES[request.param])
 
 
 @pytest.fixture(params=FIGURES)
@@ -89,15 +90,15 @@ def test_hostile_text_is_shown_letter_by_letter():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_wrong_dataset_is_refused_by_name(name):
-    with pytest.raises(
-        FigureError, match=rf"figure {name} draws a result of the probe '\w+', which has .*; this dataset holds other\."
-    ):
+    said = rf"figure {name} draws a result of the (probe|question) '\w+', which has .*; this dataset holds other\."
+    with pytest.raises(FigureError, match=said):
         getattr(figures, name)(xr.Dataset({"other": ("layer", [1.0])}))
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_results_of_several_texts_are_refused_with_the_way_out(name):
-    results = example_results(layers=2, heads=2, kv_heads=1, width=8, tokens=40)
+    shape = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 8, "tokens": 40}
+    results = example_results(**shape) | example_answers(**shape)
     ds = next(results[result] for result in results if name in figures.figures_of(result))
     several = xr.concat([ds, ds], dim="text")
     with pytest.raises(FigureError, match=r"this result holds 2: choose one with \.isel\(text=0\)"):

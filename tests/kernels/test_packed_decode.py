@@ -22,7 +22,7 @@ LAYOUTS = {
     "no channel stored": [(5, 0, None), (6, None, None)],
     "nothing in a segment": [(0, 3, 2), (6, None, None)],
 }
-FACTS = ("plain", "bias", "softcap", "sinks", "scale", "all at once")
+FACTS = ("plain", "bias", "offset", "softcap", "sinks", "scale", "all at once")
 
 
 def drawn(
@@ -61,6 +61,7 @@ def drawn(
                 None if t is None else some(16, t),
                 None if tv is None else some(10, tv),
                 bias,
+                0.5 * randn(stored, 16) if facts in ("offset", "all at once") and i != 1 else None,
             )
         )
     keywords = {"d_value": 10}
@@ -69,7 +70,7 @@ def drawn(
     if facts in ("sinks", "all at once"):
         keywords["sinks"] = 3 * torch.rand(heads, generator=generator) - 1
     if facts in ("scale", "all at once"):
-        keywords["scale"] = 0.7
+        keywords["scale"] = 0.1
     return SimpleNamespace(q=randn(heads, queries, 16), segments=segments, keywords=keywords)
 
 
@@ -93,6 +94,8 @@ def by_loops(case: SimpleNamespace) -> tuple[torch.Tensor, list[torch.Tensor]]:
                         score = sum(
                             q[b, h, i, c].item() * x for c, x in zip(channels, s.keys[at][token].tolist(), strict=True)
                         )
+                        if s.offset is not None:
+                            score += (q[b, h, i] @ s.offset[at].double()).item()
                         score *= keywords.get("scale", 1 / math.sqrt(d))
                         if "softcap" in keywords:
                             score = keywords["softcap"] * math.tanh(score / keywords["softcap"])
@@ -133,8 +136,7 @@ def test_every_output_follows_from_its_definition(path: str, layout: str, facts:
 
 @pytest.mark.parametrize("facts", FACTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("heads", "stored"), [(4, 4), (6, 2), (7, 1)])
-@pytest.mark.parametrize("queries", [1, 2, 6])
+@pytest.mark.parametrize(("heads", "stored", "queries"), [(4, 4, 2), (6, 2, 1), (7, 1, 6)])
 @pytest.mark.parametrize(
     ("dtype", "atol", "rtol"),
     [
@@ -208,7 +210,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, scores: 
 @pytest.mark.parametrize("path", ["reference", "cpu"])
 @pytest.mark.parametrize("queries", [1, 4])
 def test_mass_is_what_queries_give_away(path: str, queries: int) -> None:
-    """Without learned sinks every query gives 1, so a stored head's mass sums to its queries; a sink takes its share."""
+    """Without learned sinks every query gives 1, so a head's mass sums to its queries; a sink takes its share."""
     case = drawn("packed, dense", queries=queries, facts="bias")
     with ik.use(path):
         given = packed_decode(case.q, case.segments, d_value=10).mass
@@ -259,7 +261,8 @@ Q = torch.zeros(2, 6, 3, 16)
 DENSE = KeySegment(torch.zeros(2, 2, 5, 16), torch.zeros(2, 2, 5, 10))
 INDEX = torch.zeros(2, 2, 4, dtype=torch.int16)
 PACKED = KeySegment(torch.zeros(2, 2, 7, 4), torch.zeros(2, 2, 7, 10), INDEX)
-MISTAKES = [
+SHORT = KeySegment(DENSE.keys[:, :, :2], DENSE.values[:, :, :2])
+MISTAKES: list = [
     ((Q[0], [DENSE]), {}, "q should be [B, H, N, D], found [6, 3, 16]"),
     ((Q.long(), [DENSE]), {}, "q must be floating point, found torch.int64"),
     ((Q, []), {}, "segments is empty"),
@@ -269,8 +272,9 @@ MISTAKES = [
     ((Q, [DENSE._replace(values=DENSE.values[:, :, :4])]), {}, "values should be [B=2, Hs=2, n=5, Tv=10], found"),
     ((Q, [PACKED._replace(channels=INDEX[:, :1]), DENSE]), {}, "channels should be [B=2, Hs=2, T], found [2, 1, 4]"),
     ((Q, [DENSE._replace(bias=torch.zeros(2, 2, 4))]), {}, "bias should be [B=2 or 1, Hs=2 or 1, n=5], found"),
+    ((Q, [DENSE._replace(offset=torch.zeros(2, 2, 8))]), {}, "offset should be [B=2, Hs=2, D=16], found [2, 2, 8]"),
     ((Q, [DENSE._replace(values=DENSE.values[..., :4], value_channels=INDEX)]), {}, "so d_value must say how many"),
-    ((Q, [PACKED, DENSE._replace(keys=DENSE.keys[:, :, :2], values=DENSE.values[:, :, :2])]), {}, "there are 3 queries"),
+    ((Q, [PACKED, SHORT]), {}, "there are 3 queries, whose keys should be its last ones"),
 ]
 
 

@@ -73,7 +73,7 @@ def attention_apply(
 
 
 def row_weight(task: Task, rows: slice, top: Tensor, total: Tensor, facts: Facts) -> Tensor:
-    """What makes a block's exponentials rows of A: 1 / the row's denominator, or 0 for padding and rows without keys."""
+    """What makes a block's exponentials rows of A: 1 over the row's denominator, 0 for padding and empty rows."""
     denominator = total
     if facts.sinks is not None:
         denominator = total + torch.exp2(facts.sinks[task.head].to(total.dtype) * LOG2E - top)

@@ -28,6 +28,8 @@ class KeySegment(NamedTuple):
     """Which channels `values` holds, integers [B, Hs, Tv]; None: all of them."""
     bias: Tensor | None = None
     """Added to the scores, [B or 1, Hs or 1, n]: -inf hides a token, log(c) makes it weigh like c tokens."""
+    offset: Tensor | None = None
+    """Added to every key of the segment, [B, Hs, D]: what stands in for channels that are not stored."""
 
 
 class Decoded(NamedTuple):
@@ -54,11 +56,11 @@ def packed_decode(
     q [B, H, N, D]: the N newest tokens, whose own keys are the last N of the last segment; query i sees those up to its
         own, and everything before. Hs divides H; query head h reads stored head h // (H // Hs).
     segments: at least one; the order of tokens within and between segments does not matter, save for the newest N.
-    scale: default D ** -0.5, whatever number of channels is stored (ThinK keeps it too). softcap, sinks: see `MaskFacts`.
+    scale: default D ** -0.5, however many channels are stored (ThinK keeps it too). softcap, sinks: see `MaskFacts`.
     d_value: channels of a value; needed only if every segment has `value_channels`.
     Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
 
-    Cost for S stored tokens and one query: 2 H (sum of n T + n Tv) FLOPs; reads every stored key and value once a stored
+    Cost for one query: 2 H (sum of n T + n Tv over segments) FLOPs; reads all stored keys and values once a stored
     head. Against dense keys the traffic falls by (T + D) / 2D.
     Source: ThinK, Xu et al. 2025 (arXiv:2407.21018), section 3.3, where one dense segment follows one packed segment.
     """
@@ -73,7 +75,7 @@ def packed_decode(
         raise ValueError(f"{operation}: {stored} stored heads do not divide {heads} query heads.")
     full = d_value or next((s.values.shape[-1] for s in segments if s.value_channels is None), None)
     if full is None:
-        raise ValueError(f"{operation}: every segment has value_channels, so d_value must say how many there are in all.")
+        raise ValueError(f"{operation}: every segment has value_channels, so d_value must say how many there are.")
     for s in segments:
         n, sizes = s.keys.shape[2], {"B": (batch,), "Hs": (stored,)}
         t = d_head if s.channels is None else s.channels.shape[-1]
@@ -83,11 +85,13 @@ def packed_decode(
         for name, index in (("channels", s.channels), ("value_channels", s.value_channels)):
             if index is not None:
                 expect_shape(operation, name, index, "B Hs T", sizes)
+        if s.offset is not None:
+            expect_shape(operation, "offset", s.offset, "B Hs D", sizes | {"D": (d_head,)})
         if s.bias is not None:
             expect_shape(operation, "bias", s.bias, "B Hs n", {"B": (batch, 1), "Hs": (stored, 1), "n": (n,)})
     if segments[-1].keys.shape[2] < queries:
         raise ValueError(
-            f"{operation}: the last segment holds {segments[-1].keys.shape[2]} tokens, but there are {queries} queries, "
-            "whose keys should be its last ones."
+            f"{operation}: the last segment holds {segments[-1].keys.shape[2]} tokens, but there are {queries} "
+            "queries, whose keys should be its last ones."
         )
     return Decoded(*choose(PATHS)(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full))

@@ -37,7 +37,13 @@ def packed_decode(
 
 
 def _attend(
-    q: Tensor, segments: Sequence[Any], hidden: int, scale: float, softcap: float | None, sinks: Tensor | None, z: Tensor
+    q: Tensor,
+    segments: Sequence[Any],
+    hidden: int,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    z: Tensor,
 ) -> tuple[Tensor, ...]:
     """One block of queries, the newest of which may not see the last `hidden` tokens; fills z, returns the mass."""
     batch, heads, queries, d_head = q.shape
@@ -51,6 +57,8 @@ def _attend(
         if s.channels is not None:
             rows = rows.gather(-1, s.channels.long()[:, :, None].expand(-1, -1, rows.shape[2], -1))
         parts.append(torch.matmul(rows, s.keys[:, :, :n].mT).to(dtype))
+        if s.offset is not None:
+            parts[-1] += torch.matmul(grouped, s.offset.to(q.dtype)[..., None]).to(dtype)
         if softcap is not None:
             parts[-1].div_(softcap).tanh_().mul_(softcap)
         if s.bias is not None:

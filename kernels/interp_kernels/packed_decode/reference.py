@@ -18,7 +18,9 @@ def packed_decode(
     batch, heads, queries, d_head = q.shape
     stored, dtype = segments[0].keys.shape[1], accumulator(q)
     group = heads // stored
-    keys = torch.cat([unpacked(s.keys.to(dtype), s.channels, d_head) for s in segments], 2)
+    full = [unpacked(s.keys.to(dtype), s.channels, d_head) for s in segments]
+    offsets = [0.0 if s.offset is None else s.offset.to(dtype)[:, :, None] for s in segments]
+    keys = torch.cat([k + offset for k, offset in zip(full, offsets, strict=True)], 2)
     values = torch.cat([unpacked(s.values.to(dtype), s.value_channels, d_value) for s in segments], 2)
     scores = scale * q.to(dtype) @ keys.repeat_interleave(group, 1).mT
     if softcap is not None:

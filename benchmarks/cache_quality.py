@@ -1,0 +1,137 @@
+"""What cache policies cost in quality: loss of 256 tokens after a compressed prompt of 1,024, beside the bytes held.
+
+Demo model, eight evenly spaced excerpts of the Debian handbook. A row is a policy: mean change of the loss (nats a token)
+against the full cache with a 95 % interval of the mean over excerpts (t, paired by excerpt), and the cache's bytes right
+after compression. The 256 tokens are fed at once, so policies that act at every step act once here; `cache_growing` feeds
+them one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+import interp
+from benchmarks.shared_prefill import EXCERPTS, check, readings
+from benchmarks.table import publish
+from interp.interventions import Intervention
+
+RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BUDGETS = (0.1, 0.2, 0.4)
+
+
+def channel_policies() -> dict[tuple[str, float], Intervention]:
+    """Key-channel pruning by (name, ratio)."""
+    ours = {"sinks": 4, "compensate": True, "fill": "mean", "weigh": "attention", "selector": "surgeon"}
+    made: dict[tuple[str, float], Intervention] = {}
+    for ratio in RATIOS:
+        made |= {
+            ("ThinK", ratio): interp.ThinK(ratio=ratio),
+            ("key norm", ratio): interp.ThinK(ratio=ratio, selector="key_norm"),
+            ("random", ratio): interp.ThinK(ratio=ratio, selector="random"),
+            ("exact loss (gram)", ratio): interp.ThinK(ratio=ratio, selector="gram"),
+            ("recommended", ratio): interp.ThinK(ratio=ratio, **ours),
+        }
+        if ratio >= 0.7:
+            made |= {
+                ("+ sinks", ratio): interp.ThinK(ratio=ratio, sinks=4),
+                ("+ compensation", ratio): interp.ThinK(ratio=ratio, compensate=True),
+                ("+ sinks, compensation", ratio): interp.ThinK(ratio=ratio, sinks=4, compensate=True),
+                ("+ sinks, compensation, mean", ratio): interp.ThinK(
+                    ratio=ratio, sinks=4, compensate=True, fill="mean"
+                ),
+                ("+ sinks, compensation, mean, attention", ratio): interp.ThinK(
+                    ratio=ratio, sinks=4, compensate=True, fill="mean", weigh="attention"
+                ),
+            }
+    return made
+
+
+def token_policies() -> dict[tuple[str, float], Intervention]:
+    """Token eviction by (name, budget); all with 4 sinks and a recent quarter where the method lets one choose."""
+    made: dict[tuple[str, float], Intervention] = {}
+    for b in BUDGETS:
+        quarter = {"budget": b, "sinks": 4, "recent_share": 0.25}
+        made |= {
+            ("random", b): interp.RandomTokens(**quarter),
+            ("StreamingLLM", b): interp.StreamingLLM(budget=b),
+            ("Knorm", b): interp.Knorm(budget=b, sinks=4, recent=int(1024 * b / 4)),
+            ("SnapKV", b): interp.SnapKV(budget=b, sinks=4),
+            ("PyramidKV", b): interp.PyramidKV(budget=b),
+            ("H2O", b): interp.H2O(**quarter),
+            ("Recall", b): interp.Recall(budget=b),
+            ("D2O paper", b): interp.D2O(budget=b, variant="paper"),
+            ("D2O paper, uniform layers", b): interp.D2O(budget=b, variant="paper", metric="uniform"),
+            ("D2O paper, uniform, values only", b): interp.D2O(
+                budget=b, variant="paper", metric="uniform", merge="value"
+            ),
+            ("D2O paper, log budgets, no merge", b): interp.D2O(budget=b, variant="paper", metric="log", merge="none"),
+            ("D2O code, no layer skipped", b): interp.D2O(
+                budget=b, variant="code", skip=(), compress_at="prefill_end"
+            ),
+        }
+        if b > 0.1:  # three full layers of 30 are a tenth of the cache already
+            released = (b - 0.1) / 0.9
+            made["D2O code as released, equal bytes", b] = interp.D2O(
+                budget=released, variant="code", compress_at="prefill_end"
+            )
+    return made
+
+
+def losses(policies: dict[tuple[str, float], Intervention]) -> tuple[dict[tuple[str, float], np.ndarray], dict, np.ndarray]:
+    """(mean loss of each excerpt by policy, bytes by policy, mean loss with the full cache)."""
+    lens = interp.load("demo")
+    found: dict[tuple[str, float], list[float]] = {key: [] for key in policies}
+    held: dict[tuple[str, float], int] = {}
+    full = []
+    for i, read in enumerate(readings(lens)):
+        if i == 0:
+            check(read, next(iter(policies.values())))
+        nll, bytes_full = read.score(None)
+        full.append(nll.mean())
+        held["full cache", 0.0] = bytes_full
+        for key, policy in policies.items():
+            nll, held[key] = read.score(policy)
+            found[key].append(nll.mean())
+        print(f"excerpt {i + 1} of {EXCERPTS}: full cache {full[-1]:.3f}", flush=True)
+    return {key: np.array(values) for key, values in found.items()}, held, np.array(full)
+
+
+def row(name: str, setting: float, change: np.ndarray, held: int, full: int) -> dict[str, Any]:
+    half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
+    return {
+        "policy": name, "setting": setting, "change of loss": round(change.mean(), 4), "± 95 %": round(half, 4),
+        "MB": round(held / 1e6, 2), "of full": round(held / full, 3), "by excerpt": " ".join(f"{x:.3f}" for x in change),
+    }  # fmt: skip
+
+
+def pairs(found: dict[tuple[str, float], np.ndarray], chain: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Paired differences along a chain of policies that should get worse: mean, interval, at every setting."""
+    rows = []
+    for setting in sorted({setting for _, setting in found}):
+        for better, worse in zip(chain, chain[1:], strict=False):
+            if (better, setting) in found and (worse, setting) in found:
+                gap = found[worse, setting] - found[better, setting]
+                half = stats.t.ppf(0.975, len(gap) - 1) * stats.sem(gap)
+                rows.append({
+                    "setting": setting, "better": better, "worse": worse, "difference": round(gap.mean(), 4),
+                    "± 95 %": round(half, 4), "excerpts that agree": int((gap > 0).sum()), "of": len(gap),
+                })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    for name, policies, chain in (
+        ("cache_quality_channels", channel_policies(), ("recommended", "ThinK", "key norm", "random")),
+        ("cache_quality_tokens", token_policies(), ("Recall", "H2O", "SnapKV", "StreamingLLM", "random")),
+    ):
+        found, held, full = losses(policies)
+        whole = held["full cache", 0.0]
+        publish(name, [row(*key, values - full, held[key], whole) for key, values in found.items()])
+        publish(f"{name}_pairs", pairs(found, chain))
+
+
+if __name__ == "__main__":
+    main()

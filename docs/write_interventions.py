@@ -1,0 +1,51 @@
+"""Writes `interventions.md` from the interventions themselves: `python -m docs.write_interventions`.
+
+Formulas, sources, settings and what differs from the paper or its code come from the docstrings and fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+
+from interp.interventions import Intervention, available
+
+PAGE = Path(__file__).with_name("interventions.md")
+
+HEAD = """# Interventions
+
+`with lens.apply(interp.ThinK(ratio=0.5) | interp.SnapKV(budget=0.2)): lens.generate(...)` changes the running model and
+nothing in it: leaving the block restores it exactly. A cache policy decides what the cache of a full-attention layer
+keeps: which tokens, then which channels; `|` puts one of each together. Policies act after the prompt was read in full, so
+the first generated token is the model's own. What is dropped is freed: `lens.last_cache.nbytes()` sums the tensors held,
+`lens.last_cache.report()` gives them by layer and part.
+
+Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated since, d channels, T of them kept, R
+recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values
+e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d - T). Where tokens were evicted, 4 Hs (C + G)
+for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32).
+
+Settings on the command line: `--with think:ratio=0.5,sinks=4`; in a file: `interp.interventions.save(policy, "p.toml")`.
+`lens.score(prompt, continuation)` gives the loss of every token of a continuation under whatever is in force. This page
+is written by `python -m docs.write_interventions`.
+"""
+
+
+def section(intervention: type[Intervention]) -> str:
+    module = sys.modules[intervention.__module__]
+    lines = [f"\n## `{intervention.name}`: `interp.{intervention.__name__}`\n", inspect.getdoc(module) or ""]
+    lines += ["\n" + (inspect.getdoc(intervention) or ""), "\n| setting | default |", "| --- | --- |"]
+    fields = dataclasses.fields(intervention)  # type: ignore[arg-type]
+    lines += [f"| `{field.name}` | `{field.default!r}` |" for field in fields]
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    return HEAD + "".join(section(intervention) for intervention in available().values())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}")
