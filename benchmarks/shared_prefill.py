@@ -58,6 +58,9 @@ class Read:
         """(negative log-likelihood of every scored token, bytes of the cache when the policy had acted)."""
         cache = self.cache(policy)
         held = cache.nbytes()
+        if chunk > 1:
+            for plan in cache.keeper.plans.values():
+                plan.each_step = False  # what is evicted after the last token was fed changes nothing but the time
         logits = [self.logits]
         for part in self.rest[:, :-1].split(chunk, 1):
             logits.append(self.lens(part, past_key_values=cache, use_cache=True))

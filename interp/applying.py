@@ -11,6 +11,8 @@ from interp.cache import LensCache
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, Intervention, Keeper, cache_policies
 
+ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
 
 class ApplyMixin:
     """The part of a Lens that puts interventions in force."""
@@ -48,11 +50,19 @@ class ApplyMixin:
         if not use_cache:
             names = ", ".join(policy.name for policy in self._policies)
             raise InterpError(f"{names} acts on a cache, and this call keeps none: pass use_cache=True, or generate.")
+        norms = lambda layer: self.output_norms(layer)  # noqa: E731  a bound method could not be copied with the cache
         layers = tuple(i for i, kind in enumerate(self.cfg.attn_types) if kind == "global")
-        keeper = Keeper(self._policies, self.cfg, layers, self.output_norms, self._ledger)
+        keeper = Keeper(self._policies, self.cfg, layers, norms, self._ledger)
         cache = LensCache(self.model.config, keeper)
         self._keepers.append((keeper, cache))
         return cache
+
+    def _refuse_guessing(self: Any, kwargs: dict[str, Any]) -> None:
+        """Assisted generation reads guessed tokens with the prompt: a policy would take them for the prompt's."""
+        carries = getattr(kwargs.get("past_key_values"), "keeper", None) is not None
+        asked = [name for name in ASSISTED if kwargs.get(name) is not None]
+        if asked and (self._policies or carries):
+            raise InterpError(f"assisted generation ({asked[0]}) does not go with a cache policy; leave it out.")
 
     def _check_cache(self: Any, past: Any) -> None:
         """Refuse a cache that was made without the policies in force."""

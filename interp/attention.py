@@ -168,7 +168,7 @@ class Site:
         assert self.cache is not None
         if not stored.compressed:
             z, weights = self._attend(call)
-        elif self._eagerly or self._looked_at:
+        elif self._eagerly or self._looked_at or (torch.is_grad_enabled() and call.q.requires_grad):
             z, weights = self._attend_dense(call, stored)
         else:
             z, weights = self._attend_packed(call, stored), None
@@ -194,7 +194,7 @@ class Site:
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
     def _attend_dense(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor]:
-        """The same for eyes: keys and values as dense tensors, scores and pattern in the open."""
+        """The same for eyes and gradients: dense keys and values, scores and pattern in the open."""
         bias = stored.additive_mask(call.q.shape[2])
         bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
         keys, values = stored.dense()

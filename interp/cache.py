@@ -65,10 +65,32 @@ class LensCache(DynamicCache):
             key_states, value_states = self._listener(layer_idx, key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    def reset(self) -> None:
+        super().reset()
+        if self.keeper is not None:
+            self.keeper.reset()
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         if self.keeper is not None:
             self.keeper.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = self._rows().repeat_interleave(repeats)
+        super().batch_repeat_interleave(repeats)
+        if self.keeper is not None:
+            self.keeper.reorder(rows)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        rows = self._rows()[indices.cpu()]
+        super().batch_select_indices(indices)
+        if self.keeper is not None:
+            self.keeper.reorder(rows)
+
+    def _rows(self) -> Tensor:
+        """Numbers of the texts in the batch."""
+        held = next((tensor for _, _, tensor in self.parts()), None)
+        return torch.arange(0 if held is None else held.shape[0])
 
     def parts(self) -> Iterator[tuple[int, str, Tensor]]:
         """(layer, part, tensor) of everything that the cache holds."""
@@ -180,10 +202,16 @@ class StoredLayer(DynamicLayer):
         tail = self.segments[-1]
         heads = tail.keys.shape[1]
         new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
-        self.segments[-1] = joined([tail, new.per_head(heads)]) if len(tail) else new.per_head(heads)
+        self.segments[-1] = (
+            joined([tail, new.per_head(heads)]) if len(tail) or tail.mass is not None else new.per_head(heads)
+        )
         self.seen += key_states.shape[2]
         if self.compressed and self.seam:
             return key_states, value_states  # the seam attends to the segments
+        if heads != key_states.shape[1]:
+            raise InterpError(
+                "this cache stores the keys of every query head, which only a Lens can attend to; continue through it."
+            )
         return self.dense()
 
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -244,18 +272,19 @@ class StoredLayer(DynamicLayer):
         self._map(lambda x: x[indices])
 
     def crop(self, tokens: int) -> None:
-        """Forget the newest tokens: `tokens` of them if negative, all but the first `tokens` of the text if positive.
+        """Forget the newest tokens: -`tokens` of them, or all but the first `tokens` of the text where it is positive.
 
         Raises InterpError where those are not all in the part that only grows: what was evicted does not come back.
         """
-        drop = -tokens if tokens < 0 else max(0, self.seen - tokens)
+        drop = -tokens if tokens <= 0 else max(0, self.seen - tokens)
         if drop == 0 or not self.is_initialized:
             return
         tail = self.segments[-1]
-        if drop > len(tail) or (self.compressed and drop == len(tail)):
+        spared = self.compressed and len(self.segments) == 1  # a layer of nothing would count as uncompressed
+        if drop > len(tail) - spared:
             raise InterpError(
-                f"the cache can forget its newest {len(tail) - self.compressed} tokens, not {drop}: "
-                "what a policy compressed does not come back."
+                f"the cache can forget its newest {len(tail) - spared} tokens, not {drop}: what a policy compressed "
+                "does not come back."
             )
         self.segments[-1] = tail.part(slice(0, len(tail) - drop))
         self.seen -= drop

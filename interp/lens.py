@@ -128,6 +128,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
         self.check_length(tokens.shape[1] + max_new_tokens)
         kwargs.setdefault("do_sample", False)
+        self._refuse_guessing(kwargs)
         past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)

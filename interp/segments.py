@@ -112,10 +112,7 @@ class Segment:
     def per_head(self, heads: int) -> Segment:
         """The segment with every stored head repeated, so that there are `heads`."""
         times = heads // self.keys.shape[1]
-        repeated = {
-            name: tensor.repeat_interleave(times, 1) if tensor.shape[1] > 1 else tensor
-            for name, tensor in self.tensors()
-        }
+        repeated = {name: tensor.repeat_interleave(times, 1) for name, tensor in self.tensors()}
         return replace(self, **repeated)
 
     def overwrite(self, slot: Int[Tensor, "batch head"], token: Segment, where: Tensor) -> None:

@@ -16,13 +16,13 @@ Tensor = torch.Tensor
 
 
 def pruned_count(width: int, ratio: float, rounding: str = "code") -> int:
-    """How many of `width` channels are pruned: ⌊ratio * width⌋, or with `rounding="paper"` width - ⌊(1 - ratio) width⌋."""
+    """Channels pruned of `width`: ⌊ratio * width⌋, or with `rounding="paper"` width - ⌊(1 - ratio) * width⌋."""
     tiny = 1e-9  # (1 - 0.4) * 64 must not lose a channel to binary fractions
     return int(width * ratio + tiny) if rounding == "code" else width - int((1 - ratio) * width + tiny)
 
 
 def kept_after_pruning_smallest(scores: Float[Tensor, "batch head channel"], k: int) -> Int[Tensor, "batch head kept"]:
-    """Channels that stay when the k with the smallest scores go, rising; of equal scores the lowest index goes first."""
+    """Channels that stay when the k of lowest score go, rising; of equal scores the lowest index goes first."""
     order = scores.sort(dim=-1, stable=True).indices
     return order[..., k:].sort(-1).values
 
@@ -55,12 +55,14 @@ def kept_by_surgery(
 ) -> Int[Tensor, "batch head kept"]:
     """Channels that stay when k are dropped one by one and what each one did is handed to the others at once.
 
-    Optimal brain surgeon (Hassibi and Stork 1993) for key channels. Dropping j while the others take over costs what they
-    cannot know of it: the energy of k_j, as it is after earlier hand-overs, times the variance of q_j given the queries'
-    other channels, which is 1 / (G⁻¹)_jj for G the ridged `q_gram`.
+    Optimal brain surgeon (Hassibi and Stork 1993) for key channels. Dropping j while the others take over costs what
+    they cannot know of it: the energy of k_j, as it is after earlier hand-overs, times the variance of q_j given the
+    queries' other channels, which is 1 / (G⁻¹)_jj for G the ridged `q_gram`.
     """
     strength = ridge * q_gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    inverse = torch.linalg.inv(q_gram + strength * torch.eye(q_gram.shape[-1], dtype=q_gram.dtype, device=q_gram.device))
+    inverse = torch.linalg.inv(
+        q_gram + strength * torch.eye(q_gram.shape[-1], dtype=q_gram.dtype, device=q_gram.device)
+    )
     gram = k_gram.clone()
     dropped = torch.zeros(q_gram.shape[:-1], dtype=torch.bool, device=q_gram.device)
     for _ in range(k):

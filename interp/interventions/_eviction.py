@@ -32,21 +32,22 @@ class Eviction(CachePolicy):
     """Keep the `budget` best tokens of the prompt in every key/value head and drop the others.
 
     Args:
-        budget: tokens that stay: a share of the prompt's tokens where it is below 1, else a number of tokens.
+        budget: tokens that stay: a float is a share of the prompt's tokens, a whole number that many tokens.
         sinks: tokens at the text's beginning that always stay.
     """
 
     stage: ClassVar[Literal["tokens", "channels"]] = "tokens"
     granularity: ClassVar[str] = "kv_head"
-    budget: float = 0.2
+    budget: float | int = 0.2
     sinks: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.budget > 0:
             raise InterpError(f"{self.name}: budget should be above 0, found {self.budget}.")
-        if self.budget >= 1 and self.budget % 1:
+        if isinstance(self.budget, float) and self.budget > 1:
             raise InterpError(
-                f"{self.name}: a budget of 1 or more is a number of tokens and should be whole, found {self.budget}."
+                f"{self.name}: budget is a share of the prompt up to 1, or a whole number of tokens, found {self.budget}."
             )
         if self.sinks < 0:
             raise InterpError(f"{self.name}: sinks should be at least 0, found {self.sinks}.")
@@ -77,9 +78,9 @@ class Eviction(CachePolicy):
         return EvictionPlan(self, prompt)
 
 
-def tokens_of(budget: float, tokens: int) -> int:
-    """A budget in tokens: a share of `tokens` below 1 (rounded down), else the number itself."""
-    return int(budget * tokens + 1e-9) if budget < 1 else int(budget)
+def tokens_of(budget: float | int, tokens: int) -> int:
+    """A budget in tokens: a float is a share of `tokens` (rounded down), an int the number itself."""
+    return budget if isinstance(budget, int) else int(budget * tokens + 1e-9)
 
 
 class EvictionPlan(Plan):
@@ -149,23 +150,40 @@ class EvictionPlan(Plan):
     def replace_one(self, layer: int, stored: StoredLayer, aged: Segment) -> None:
         """Let the token that left the tail and the old ones compete, and drop the least attended in each head."""
         old = stored.segments[0]
-        assert old.mass is not None
-        assert aged.mass is not None
         # the recent window may reach back beyond the tail, into the old tokens, where channels are pruned too
         newest = stored.seen - max(stored.at_rest, self.recent[layer])
-        guarded = self._guarded(old.at(), stored, newest)
-        slot = old.mass.masked_fill(guarded, torch.inf).argmin(-1)
-        least = old.mass.masked_fill(guarded, torch.inf).gather(-1, slot[..., None])[..., 0]
-        aged_mass = aged.mass.masked_fill(self._guarded(aged.at(), stored, newest), torch.inf)[..., 0]
-        goes_in = least <= aged_mass
+        slot, least = self._least(old, stored, newest)
+        _, aged_worth = self._least(aged, stored, newest)
+        goes_in = least < aged_worth
         victim = _either(goes_in, old.take(slot[..., None]), aged)
         old.overwrite(slot, aged, goes_in)
+        if len(old) <= self.policy.sinks:
+            victim = self._keep_sink(layer, stored, aged, least.isposinf() & aged_worth.isposinf(), victim)
         assert victim.mass is not None
         self.note(layer, stored, victim, victim.mass, *self.lose(layer, stored, victim, *stored.segments))
 
-    def _guarded(self, at: Tensor, stored: StoredLayer, newest: int) -> Bool[Tensor, "batch head token"]:
+    def _keep_sink(self, layer: int, stored: StoredLayer, aged: Segment, stuck: Tensor, victim: Segment) -> Segment:
+        """The token that is lost where, in heads that are `stuck`, both the old tokens and the aged one are sinks.
+
+        A dense tail longer than the budget without its sinks reaches back into them; its least attended token makes
+        room for the sink that would leave it.
+        """
+        tail = stored.segments[-1]
+        slot, _ = self._least(tail, stored, stored.seen - self.recent[layer])
+        victim = _either(stuck, tail.take(slot[..., None]), victim)
+        tail.overwrite(slot, aged, stuck)
+        return victim
+
+    def _least(self, segment: Segment, stored: StoredLayer, newest: int) -> tuple[Tensor, Tensor]:
+        """(place, attention) `[batch, head]` of the token that goes first: padding, then the least attended, of equals
+        the later. Sinks and tokens from `newest` on count as infinite."""
+        assert segment.mass is not None
+        at = segment.at().expand(segment.mass.shape)
         first = 0 if stored.padding is None else stored.padding[:, None, None]
-        return ((at >= first) & (at < first + self.policy.sinks)) | (at >= newest)
+        stays = ((at >= first) & (at < first + self.policy.sinks)) | (at >= newest)
+        worth = segment.mass.masked_fill(stays, torch.inf).masked_fill(at < first, -torch.inf)
+        least = worth.amin(-1)
+        return at.masked_fill(worth > least[..., None], -1).argmax(-1), least
 
 
 def chosen(

@@ -151,6 +151,13 @@ def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Interv
     return named(name, **values)
 
 
+def check_types(intervention: Any) -> None:
+    """Raise InterpError where a setting is not of its field's type, whoever made the intervention."""
+    cls = type(intervention)
+    for key, kind in _settings(cls).items():
+        _checked(cls.name, key, getattr(intervention, key), kind)
+
+
 def _fields(cls: Any) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cls) if field.init]
 

@@ -37,6 +37,11 @@ class Intervention:
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        from interp.interventions._specs import check_types
+
+        check_types(self)
+
     def __or__(self, other: Intervention) -> Composition:
         if not isinstance(other, Intervention):
             return NotImplemented
@@ -77,7 +82,7 @@ class Prompt:
     layers: tuple[int, ...]
     tokens: int
     output_norms: Callable[[int], Tensor]
-    """Norms of W_O's rows of a layer, `[head, d_value]`: how much a unit in a channel of z moves the residual stream."""
+    """Norms of W_O's rows of a layer, `[head, d_value]`: how far a unit of z moves the residual stream."""
 
 
 class CachePolicy(Intervention):
@@ -214,8 +219,16 @@ class Keeper:
         stored.at_rest = len(stored.segments[-1])
         self.compressed.add(layer)
 
+    def reset(self) -> None:
+        """Forget the sequence: the next tokens are a new prompt."""
+        self.plans, self.prompt_tokens = {}, None
+        self.compressed.clear()
+        self._earlier_queries.clear()
+        if self.ledger is not None:
+            self.ledger.clear()
+
     def reorder(self, rows: Tensor) -> None:
-        """Beam search goes on with `rows` of the batch."""
+        """The batch goes on with `rows` of it, as in beam search."""
         for plan in self.plans.values():
             plan.reorder(rows)
 

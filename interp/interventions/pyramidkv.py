@@ -13,10 +13,11 @@ from interp.interventions.snapkv import SnapKV
 
 @dataclass(frozen=True)
 class PyramidKV(SnapKV):
-    """Budgets fall linearly from the first layer to the last; their mean is `budget`. Scores are SnapKV's.
+    """Budgets fall in equal steps from the first layer to the last; their mean is `budget`. Scores are SnapKV's.
 
-    Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. A layer
-    never keeps more than the prompt, and what it cannot use goes to no other layer, as in KVCache-Factory.
+    Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. No layer keeps
+    more than the prompt, and what the first layers cannot use goes to the last ones. Source: KVCache-Factory, whose
+    whole-number steps are kept; they leave the mean a little above `budget`.
     """
 
     name: ClassVar[str] = "pyramidkv"
@@ -28,8 +29,13 @@ class PyramidKV(SnapKV):
             raise InterpError(f"pyramidkv: beta should be at least 1, found {self.beta}.")
 
     def capacity(self, prompt: Prompt, layer: int) -> int:
-        free = tokens_of(self.budget, prompt.tokens) - self.window  # below 0, `check` refuses
-        least, steps = free / self.beta, max(1, len(prompt.layers) - 1)
+        free = tokens_of(self.budget, prompt.tokens) - self.window
+        least = int(free / self.beta)
         most = 2 * free - least
-        share = prompt.layers.index(layer) / steps if len(prompt.layers) > 1 else 0.5
-        return self.window + round(most + (least - most) * share)
+        if most > prompt.tokens - self.window:
+            most = prompt.tokens - self.window
+            least = 2 * free - most
+        if least >= most or len(prompt.layers) == 1:
+            return self.window + free
+        step = (most - least) // (len(prompt.layers) - 1)
+        return self.window + most - step * prompt.layers.index(layer)

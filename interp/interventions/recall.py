@@ -74,9 +74,11 @@ class RecallPlan(EvictionPlan):
             own, weight = torch.ones_like(mass), torch.ones_like(lost.mass) * p.damp
         weight = weight.where(gate, 0.0)
         total = own.scatter_add(2, target, weight)
+
         def mix(x, y):
             index = target[..., None].expand(-1, -1, -1, x.shape[-1])
             return (own[..., None] * x).scatter_add(2, index, weight[..., None] * y) / total[..., None]
+
         lengths = [len(s) for s in retained]
         if p.values:
             for s, part in zip(retained, mix(values, lost.values).split(lengths, 2)):

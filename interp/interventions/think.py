@@ -45,7 +45,7 @@ class ThinK(CachePolicy):
         rounding: "code", ⌊ratio * d_head⌋ pruned; "paper", ⌊(1 - ratio) * d_head⌋ kept.
         value_ratio: share of value channels pruned from the same tokens (the paper's extension; not in its code).
         value_score: "magnitude", mean V²; "attn", ‖A[window] V[:, j]‖; "attn_wo", that times ‖W_O[j, :]‖, which is the
-            exact error of a single channel.
+            exact error of a single channel where no group shares it; over a group, squares are summed.
         seed: of the random selector.
 
     Differs from the release: keys are stored at key/value-head granularity and what is pruned is freed (its flash build
@@ -71,11 +71,18 @@ class ThinK(CachePolicy):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("ratio", "value_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise InterpError(f"think: {name} should be at least 0 and below 1, found {getattr(self, name)}.")
-        if (self.window is not None and self.window < 1) or self.recent < 0 or self.sinks < 0 or self.ridge <= 0:
-            raise InterpError("think: window should be at least 1, recent and sinks at least 0, ridge above 0.")
+        if (
+            (self.window is not None and self.window < 1)
+            or self.recent < 0
+            or self.sinks < 0
+            or not self.ridge > 0
+            or self.seed < 0
+        ):
+            raise InterpError("think: window should be at least 1, recent, sinks and seed at least 0, ridge above 0.")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InterpError(f"think: {name} should be one of {', '.join(known)}, found {getattr(self, name)!r}.")
@@ -125,7 +132,7 @@ class _ThinKPlan(Plan):
             return
         packed = old
         if k:
-            judged = whole if policy.score_tokens == "all" and policy.fill == "zero" else old
+            judged = whole if policy.score_tokens == "all" else old
             packed = self._pack_keys(layer, judge, judged, old, k, stored.padding)
         if k_value:
             packed = packed.pack_values(judge.values(real(whole.values, whole, stored.padding), k_value))
@@ -136,14 +143,15 @@ class _ThinKPlan(Plan):
     ) -> Segment:
         """`old` with k of its key channels dropped, chosen by how the keys of `judged` spread."""
         policy = self.policy
-        weights = judge.weights(judged, padding)[..., None]
-        mean = (weights * judged.keys).sum(2, keepdim=True) if policy.fill == "mean" else judged.keys.new_zeros(())
-        kept = judge.keys((judged.keys.float() - mean) * weights.sqrt(), k, (policy.seed, layer))
+        centre = lambda segment: judge.mean(segment, padding) if policy.fill == "mean" else 0.0  # noqa: E731
+        spread = (judged.keys.float() - centre(judged)) * judge.weights(judged, padding).sqrt()[..., None]
+        kept = judge.keys(spread, k, (policy.seed, layer))
+        mean = centre(old)
         keys = old.keys.float() - mean
         if policy.compensate:
             keys = _channels.compensated(keys, kept, judge.all_gram, policy.ridge)
         packed = replace(old, keys=(keys + mean).to(old.keys.dtype)).pack(kept)
-        if policy.fill == "zero":
+        if isinstance(mean, float):
             return packed
         dropped = others(kept, keys.shape[-1])
         return replace(packed, key_mean=mean[:, :, 0].gather(-1, dropped).to(old.keys.dtype))
@@ -204,6 +212,10 @@ class _Judge:
         if padding is not None:
             weights = weights.masked_fill(at < padding[:, None, None], 0.0)
         return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+
+    def mean(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head 1 d"]:
+        """Weighted mean of a segment's keys."""
+        return (self.weights(segment, padding)[..., None] * segment.keys).sum(2, keepdim=True)
 
     def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> Int[Tensor, "batch head kept"]:
         """Key channels that stay, from keys `[batch, head, token, d]` multiplied by the roots of their weights."""
