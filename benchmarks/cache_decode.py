@@ -1,9 +1,9 @@
 """Decoding with a compressed cache: one attention call, and tokens per second of the whole model, beside dense forms.
 
-The attention call is compared with three dense forms, of which the fastest counts: SDPA with grouped heads, SDPA with the
-group as query rows, and two batched products. The whole model decodes from caches filled with random keys and values of the
-right shape, because the time does not depend on what they hold; tokens come from the same text for all. Everything is
-interleaved in one process; ratios are medians over rounds. Peak memory is measured by `cache_memory`.
+The attention call is compared with three dense forms, of which the fastest counts: SDPA with grouped heads, SDPA with
+the group as query rows, and two batched products. The whole model decodes from caches filled with random keys and
+values of the right shape, because the time does not depend on what they hold; tokens come from the same text for all.
+Everything is interleaved in one process; ratios are medians over rounds. Peak memory is measured by `cache_memory`.
 """
 
 from __future__ import annotations

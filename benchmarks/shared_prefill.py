@@ -1,7 +1,8 @@
-"""Many cache policies after one reading of the prompt: what a policy sees of a layer is kept, and handed to each in turn.
+"""Many cache policies after one reading of the prompt: what a policy sees of a layer is kept, and handed to each in
+turn.
 
-Prefill does not depend on the policy, so the queries, keys and values of one pass serve all of them. `check` compares one
-policy with `lens.score`, which reads the prompt anew.
+Prefill does not depend on the policy, so the queries, keys and values of one pass serve all of them. `check` compares
+one policy with `lens.score`, which reads the prompt anew.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Read:
     def cache(self, policy: Intervention | None) -> LensCache:
         """The prompt's cache after the policy acted."""
         cfg = self.lens.cfg
-        keeper = Keeper(() if policy is None else parts(policy), cfg, tuple(self.events), self.lens.output_norms)  # type: ignore[arg-type]
-        cache = LensCache(self.lens.model.config, keeper)
+        keeper = Keeper(() if policy is None else parts(policy), cfg, tuple(self.events), self.lens.output_norms)  #
+        type: ignore[arg-type] cache = LensCache(self.lens.model.config, keeper)
         keeper.expect(PROMPT)
         for layer, event in self.events.items():
             cache.update(event.k, event.v, layer)

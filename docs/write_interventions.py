@@ -18,18 +18,18 @@ HEAD = """# Interventions
 
 `with lens.apply(interp.ThinK(ratio=0.5) | interp.SnapKV(budget=0.2)): lens.generate(...)` changes the running model and
 nothing in it: leaving the block restores it exactly. A cache policy decides what the cache of a full-attention layer
-keeps: which tokens, then which channels; `|` puts one of each together. Policies act after the prompt was read in full, so
-the first generated token is the model's own. What is dropped is freed: `lens.last_cache.nbytes()` sums the tensors held,
-`lens.last_cache.report()` gives them by layer and part.
+keeps: which tokens, then which channels; `|` puts one of each together. Policies act after the prompt was read in
+full, so the first generated token is the model's own. What is dropped is freed: `lens.last_cache.nbytes()` sums the
+tensors held, `lens.last_cache.report()` gives them by layer and part.
 
 Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated since, d channels, T of them kept, R
 recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values
-e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d - T). Where tokens were evicted, 4 Hs (C + G)
-for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32).
+e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d - T). Where tokens were evicted, 4 Hs
+(C + G) for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32).
 
-Settings on the command line: `--with think:ratio=0.5,sinks=4`; in a file: `interp.interventions.save(policy, "p.toml")`.
-`lens.score(prompt, continuation)` gives the loss of every token of a continuation under whatever is in force. This page
-is written by `python -m docs.write_interventions`.
+Settings on the command line: `--with think:ratio=0.5,sinks=4`; in a file: `interp.interventions.save(policy,
+"p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a continuation under whatever is in
+force. This page is written by `python -m docs.write_interventions`.
 """
 
 

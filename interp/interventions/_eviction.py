@@ -47,7 +47,8 @@ class Eviction(CachePolicy):
             raise InterpError(f"{self.name}: budget should be above 0, found {self.budget}.")
         if isinstance(self.budget, float) and self.budget > 1:
             raise InterpError(
-                f"{self.name}: budget is a share of the prompt up to 1, or a whole number of tokens, found {self.budget}."
+                f"{self.name}: budget is a share of the prompt, at most 1, or a whole number of tokens, found "
+                f"{self.budget}."
             )
         if self.sinks < 0:
             raise InterpError(f"{self.name}: sinks should be at least 0, found {self.sinks}.")

@@ -15,8 +15,8 @@ from interp.interventions.snapkv import SnapKV
 class PyramidKV(SnapKV):
     """Budgets fall in equal steps from the first layer to the last; their mean is `budget`. Scores are SnapKV's.
 
-    Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. No layer keeps
-    more than the prompt, and what the first layers cannot use goes to the last ones. Source: KVCache-Factory, whose
+    Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. No layer
+    keeps more than the prompt, and what the first layers cannot use goes to the last. Source: KVCache-Factory, whose
     whole-number steps are kept; they leave the mean a little above `budget`.
     """
 

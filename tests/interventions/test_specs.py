@@ -162,7 +162,7 @@ def test_numpy_numbers_are_stored_as_numbers(odd: type[Odd]) -> None:
         ("think:ratio=half", "ratio should be a number, found 'half'"),
         ("think:recent=1.5", "recent should be a whole number, found '1.5'"),
         ("think:compensate=1", "compensate should be true or false"),
-        ("think:selector=gramm", "selector should be one of think, gram, key_norm, random"),
+        ("think:selector=gramm", "selector should be one of think, gram, surgeon, key_norm, random"),
         ("think:ratio=1", "ratio should be at least 0 and below 1"),
         ("odd", "needs the setting needed"),
         ("odd:needed=3,layers=3", "layers should be a list of whole numbers in brackets"),
