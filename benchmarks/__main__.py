@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("probe_cost", "kernels", "spectrum_accuracy", "cache_quality", "cache_decode")
+BENCHMARKS = ("probe_cost", "kernels", "spectrum_accuracy", "cache_quality", "cache_decode", "cache_memory")
 
 
 def main(names: list[str]) -> None:

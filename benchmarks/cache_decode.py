@@ -44,9 +44,10 @@ def dense_forms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, 
 def packed_form(k: torch.Tensor, v: torch.Tensor, ratio: float, q: torch.Tensor) -> Callable[[], Any]:
     kept = torch.rand(1, KV_HEADS, D).argsort(-1)[..., int(D * ratio) :].sort(-1).values.to(torch.int16)
     index = kept.long()[:, :, None].expand(-1, -1, k.shape[2] - RECENT, -1)
-    old = KeySegment(k[:, :, :-RECENT].gather(-1, index), v[:, :, :-RECENT].clone(), kept)
+    major = lambda x: x.mT.contiguous().mT  # noqa: E731  as a packed segment of the cache is laid out
+    old = KeySegment(major(k[:, :, :-RECENT].gather(-1, index)), major(v[:, :, :-RECENT]), kept)
     recent = KeySegment(k[:, :, -RECENT:].clone(), v[:, :, -RECENT:].clone())
-    return lambda: packed_decode(q, [old, recent])
+    return lambda: packed_decode(q, [old, recent], mass=False)
 
 
 def attention_calls() -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ BUDGETS = (0.1, 0.2, 0.4)
 
 def channel_policies() -> dict[tuple[str, float], Intervention]:
     """Key-channel pruning by (name, ratio)."""
-    ours = {"sinks": 4, "compensate": True, "fill": "mean", "weigh": "attention", "selector": "surgeon"}
     made: dict[tuple[str, float], Intervention] = {}
     for ratio in RATIOS:
         made |= {
@@ -39,12 +38,11 @@ def channel_policies() -> dict[tuple[str, float], Intervention]:
             ("exact loss (gram)", ratio): interp.ThinK(ratio=ratio, selector="gram"),
             ("+ sinks", ratio): interp.ThinK(ratio=ratio, sinks=4),
             ("+ sinks, compensation", ratio): interp.ThinK(ratio=ratio, sinks=4, compensate=True),
-            ("recommended", ratio): interp.ThinK(ratio=ratio, score_tokens="prunable", **ours),
+            ("recommended", ratio): interp.ThinK.recommended(ratio),
         }
-    without = {key: value for key, value in ours.items() if key != "selector"}
     made["+ compensation", 0.9] = interp.ThinK(ratio=0.9, compensate=True)
     made["+ sinks, compensation, mean", 0.9] = interp.ThinK(ratio=0.9, sinks=4, compensate=True, fill="mean")
-    made["recommended without surgeon", 0.9] = interp.ThinK(ratio=0.9, score_tokens="prunable", **without)
+    made["recommended without surgeon", 0.9] = interp.ThinK.recommended(0.9, selector="think")
     return made
 
 
@@ -102,11 +100,12 @@ def row(name: str, setting: float, change: np.ndarray, held: int, full: int) -> 
     half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
     return {
         "policy": name, "setting": setting, "change of loss": round(change.mean(), 4), "± 95 %": round(half, 4),
-        "MB": round(held / 1e6, 2), "of full": round(held / full, 3), "by excerpt": " ".join(f"{x:.3f}" for x in change),
+        "MB": round(held / 1e6, 2), "of full": round(held / full, 3),
+        "by excerpt": " ".join(f"{x:.3f}" for x in change),
     }  # fmt: skip
 
 
-def pairs(found: dict[tuple[str, float], np.ndarray], chain: tuple[str, ...]) -> list[dict[str, Any]]:
+def pairs(found: dict[Key, np.ndarray], chain: tuple[str, ...]) -> list[dict[str, Any]]:
     """Paired differences along a chain of policies that should get worse: mean, interval, at every setting."""
     rows = []
     for setting in sorted({setting for _, setting in found}):

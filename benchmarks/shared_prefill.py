@@ -45,9 +45,9 @@ class Read:
 
     def cache(self, policy: Intervention | None) -> LensCache:
         """The prompt's cache after the policy acted."""
-        cfg = self.lens.cfg
-        keeper = Keeper(() if policy is None else parts(policy), cfg, tuple(self.events), self.lens.output_norms)  #
-        type: ignore[arg-type] cache = LensCache(self.lens.model.config, keeper)
+        policies: Any = () if policy is None else parts(policy)
+        keeper = Keeper(policies, self.lens.cfg, tuple(self.events), self.lens.output_norms)
+        cache = LensCache(self.lens.model.config, keeper)
         keeper.expect(PROMPT)
         for layer, event in self.events.items():
             cache.update(event.k, event.v, layer)

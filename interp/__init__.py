@@ -38,7 +38,7 @@ _WHERE = {
     "UnknownNameError": "interp.errors",
     "UnsupportedModelError": "interp.errors",
 }
-_PACKAGES = ("figures", "interventions", "patching", "report", "probes", "storage", "subjects")
+_PACKAGES = ("explaining", "figures", "interventions", "patching", "report", "probes", "storage", "subjects")
 
 __all__ = [
     "InterpError",

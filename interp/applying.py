@@ -75,6 +75,7 @@ class ApplyMixin:
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:
     names = ", ".join(policy.name for policy in policies)
+    keepers = [(keeper, cache) for keeper, cache in keepers if keeper.prompt_tokens is not None]
     if not keepers:
         warnings.warn(f"{names}: no call inside apply() used a cache, so nothing was changed.", stacklevel=4)
     elif not any(layer.compressed for _, cache in keepers for layer in cache.stored.values()):

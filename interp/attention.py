@@ -189,8 +189,10 @@ class Site:
             softcap=call.rest.get("softcap"),
             sinks=call.rest.get("s_aux"),
             d_value=stored.d_value,
+            mass=stored.keeps_mass,
         )
-        stored.receive(mass)
+        if mass is not None:
+            stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
     def _attend_dense(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,13 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         with self._lock:
             return self.bridge.generate(input, **kwargs)
 
+    def apply(self, intervention: Any, **kwargs: Any) -> Any:
+        """Not on a bridge: raises UnsupportedModelError."""
+        raise UnsupportedModelError(
+            "a TransformerBridge computes attention itself, out of reach of cache policies; load the transformers "
+            "model itself and apply them there."
+        )
+
     @torch.no_grad()
     def _show(self, layer: int, wanted: dict[str, HookPoint], mask: Tensor | None, seen: dict[str, Tensor]) -> None:
         event = self._event(layer, seen, mask)

@@ -34,14 +34,15 @@ class LensCache(DynamicCache):
     With `policies`, full-attention layers are `StoredLayer`s and `keeper` applies the policies to them.
     """
 
+    layers: list[Any]
+
     def __init__(self, config: Any, keeper: Any = None) -> None:
         super().__init__(config=config)
         self._listener: NewKeysValues | None = None
         self.keeper = keeper
         """What applies cache policies to this sequence (`interp.interventions.base.Keeper`), or None."""
         if keeper is not None:
-            layers: list[Any] = self.layers
-            self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in layers]
+            self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     @property
     def listener(self) -> NewKeysValues | None:
@@ -233,6 +234,11 @@ class StoredLayer(DynamicLayer):
         bias = torch.cat([z if p.bias is None else p.bias + z for p, z in zip(parts, zero, strict=True)], 2)
         later = torch.ones(new, self.kept, dtype=torch.bool, device=self.device).triu(self.kept - new + 1)
         return bias[:, :, None].masked_fill(later, -torch.inf)
+
+    @property
+    def keeps_mass(self) -> bool:
+        """Whether a policy keeps account of the attention that stored tokens receive."""
+        return any(segment.mass is not None for segment in self.segments)
 
     def receive(self, mass: tuple[Tensor, ...]) -> None:
         """Add attention received `[batch, head, token]` of every segment to the account of those that keep one."""

@@ -63,6 +63,10 @@ class Recall(H2OPrefill):
 
     def check(self, prompt: Prompt) -> None:
         super().check(prompt)
+        if prompt.cfg.attn_softcap is not None:
+            raise InterpError(
+                f"recall: {prompt.cfg.architecture} caps its attention logits, which a fitted key cannot follow."
+            )
         for layer in prompt.layers:
             capacity = self.capacity(prompt, layer)
             if capacity < self.sinks + self.recent_tokens(capacity) + self.summary_tokens(capacity):
@@ -96,8 +100,6 @@ class RecallPlan(EvictionPlan):
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         super().observe(layer, event)
-        if event.softcap is not None:
-            raise InterpError("recall: this model caps its attention logits, which a fitted key cannot follow.")
         tokens, kv_heads = event.q.shape[2], event.k.shape[1]
         group = event.q.shape[1] // kv_heads
         first = tokens - max(1, int(tokens * self.policy.queries))

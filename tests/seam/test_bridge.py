@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import interp
+from interp.errors import UnsupportedModelError
 from interp.loading import is_bridge
 from tests.models import shared, tokens
 
@@ -86,6 +87,11 @@ def test_what_a_bridge_lacks_is_refused_by_name() -> None:
         pytest.raises(interp.UnsupportedModelError, match="not in generate"),
     ):
         bridge.generate(tokens())
+
+
+def test_cache_policies_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="out of reach of cache policies"):
+        interp.load(bridged("llama")).apply(interp.ThinK())
 
 
 def test_alibi_is_noticed() -> None:

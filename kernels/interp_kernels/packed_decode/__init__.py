@@ -37,8 +37,9 @@ class Decoded(NamedTuple):
 
     z: Tensor
     """Attention output [B, H, N, Dv]."""
-    mass: tuple[Tensor, ...]
-    """Attention that every stored token receives, summed over queries and the group's heads; [B, Hs, n] a segment."""
+    mass: tuple[Tensor, ...] | None
+    """Attention that every stored token receives, summed over queries and the group's heads; [B, Hs, n] a segment.
+    None unless asked for."""
 
 
 @torch.no_grad()
@@ -50,6 +51,7 @@ def packed_decode(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     d_value: int | None = None,
+    mass: bool = True,
 ) -> Decoded:
     """Attention of q over all segments at once: one softmax, values summed over the segments.
 
@@ -57,6 +59,7 @@ def packed_decode(
         own, and everything before. Hs divides H; query head h reads stored head h // (H // Hs).
     segments: at least one; the order of tokens within and between segments does not matter, save for the newest N.
     scale: default D ** -0.5, however many channels are stored (ThinK keeps it too). softcap, sinks: see `MaskFacts`.
+    mass: whether to return the attention received.
     d_value: channels of a value; needed only if every segment has `value_channels`.
     Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
 
@@ -94,4 +97,4 @@ def packed_decode(
             f"{operation}: the last segment holds {segments[-1].keys.shape[2]} tokens, but there are {queries} "
             "queries, whose keys should be its last ones."
         )
-    return Decoded(*choose(PATHS)(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full))
+    return Decoded(*choose(PATHS)(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full, mass))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..checks import accumulator
 
@@ -18,22 +19,31 @@ BLOCK_SCORES = 1 << 22  # 16 MB of fp32 scores at a time
 
 
 def packed_decode(
-    q: Tensor, segments: Sequence[Any], scale: float, softcap: float | None, sinks: Tensor | None, d_value: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    q: Tensor,
+    segments: Sequence[Any],
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    d_value: int,
+    mass: bool,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """(z, mass) as documented in the package."""
     batch, heads, queries, _ = q.shape
     total = sum(s.keys.shape[2] for s in segments)
-    dtype = accumulator(q)
-    z = q.new_empty(batch, heads, queries, d_value, dtype=dtype)
-    mass = [torch.zeros(s.keys.shape[:3], dtype=dtype, device=q.device) for s in segments]
-    step = max(1, BLOCK_SCORES // (batch * heads * total))
+    step = max(1, BLOCK_SCORES // max(1, batch * heads * total))
+    parts, received = [], None
     for start in range(0, queries, step):
-        rows = slice(start, min(start + step, queries))
-        hidden = queries - rows.stop  # newest tokens that no row of this block sees
-        received = _attend(q[:, :, rows], segments, hidden, scale, softcap, sinks, z[:, :, rows])
-        for kept, new in zip(mass, received, strict=True):
-            kept[:, :, : new.shape[-1]] += new
-    return z, tuple(mass)
+        stop = min(start + step, queries)
+        # the last queries - stop tokens are newer than any row of this block
+        z, new = _attend(q[:, :, start:stop], segments, queries - stop, scale, softcap, sinks, d_value, mass)
+        parts.append(z)
+        if received is None:
+            received = new
+        elif new is not None:  # later blocks see more of the newest tokens
+            received = tuple(
+                pad(old, (0, x.shape[-1] - old.shape[-1])) + x for old, x in zip(received, new, strict=True)
+            )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2), received
 
 
 def _attend(
@@ -43,16 +53,16 @@ def _attend(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
-    z: Tensor,
-) -> tuple[Tensor, ...]:
-    """One block of queries, the newest of which may not see the last `hidden` tokens; fills z, returns the mass."""
+    d_value: int,
+    mass: bool,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """(z, mass) of one block of queries, the newest of which may not see the last `hidden` tokens."""
     batch, heads, queries, d_head = q.shape
-    stored, dtype = segments[0].keys.shape[1], z.dtype
+    stored, dtype = segments[0].keys.shape[1], accumulator(q)
     grouped = q.reshape(batch, stored, -1, d_head) * scale  # rows: every query of every head of the group
-    last = len(segments) - 1
-    lengths = [s.keys.shape[2] - (hidden if i == last else 0) for i, s in enumerate(segments)]
     parts = []
-    for s, n in zip(segments, lengths, strict=True):
+    for s in segments:
+        n = s.keys.shape[2] - (hidden if s is segments[-1] else 0)
         rows = grouped
         if s.channels is not None:
             rows = rows.gather(-1, s.channels.long()[:, :, None].expand(-1, -1, rows.shape[2], -1))
@@ -69,15 +79,14 @@ def _attend(
     if sinks is not None:
         column = sinks.to(dtype).view(1, stored, -1, 1, 1).expand(batch, -1, -1, queries, 1)
         parts.append(column.reshape(batch, stored, -1, 1))
-    pattern = torch.cat(parts, -1).softmax(-1)
-    out = pattern.new_zeros(*pattern.shape[:-1], z.shape[-1])
-    received = []
-    for s, n, p in zip(segments, lengths, pattern.split([x.shape[-1] for x in parts], -1), strict=False):
-        product = torch.matmul(p.to(s.values.dtype), s.values[:, :, :n]).to(dtype)
-        if s.value_channels is None:
-            out += product
-        else:
-            out.scatter_add_(-1, s.value_channels.long()[:, :, None].expand(-1, -1, product.shape[2], -1), product)
-        received.append(p.sum(2))
-    z.copy_(out.view(batch, heads, queries, -1))
-    return tuple(received)
+    patterns = torch.cat(parts, -1).softmax(-1).split([part.shape[-1] for part in parts], -1)
+    z = None
+    for s, pattern in zip(segments, patterns, strict=False):  # a column of learned sinks has no values
+        read = torch.matmul(pattern.to(s.values.dtype), s.values[:, :, : pattern.shape[-1]]).to(dtype)
+        if s.value_channels is not None:
+            index = s.value_channels.long()[:, :, None].expand(-1, -1, read.shape[2], -1)
+            read = read.new_zeros(*read.shape[:-1], d_value).scatter_(-1, index, read)
+        z = read if z is None else z.add_(read)
+    assert z is not None
+    received = tuple(pattern.sum(2) for pattern in patterns[: len(segments)]) if mass else None
+    return z.view(batch, heads, queries, -1), received

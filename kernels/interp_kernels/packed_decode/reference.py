@@ -12,8 +12,14 @@ from ..checks import accumulator
 
 
 def packed_decode(
-    q: Tensor, segments: Sequence[Any], scale: float, softcap: float | None, sinks: Tensor | None, d_value: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    q: Tensor,
+    segments: Sequence[Any],
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    d_value: int,
+    mass: bool,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """(z, mass) as documented in the package."""
     batch, heads, queries, d_head = q.shape
     stored, dtype = segments[0].keys.shape[1], accumulator(q)
@@ -36,8 +42,8 @@ def packed_decode(
         scores = torch.cat([scores, column], -1)
     pattern = scores.softmax(-1)[..., :total]
     z = pattern @ values.repeat_interleave(group, 1)
-    mass = pattern.sum(2).view(batch, stored, group, total).sum(2)
-    return z, mass.split([s.keys.shape[2] for s in segments], -1)
+    received = pattern.sum(2).view(batch, stored, group, total).sum(2)
+    return z, received.split([s.keys.shape[2] for s in segments], -1) if mass else None
 
 
 def unpacked(x: Tensor, channels: Tensor | None, width: int) -> Tensor:
