@@ -2,8 +2,7 @@
 
 Demo model, eight evenly spaced excerpts of the Debian handbook. A row is a policy: mean change of the loss (nats a
 token) against the full cache with a 95 % interval of the mean over excerpts (t, paired by excerpt), and the cache's
-bytes right after compression. The 256 tokens are fed at once, so policies that act at every step act once here;
-`cache_growing` feeds them one by one.
+bytes right after compression. The 256 tokens are fed at once, so policies that act at every step act once here.
 """
 
 from __future__ import annotations
