@@ -106,7 +106,7 @@ def whole_model() -> list[dict[str, Any]]:
         **{f"ThinK(ratio={r})": interp.ThinK(ratio=r) for r in (0.4, 0.5, 0.7, 0.8)},
         "SnapKV(budget=0.2)": interp.SnapKV(budget=0.2),
         "H2O(budget=0.2)": interp.H2O(budget=0.2),
-        "D2O(budget=0.2)": interp.D2O(budget=0.2),
+        "D2O(budget=0.2)": interp.D2O(budget=0.2, compress_at="prefill_end"),
     }
     rows = []
     for n in (2048, 7936):
