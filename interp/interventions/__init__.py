@@ -64,7 +64,8 @@ def named(name: str, **settings: Any) -> Intervention:
 
 
 def __getattr__(name: str) -> Any:
-    for cls in available().values():
+    # `from interp.interventions import _channels` asks here too, in the middle of an import: look at class names only
+    for cls in available().values() if name[:1].isupper() else ():
         if cls.__name__ == name:
             return cls
     raise AttributeError(f"module 'interp.interventions' has no attribute {name!r}")

@@ -1,0 +1,19 @@
+"""Interventions are found by name whatever was imported first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from interp.interventions import available
+
+FILES = sorted({cls.__module__ for cls in available().values()})
+
+
+@pytest.mark.parametrize("first", [*FILES, "interp.interventions._channels", "interp.cache", "interp.lens"])
+def test_every_order_of_imports_finds_all(first: str) -> None:
+    code = f"import {first}; from interp.interventions import available; print(*available())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == list(available())
