@@ -5,7 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("probe_cost", "kernels", "spectrum_accuracy", "cache_quality", "cache_decode", "cache_memory")
+BENCHMARKS = (
+    "probe_cost",
+    "kernels",
+    "spectrum_accuracy",
+    "cache_quality",
+    "cache_decode",
+    "cache_memory",
+    "gram_loss",
+)
 
 
 def main(names: list[str]) -> None:

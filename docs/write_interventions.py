@@ -25,7 +25,8 @@ tensors held, `lens.last_cache.report()` gives them by layer and part.
 Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated since, d channels, T of them kept, R
 recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values
 e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d - T). Where tokens were evicted, 4 Hs
-(C + G) for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32).
+(C + G) for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32);
+`Recall` adds 4 Hs bytes a summary token.
 
 Settings on the command line: `--with think:ratio=0.5,sinks=4`; in a file: `interp.interventions.save(policy,
 "p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a continuation under whatever is in

@@ -33,7 +33,7 @@ class Recall(H2OPrefill):
 
     The evicted tokens of a head are clustered by their keys, one cluster a summary token. Its key and a bias are the
     ridge regression of the cluster's log-sum-exp on the prompt's last queries, its value the cluster's mean value
-    weighted by the attention that those queries paid; see `_summaries`. The bias is one fp32 number a stored token.
+    weighted by the attention that those queries paid; see `_summaries`. The bias is one fp32 number a summary token.
 
     Args, besides `H2OPrefill`'s (sinks 4, recent_share 1/4):
         summaries: share of the budget that goes to summary tokens.
