@@ -40,7 +40,9 @@ test-all: $(READY)  ## the tests, the slow ones too
 	$(BIN)/python -m pytest -m "not gpu and not browser"
 
 test-min: $(MIN_READY)  ## what touches transformers' internals, on the lowest version supported, in .venv-min
-	$(MIN_VENV)/bin/python -m pytest tests/seam tests/subjects/test_weights.py
+	$(MIN_VENV)/bin/python -m pytest tests/seam tests/subjects/test_weights.py \
+		tests/interventions/test_apply.py tests/interventions/test_decoding_hooks.py tests/interventions/test_score.py \
+		tests/interventions/test_storage.py
 
 # The pins that the lowest transformers does not allow are left for pip to choose.
 $(MIN_READY): pyproject.toml constraints.txt

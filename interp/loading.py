@@ -96,6 +96,8 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
 
     path = Path(name).expanduser()
     if name == "demo" or name.endswith(".gguf"):
+        if ignored := sorted(options.keys() - {"device_map", "attn_implementation", "trust_remote_code"}):
+            raise InterpError(f"{', '.join(ignored)} would be ignored: a .gguf file takes no such arguments.")
         model, own = load_gguf(demo_gguf() if name == "demo" else path, dtype)
         return _placed(model, **options), tokenizer or own
     if path.exists() and not path.is_dir():
@@ -107,12 +109,8 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
 
 
-def _placed(
-    model: Any, device_map: Any, attn_implementation: str | None, trust_remote_code: bool, **kwargs: Any
-) -> Any:
-    """A model from a GGUF file where the user wants it; such a file takes no further arguments."""
-    if kwargs:
-        raise InterpError(f"{', '.join(sorted(kwargs))} would be ignored: a .gguf file takes no such arguments.")
+def _placed(model: Any, device_map: Any, attn_implementation: str | None, trust_remote_code: bool) -> Any:
+    """A model from a GGUF file where the user wants it."""
     if attn_implementation is not None:
         model.set_attn_implementation(attn_implementation)
     if device_map is not None:
