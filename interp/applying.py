@@ -34,14 +34,18 @@ class ApplyMixin:
         """
         if self._policies:
             raise InterpError("interventions are in force already; put them together with | in one apply.")
-        latent = any(hasattr(block.attention, "kv_lora_rank") for block in self.anatomy.blocks)
-        self._policies = cache_policies(intervention, self.cfg, latent)
+        self._policies = self.policies_of(intervention)
         self._keepers, self._ledger = [], ledger
         try:
             yield self
             _warn_unless_fired(self._policies, self._keepers)
         finally:
             self._policies, self._keepers, self._ledger = (), [], False
+
+    def policies_of(self: Any, intervention: Intervention) -> tuple[CachePolicy, ...]:
+        """The cache policies of an intervention, checked against this model; raises what `apply` raises."""
+        latent = any(hasattr(block.attention, "kv_lora_rank") for block in self.anatomy.blocks)
+        return cache_policies(intervention, self.cfg, latent)
 
     def _new_cache(self: Any, use_cache: bool) -> LensCache | None:
         """A cache for a call that brought none, under the policies in force."""
@@ -51,8 +55,7 @@ class ApplyMixin:
             names = ", ".join(policy.name for policy in self._policies)
             raise InterpError(f"{names} acts on a cache, and this call keeps none: pass use_cache=True, or generate.")
         norms = lambda layer: self.output_norms(layer)  # noqa: E731  a bound method could not be copied with the cache
-        layers = tuple(i for i, kind in enumerate(self.cfg.attn_types) if kind == "global")
-        keeper = Keeper(self._policies, self.cfg, layers, norms, self._ledger)
+        keeper = Keeper(self._policies, self.cfg, self.cfg.full_attention_layers, norms, self._ledger)
         cache = LensCache(self.model.config, keeper)
         self._keepers.append((keeper, cache))
         return cache

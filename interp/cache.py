@@ -203,9 +203,7 @@ class StoredLayer(DynamicLayer):
         tail = self.segments[-1]
         heads = tail.keys.shape[1]
         new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
-        self.segments[-1] = (
-            joined([tail, new.per_head(heads)]) if len(tail) or tail.mass is not None else new.per_head(heads)
-        )
+        self.segments[-1] = joined([tail, new.per_head(heads)])
         self.seen += key_states.shape[2]
         if self.compressed and self.seam:
             return key_states, value_states  # the seam attends to the segments

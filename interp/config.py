@@ -37,6 +37,11 @@ class LensConfig:
     parallel_attn_mlp: bool
     residual_scale: float
 
+    @property
+    def full_attention_layers(self) -> tuple[int, ...]:
+        """Layers without a sliding window: those that a cache policy acts on."""
+        return tuple(i for i, kind in enumerate(self.attn_types) if kind == "global")
+
 
 def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
     """Read the shape of a model from its config and from what its two-token run showed."""

@@ -35,28 +35,28 @@ class ScoreMixin:
         cache: dict[str, Any] = {"use_cache": True, "attention_mask": attention_mask}
         logits = self(tokens, **cache, **self.last_logits_only)[:, -1:]
         cache["past_key_values"] = self.last_cache
-        losses = [_nll(logits, rest[:, :1])]
+        losses = [nll_of(logits, rest[:, :1])]
         for part in rest[:, :-1].split(chunk, 1):
             start = sum(loss.shape[1] for loss in losses)
             if cache["attention_mask"] is not None:
                 ones = torch.ones_like(part, dtype=cache["attention_mask"].dtype)
                 cache["attention_mask"] = torch.cat([cache["attention_mask"], ones], 1)
             logits = self(part, **cache)
-            losses.append(_nll(logits, rest[:, start : start + part.shape[1]]))
+            losses.append(nll_of(logits, rest[:, start : start + part.shape[1]]))
         return torch.cat(losses, 1)
 
     def _continuation(self: Any, continuation: str | Tensor, tokens: Tensor) -> Tensor:
         if isinstance(continuation, Tensor):
             rest = torch.atleast_2d(continuation).to(tokens.device)
         else:
-            ids = self.tokenizer(continuation, add_special_tokens=False).input_ids
+            ids = self._need_tokenizer()(continuation, add_special_tokens=False).input_ids
             rest = torch.tensor([ids], dtype=tokens.dtype, device=tokens.device)
         if rest.shape[0] != tokens.shape[0]:
             raise InterpError(f"score: {tokens.shape[0]} prompts and {rest.shape[0]} continuations do not pair up.")
         return rest
 
 
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of `targets [batch, token]` under `logits [batch, token, d_vocab]`."""
     wide = logits.float().transpose(1, 2)
     return torch.nn.functional.cross_entropy(wide, targets, reduction="none")

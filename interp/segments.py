@@ -29,7 +29,8 @@ POSITION = torch.int32
 @dataclass(frozen=True)
 class Segment:
     """Some stored tokens. `head` is the number of stored heads: key/value heads, or query heads where a method wants
-    another token or channel set for each of them. Replaced as a whole, never changed in place, save by `overwrite`."""
+    another token or channel set for each of them. Replaced as a whole, changed in place only by `overwrite`,
+    `write_keys`, `write_values` and where attention is added to `mass`."""
 
     keys: Float[Tensor, "batch head token kept"]
     values: Float[Tensor, "batch head token kept_value"]
@@ -117,6 +118,8 @@ class Segment:
     def per_head(self, heads: int) -> Segment:
         """The segment with every stored head repeated, so that there are `heads`."""
         times = heads // self.keys.shape[1]
+        if times == 1:
+            return self
         repeated = {name: tensor.repeat_interleave(times, 1) for name, tensor in self.tensors()}
         return replace(self, **repeated)
 
@@ -157,7 +160,7 @@ def joined(segments: Sequence[Segment]) -> Segment:
     """Dense segments one after the other as one. Positions stay a range where they follow on each other."""
     if len(segments) == 1:
         return segments[0]
-    runs = [s.positions for s in segments]
+    runs = [s.positions for s in segments if len(s)] or [segments[0].positions]
     plain = all(isinstance(run, range) for run in runs)
     if plain and all(a.stop == b.start for a, b in pairwise(runs)):  # type: ignore[union-attr]
         positions: Positions = range(runs[0].start, runs[-1].stop)  # type: ignore[union-attr]

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from interp.applying import ApplyMixin
 from interp.cache import LensCache
 from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.explaining.restoring import at_rest
-from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, cache_policies, parts
-from interp.scoring import _nll
+from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, parts
+from interp.scoring import nll_of
 
 Tensor = torch.Tensor
 NEVER = torch.iinfo(torch.int32).max
@@ -74,15 +75,15 @@ class Case:
     @classmethod
     def of(cls, lens: Any, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
         """Raises InterpError where prompt and continuation are no pair of single texts that fit model and policies."""
-        if not hasattr(lens, "apply"):
+        takes_policies = isinstance(lens, ApplyMixin)
+        if not takes_policies:
             raise InterpError("explain needs a Lens of a transformers model; a TransformerBridge has no such cache.")
-        latent = any(hasattr(block.attention, "kv_lora_rank") for block in lens.anatomy.blocks)
-        policies = cache_policies(intervention, lens.cfg, latent)
+        policies = lens.policies_of(intervention)
         tokens, rest = one_text(lens, prompt), one_text(lens, continuation, special=False)
         if rest.shape[1] < 2:
             raise InterpError("explain: the continuation needs at least 2 tokens; the first one sees no policy.")
         lens.check_length(tokens.shape[1] + rest.shape[1])
-        layers = tuple(i for i, kind in enumerate(lens.cfg.attn_types) if kind == "global")
+        layers = lens.cfg.full_attention_layers
         for policy in policies:
             policy.check(Prompt(lens.cfg, layers, int(tokens.shape[1]), lens.output_norms))
         return cls(lens, intervention, policies, tokens, rest, layers)
@@ -196,7 +197,7 @@ class Case:
 
     def nll(self, run: Run) -> Float[Tensor, " step"]:
         """Negative log-likelihood (nats) of the token after each step."""
-        return _nll(run.logits[None], self.continuation[:, 1:])[0]
+        return nll_of(run.logits[None], self.continuation[:, 1:])[0]
 
 
 def forked(cache: LensCache) -> LensCache:

@@ -121,7 +121,7 @@ class EvictionPlan(Plan):
         kept, dropped = chosen(scores, stored.padding, capacity - recent, recent, self.policy.sinks)
         old, tail = whole.take(kept), whole.part(slice(len(whole) - recent, len(whole)))
         lost = replace(whole, mass=scores).take(dropped)
-        self.note(layer, stored, lost, scores.gather(2, dropped), *self.lose(layer, stored, lost, old, tail))
+        self.note(layer, stored, lost, *self.lose(layer, stored, lost, old, tail))
         stored.segments = [old, tail] if len(old) else [tail]
         self.recent[layer] = recent
 
@@ -132,14 +132,15 @@ class EvictionPlan(Plan):
         """
         return None, None, None, None
 
-    def note(self, layer: int, stored: StoredLayer, lost: Segment, score: Tensor, *where: Tensor | None) -> None:
-        """Write an eviction down, if somebody keeps account. Padding has position -1."""
+    def note(self, layer: int, stored: StoredLayer, lost: Segment, *where: Tensor | None) -> None:
+        """Write an eviction down, if somebody keeps account: `lost.mass` is the score, padding has position -1."""
         if self.ledger is None:
             return
+        assert lost.mass is not None
         at = lost.at().long().expand(lost.keys.shape[:3]).clone()
         if stored.padding is not None:
             at[at < stored.padding[:, None, None]] = -1
-        self.ledger.append(Entry(layer, stored.seen, at, score.clone(), *where))
+        self.ledger.append(Entry(layer, stored.seen, at, lost.mass.clone(), *where))
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
@@ -160,8 +161,7 @@ class EvictionPlan(Plan):
         old.overwrite(slot, aged, goes_in)
         if len(old) <= self.policy.sinks:
             victim = self._keep_sink(layer, stored, aged, least.isposinf() & aged_worth.isposinf(), victim)
-        assert victim.mass is not None
-        self.note(layer, stored, victim, victim.mass, *self.lose(layer, stored, victim, *stored.segments))
+        self.note(layer, stored, victim, *self.lose(layer, stored, victim, *stored.segments))
 
     def _keep_sink(self, layer: int, stored: StoredLayer, aged: Segment, stuck: Tensor, victim: Segment) -> Segment:
         """The token that is lost where, in heads that are `stuck`, both the old tokens and the aged one are sinks.

@@ -272,6 +272,6 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
     if skipped:
         warnings.warn(
             f"{len(skipped)} of {cfg.n_layers} layers have a sliding window and stay as they are: {skipped}.",
-            stacklevel=3,
+            stacklevel=5,  # the line of the `with`
         )
     return members

@@ -7,7 +7,7 @@ their own, many tokens to a place, and what stands there is chosen by what queri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -114,8 +114,8 @@ class RecallPlan(EvictionPlan):
         whole = joined(stored.segments)
         count = self.policy.summary_tokens(capacity)
         kept, dropped = chosen(scores, stored.padding, capacity - recent - count, recent, self.policy.sinks)
-        lost = whole.take(dropped)
-        self.note(layer, stored, lost, scores.gather(2, dropped))
+        lost = replace(whole, mass=scores).take(dropped)
+        self.note(layer, stored, lost)
         summary = self._summary(self.readers.pop(layer), lost, stored.padding, count)
         tail = whole.part(slice(len(whole) - recent, len(whole)))
         stored.segments = [whole.take(kept), summary, tail]

@@ -40,8 +40,6 @@ class SnapKV(Eviction):
         super().__post_init__()
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise InterpError(f"{self.name}: window should be at least 1, and kernel odd.")
-        if self.pool not in ("max", "avg"):
-            raise InterpError(f'{self.name}: pool should be "max" or "avg", found {self.pool!r}.')
 
     def recent_tokens(self, capacity: int) -> int:
         return self.window

@@ -38,7 +38,13 @@ class ThinK(CachePolicy):
         sinks: tokens at the prompt's beginning that keep all channels too (ours; 0 as published).
         compensate: fold pruned channels into kept ones by ridge regression over all queries of the prompt (ours).
         ridge: its strength, as a share of the mean query energy.
-        selector: "think"; "gram", backward elimination on the exact loss (ours); "key_norm", without queries; "random".
+        selector: "think"; "gram", backward elimination on the exact loss (ours); "surgeon", elimination that reckons
+            with compensation (ours); "key_norm", without queries; "random".
+        fill: what stands for a pruned channel: "zero" as published, or "mean" (ours), its mean over the pruned tokens,
+            one number a channel. Softmax does not see what all keys share, so scores then count what differs between
+            tokens: variance in place of energy.
+        weigh: whether all "tokens" count alike in scores and means, as published, or by the "attention" that they
+            received (ours): an error in a logit matters as much as its token is attended to.
         granularity: one channel set a key/value head, from the mean query energy of its group (as kvpress), or one a
             query head as in the release, where grouped keys are then stored once for every query head.
         score_tokens: keys that enter the score: "all" as released, or "prunable", those that lose channels.
@@ -83,9 +89,6 @@ class ThinK(CachePolicy):
             or self.seed < 0
         ):
             raise InterpError("think: window should be at least 1, recent, sinks and seed at least 0, ridge above 0.")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise InterpError(f"think: {name} should be one of {', '.join(known)}, found {getattr(self, name)!r}.")
 
     def check(self, prompt: Prompt) -> None:
         if self.window is not None and self.window > prompt.tokens:
@@ -112,17 +115,6 @@ class ThinK(CachePolicy):
 
     def begin(self, prompt: Prompt) -> Plan:
         return _ThinKPlan(self, prompt)
-
-
-CHOICES = {
-    "selector": ("think", "gram", "surgeon", "key_norm", "random"),
-    "fill": ("zero", "mean"),
-    "weigh": ("tokens", "attention"),
-    "granularity": ("kv_head", "query_head"),
-    "score_tokens": ("all", "prunable"),
-    "rounding": ("code", "paper"),
-    "value_score": ("magnitude", "attn", "attn_wo"),
-}
 
 
 class _ThinKPlan(Plan):

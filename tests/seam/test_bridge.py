@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import interp
-from interp.errors import UnsupportedModelError
+from interp.errors import InterpError, UnsupportedModelError
 from interp.loading import is_bridge
 from tests.models import shared, tokens
 
@@ -92,6 +92,8 @@ def test_what_a_bridge_lacks_is_refused_by_name() -> None:
 def test_cache_policies_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="out of reach of cache policies"):
         interp.load(bridged("llama")).apply(interp.ThinK())
+    with pytest.raises(InterpError, match="explain needs a Lens"):
+        interp.explain(interp.load(bridged("llama")), interp.ThinK(), tokens(1, 40), tokens(1, 4))
 
 
 def test_alibi_is_noticed() -> None:
