@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
-from interp_kernels import KeySegment
+from interp_kernels import KeySegment, cut, unpacked
 from jaxtyping import Float, Int
 
 Tensor = torch.Tensor
@@ -93,16 +93,16 @@ class Segment:
         Keys and values are laid out channel by channel (the shapes stay): with few queries, as in decoding, products
         along the tokens are then a third faster, and a packed segment hardly ever changes.
         """
-        keys = _channel_major(_cut(self.keys, channels))
+        keys = _channel_major(cut(self.keys, channels))
         return replace(self, keys=keys, values=_channel_major(self.values), channels=channels.to(INDEX))
 
     def pack_values(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
         """Values cut down to `channels` of a dense segment."""
-        return replace(self, values=_channel_major(_cut(self.values, channels)), value_channels=channels.to(INDEX))
+        return replace(self, values=_channel_major(cut(self.values, channels)), value_channels=channels.to(INDEX))
 
     def dense_keys(self, width: int) -> Float[Tensor, "batch head token d_head"]:
         """Keys with all channels; what stands for those that are not stored is zero or `key_mean`."""
-        keys, offset = _unpacked(self.keys, self.channels, width), self._offset(width)
+        keys, offset = unpacked(self.keys, self.channels, width), self._offset(width)
         return keys if offset is None else keys + offset[:, :, None]
 
     def _offset(self, width: int) -> Tensor | None:
@@ -113,7 +113,7 @@ class Segment:
         return zeros.scatter(-1, dropped, self.key_mean)
 
     def dense_values(self, width: int) -> Float[Tensor, "batch head token d_value"]:
-        return _unpacked(self.values, self.value_channels, width)
+        return unpacked(self.values, self.value_channels, width)
 
     def per_head(self, heads: int) -> Segment:
         """The segment with every stored head repeated, so that there are `heads`."""
@@ -128,7 +128,7 @@ class Segment:
 
         `token` must be dense; it is cut to this segment's channels.
         """
-        keys, values = _cut(token.keys, self.channels), _cut(token.values, self.value_channels)
+        keys, values = cut(token.keys, self.channels), cut(token.values, self.value_channels)
         new = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
         new |= {n: getattr(token, n) for n in ("mass", "log_count")}
         for name, tensor in self.tensors():
@@ -142,10 +142,10 @@ class Segment:
 
     def write_keys(self, keys: Float[Tensor, "batch head token d_head"]) -> None:
         """Replace the stored channels of all keys, in place, by those of dense keys."""
-        self.keys.copy_(_cut(keys, self.channels))
+        self.keys.copy_(cut(keys, self.channels))
 
     def write_values(self, values: Float[Tensor, "batch head token d_value"]) -> None:
-        self.values.copy_(_cut(values, self.value_channels))
+        self.values.copy_(cut(values, self.value_channels))
 
     def for_kernel(self, padding: Int[Tensor, " batch"] | None, d_head: int) -> KeySegment:
         """The segment as `interp_kernels` wants it; tokens before `padding` (left padding by text) are hidden."""
@@ -186,17 +186,5 @@ def others(channels: Int[Tensor, "batch head kept"], width: int) -> Int[Tensor, 
     return absent.nonzero()[:, -1].view(*channels.shape[:2], -1)
 
 
-def _cut(x: Tensor, channels: Tensor | None) -> Tensor:
-    """x `[batch, head, token, channel]` with only the channels `[batch, head, kept]`."""
-    return x if channels is None else x.gather(-1, channels.long()[:, :, None].expand(-1, -1, x.shape[2], -1))
-
-
 def _channel_major(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
-
-
-def _unpacked(x: Tensor, channels: Tensor | None, width: int) -> Tensor:
-    if channels is None:
-        return x
-    index = channels.long()[:, :, None].expand(-1, -1, x.shape[2], -1)
-    return x.new_zeros(*x.shape[:-1], width).scatter(-1, index, x)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from interp_kernels import cut
 from jaxtyping import Float, Int
 
 from interp.cache import LensCache, StoredLayer
@@ -92,8 +93,7 @@ def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]]
     now = segment.dense_keys(d_head)
     dense = torch.where(back.to(full.device)[:, :, None], original.to(now.dtype), now)
     channels = torch.cat([segment.channels.long(), index], -1).sort(-1).values.to(INDEX)
-    keys = dense.gather(-1, channels.long()[:, :, None].expand(-1, -1, n, -1))
-    widened = replace(segment, keys=keys, channels=channels)
+    widened = replace(segment, keys=cut(dense, channels), channels=channels)
     if segment.key_mean is not None:  # fillers and what comes back no longer need what stood for them
         whole = torch.zeros(rows, heads, d_head, dtype=segment.key_mean.dtype, device=full.device)
         whole.scatter_(-1, others(segment.channels, d_head), segment.key_mean)

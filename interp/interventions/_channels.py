@@ -8,6 +8,7 @@ M's diagonal; what it leaves out is the rest of M.
 from __future__ import annotations
 
 import torch
+from interp_kernels import cut, unpacked
 from jaxtyping import Float, Int
 
 from interp.segments import others
@@ -77,7 +78,8 @@ def kept_by_surgery(
         inverse = (inverse - row[..., :, None] * row[..., None, :] / own[..., None]).masked_fill(
             dropped[..., None] | dropped[..., None, :], 0.0
         ) + torch.diag_embed(dropped.to(inverse.dtype))
-        other, energy = gram.gather(-2, at)[..., 0, :], gram.gather(-2, at)[..., 0, :].gather(-1, worst)
+        other = gram.gather(-2, at)[..., 0, :]
+        energy = other.gather(-1, worst)
         gram = gram + share[..., :, None] * other[..., None, :] + other[..., :, None] * share[..., None, :]
         gram = gram + energy[..., None] * share[..., :, None] * share[..., None, :]
     return (~dropped).nonzero()[:, -1].view(*dropped.shape[:-1], -1)
@@ -103,6 +105,5 @@ def compensated(
     strength = ridge * q_gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     eye = torch.eye(kept.shape[-1], dtype=q_gram.dtype, device=q_gram.device)
     c = torch.linalg.solve(g_ss + strength[..., None, None] * eye, g_sp)  # [batch, head, kept, pruned]
-    k_p = keys.gather(-1, pruned[:, :, None].expand(-1, -1, keys.shape[2], -1))
-    added = (k_p.to(c.dtype) @ c.mT).to(keys.dtype)
-    return keys.scatter_add(-1, kept.long()[:, :, None].expand(-1, -1, keys.shape[2], -1), added)
+    added = (cut(keys, pruned).to(c.dtype) @ c.mT).to(keys.dtype)
+    return keys + unpacked(added, kept, d)

@@ -17,6 +17,7 @@ from .channel_energy import channel_energy
 from .dispatch import use
 from .facts import MaskFacts
 from .packed_decode import Decoded, KeySegment, packed_decode
+from .packed_decode.channels import cut, unpacked
 
 __all__ = [
     "Attended",
@@ -28,6 +29,8 @@ __all__ = [
     "attention_pattern",
     "attention_transpose_apply",
     "channel_energy",
+    "cut",
     "packed_decode",
+    "unpacked",
     "use",
 ]

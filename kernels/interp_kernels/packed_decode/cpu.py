@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..checks import accumulator
+from .channels import cut, unpacked
 
 BLOCK_SCORES = 1 << 22  # 16 MB of fp32 scores at a time
 
@@ -63,10 +64,7 @@ def _attend(
     parts = []
     for s in segments:
         n = s.keys.shape[2] - (hidden if s is segments[-1] else 0)
-        rows = grouped
-        if s.channels is not None:
-            rows = rows.gather(-1, s.channels.long()[:, :, None].expand(-1, -1, rows.shape[2], -1))
-        parts.append(torch.matmul(rows, s.keys[:, :, :n].mT).to(dtype))
+        parts.append(torch.matmul(cut(grouped, s.channels), s.keys[:, :, :n].mT).to(dtype))
         if s.offset is not None:
             parts[-1] += torch.matmul(grouped, s.offset.to(q.dtype)[..., None]).to(dtype)
         if softcap is not None:
@@ -83,9 +81,7 @@ def _attend(
     z = None
     for s, pattern in zip(segments, patterns, strict=False):  # a column of learned sinks has no values
         read = torch.matmul(pattern.to(s.values.dtype), s.values[:, :, : pattern.shape[-1]]).to(dtype)
-        if s.value_channels is not None:
-            index = s.value_channels.long()[:, :, None].expand(-1, -1, read.shape[2], -1)
-            read = read.new_zeros(*read.shape[:-1], d_value).scatter_(-1, index, read)
+        read = unpacked(read, s.value_channels, d_value)
         z = read if z is None else z.add_(read)
     assert z is not None
     received = tuple(pattern.sum(2) for pattern in patterns[: len(segments)]) if mass else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
+from .channels import unpacked
 
 
 def packed_decode(
@@ -44,11 +45,3 @@ def packed_decode(
     z = pattern @ values.repeat_interleave(group, 1)
     received = pattern.sum(2).view(batch, stored, group, total).sum(2)
     return z, received.split([s.keys.shape[2] for s in segments], -1) if mass else None
-
-
-def unpacked(x: Tensor, channels: Tensor | None, width: int) -> Tensor:
-    """x [B, Hs, n, T] with its T channels at their places among `width`, and zeros elsewhere."""
-    if channels is None:
-        return x
-    index = channels.long()[:, :, None].expand(-1, -1, x.shape[2], -1)
-    return x.new_zeros(*x.shape[:-1], width).scatter(-1, index, x)
