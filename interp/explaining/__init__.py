@@ -8,15 +8,12 @@ name.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import InterpError, UnknownNameError
+from interp.discovery import classes_in, made
+from interp.errors import InterpError
 from interp.explaining.base import Question
 
 if TYPE_CHECKING:
@@ -68,10 +65,7 @@ def explain(
 @cache
 def available() -> dict[str, type[Question]]:
     """All questions by name, in alphabetical order."""
-    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    classes = [c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__]
-    found = [c for c in classes if issubclass(c, Question) and not inspect.isabstract(c)]
-    return {c.name: c for c in sorted(found, key=lambda c: c.name)}
+    return classes_in(__name__, __path__, Question)  # type: ignore[type-abstract]
 
 
 def resolve(questions: Iterable[str | Question] | str | Question | None, intervention: Intervention) -> list[Question]:
@@ -81,29 +75,19 @@ def resolve(questions: Iterable[str | Question] | str | Question | None, interve
     """
     if questions is None:
         return [q for q in (cls() for cls in available().values()) if q.applies(intervention)]
-    made = [_one(q) for q in ([questions] if isinstance(questions, (str, Question)) else questions)]
-    if not made:
+    wanted = [questions] if isinstance(questions, (str, Question)) else questions
+    found = [made("question", q, Question, available()) for q in wanted]  # type: ignore[type-abstract]
+    if not found:
         raise InterpError(f"no question was asked; there are {', '.join(available())}.")
-    names = [q.name for q in made]
+    names = [q.name for q in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InterpError(f"{', '.join(twice)} is asked for twice; answers go by name, so ask one setting at a time.")
-    if wrong := [q for q in made if not q.applies(intervention)]:
+    if wrong := [q for q in found if not q.applies(intervention)]:
         raise InterpError(
             f"{wrong[0].name} asks about policies that decide about {' or '.join(wrong[0].stages)}, "
             f"which {intervention!r} does not."
         )
-    return made
-
-
-def _one(question: str | Question) -> Question:
-    if isinstance(question, Question):
-        return question
-    if question not in available():
-        (near,) = difflib.get_close_matches(str(question), available(), n=1, cutoff=0.0)
-        raise UnknownNameError(
-            f"there is no question {question!r}; did you mean {near!r}? There are {', '.join(available())}."
-        )
-    return available()[question]()
+    return found
 
 
 def findings(answers: Mapping[str, xr.Dataset]) -> list[str]:

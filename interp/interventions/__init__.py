@@ -5,15 +5,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import pkgutil
 from functools import cache
 from typing import Any
 
-from interp.errors import UnknownNameError
-from interp.interventions._specs import load, parse, parse_all, save
+from interp.discovery import classes_in, unknown
+from interp.interventions._specs import check_names, load, parse, parse_all, save
 from interp.interventions.base import CachePolicy, Composition, Intervention, Plan, Prompt, parts
 
 __all__ = [
@@ -35,11 +31,9 @@ __all__ = [
 @cache
 def available() -> dict[str, type[Intervention]]:
     """All interventions by name, in alphabetical order."""
-    names = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_") and m.name != "base"]
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    classes = [c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__]
-    found = [c for c in classes if issubclass(c, Intervention) and "name" in vars(c)]
-    return {c.name: c for c in sorted(found, key=lambda c: c.name)}
+    found = classes_in(__name__, __path__, Intervention)
+    del found[Composition.name]
+    return found
 
 
 def named(name: str, **settings: Any) -> Intervention:
@@ -48,18 +42,9 @@ def named(name: str, **settings: Any) -> Intervention:
     Raises UnknownNameError for a name or a setting that does not exist, with the nearest one.
     """
     if name not in available():
-        (near,) = difflib.get_close_matches(name, available(), n=1, cutoff=0.0)
-        raise UnknownNameError(
-            f"there is no intervention {name!r}; did you mean {near!r}? There are {', '.join(available())}."
-        )
+        raise unknown("intervention", name, available())
     cls = available()[name]
-    known = [field.name for field in cls.__dataclass_fields__.values()]  # type: ignore[attr-defined]
-    for setting in settings:
-        if setting not in known:
-            (near,) = difflib.get_close_matches(setting, known, n=1, cutoff=0.0)
-            raise UnknownNameError(
-                f"{name} has no setting {setting!r}; did you mean {near!r}? It has {', '.join(known)}."
-            )
+    check_names(cls, settings)
     return cls(**settings)
 
 

@@ -137,11 +137,7 @@ def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Interv
     if name not in available():
         named(name)  # raises, and suggests the nearest name
     cls = available()[name]
-    known = _settings(cls)
-    for key in settings:
-        if key not in known:
-            (near,) = difflib.get_close_matches(key, known, n=1, cutoff=0.0) or [""]
-            raise UnknownNameError(f"{name} has no setting {key!r}; did you mean {near!r}? It has {', '.join(known)}.")
+    known = check_names(cls, settings)
     values = {
         key: _checked(name, key, value, known[key], *(_readings(value) if from_text else _none_or(value)))
         for key, value in settings.items()
@@ -149,6 +145,18 @@ def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Interv
     if missing := [f.name for f in _fields(cls) if f.name not in values and _required(f)]:
         raise InterpError(f"{name} needs the setting {', '.join(missing)}, as in {name}:{missing[0]}=...")
     return named(name, **values)
+
+
+def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
+    """The types of all settings. Raises UnknownNameError where one of `settings` is none of them."""
+    known = _settings(cls)
+    for key in settings:
+        if key not in known:
+            (near,) = difflib.get_close_matches(key, known, n=1, cutoff=0.0) or [""]
+            raise UnknownNameError(
+                f"{cls.name} has no setting {key!r}; did you mean {near!r}? It has {', '.join(known)}."
+            )
+    return known
 
 
 def check_types(intervention: Any) -> None:

@@ -1,0 +1,46 @@
+"""A new probe, question or intervention is one new file: finding what lies in a folder, by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from interp.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+def classes_in(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
+    """Concrete subclasses of `base` with a `name` of their own in the modules of a package, by that name, sorted.
+
+    Modules whose name starts with `_` hold what others share, and are not looked at.
+    """
+    names = [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
+    modules = [importlib.import_module(f"{package}.{name}") for name in names]
+    classes = [c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if c.__module__ == m.__name__]
+    found = {
+        vars(c)["name"]: c
+        for c in classes
+        if issubclass(c, base) and isinstance(vars(c).get("name"), str) and not inspect.isabstract(c)
+    }
+    return dict(sorted(found.items()))
+
+
+def unknown(kind: str, name: Any, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that does not exist, with the nearest one and all there are."""
+    known = list(known)
+    (near,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    return UnknownNameError(f"there is no {kind} {name!r}; did you mean {near!r}? There are {', '.join(known)}.")
+
+
+def made(kind: str, wanted: str | T, base: type[T], known: Mapping[str, type[T]]) -> T:
+    """`wanted` itself, or with default parameters what is called so."""
+    if isinstance(wanted, base):
+        return wanted
+    if wanted not in known:
+        raise unknown(kind, wanted, known)
+    return known[wanted]()  # type: ignore[index]
