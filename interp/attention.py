@@ -12,7 +12,7 @@ future, so `interp.masks.MaskFacts` is registered beside the function.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -308,6 +308,8 @@ class Rotation:
 
 
 _sites: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+"""Models all of whose parts were seen to take our name, with their configs."""
 
 
 def attention(
@@ -332,14 +334,15 @@ def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Any]) ->
 
     Raises UnsupportedModelError when a part of the model keeps its own attention: Bloom, for one, only warns.
     """
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    configs = _configs.get(model) or _configs_of(model)
     before = [config._attn_implementation for config in configs]
     try:
-        if not model._can_set_attn_implementation():
-            raise UnsupportedModelError(refusal(model))
-        model.set_attn_implementation(NAME)
-        if any(config._attn_implementation != NAME for config in configs):
-            raise UnsupportedModelError(refusal(model))
+        if model in _configs:  # it took the name before; asking again walks all modules, at every generated token
+            for config in configs:
+                config._attn_implementation_internal = NAME
+        else:
+            _set_everywhere(model, configs)
+            _configs[model] = configs
         _sites.update(sites)
         yield
     finally:
@@ -347,6 +350,18 @@ def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Any]) ->
             config._attn_implementation_internal = implementation
         for module in sites:
             _sites.pop(module, None)
+
+
+def _configs_of(model: PreTrainedModel) -> list[Any]:
+    return list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+
+
+def _set_everywhere(model: PreTrainedModel, configs: Iterable[Any]) -> None:
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(refusal(model))
+    model.set_attn_implementation(NAME)
+    if any(config._attn_implementation != NAME for config in configs):
+        raise UnsupportedModelError(refusal(model))
 
 
 def refusal(model: nn.Module) -> str:

@@ -37,12 +37,14 @@ def expect_shape(operation: str, name: str, tensor: Tensor, pattern: str, sizes:
 
     sizes: what each letter may be; a letter that is not in it may be anything.
     """
+    shape = tensor.shape
     letters = pattern.split()
-    shape = tuple(tensor.shape)
-    if len(shape) == len(letters) and all(
-        letter not in sizes or size in sizes[letter] for letter, size in zip(letters, shape, strict=True)
-    ):
-        return
+    if len(shape) == len(letters):
+        for letter, size in zip(letters, shape, strict=True):
+            if letter in sizes and size not in sizes[letter]:
+                break
+        else:
+            return
     wanted = ", ".join(
         f"{letter}={' or '.join(map(str, dict.fromkeys(sizes[letter])))}" if letter in sizes else letter
         for letter in letters

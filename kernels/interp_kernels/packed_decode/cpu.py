@@ -60,17 +60,16 @@ def _attend(
     """(z, mass) of one block of queries, the newest of which may not see the last `hidden` tokens."""
     batch, heads, queries, d_head = q.shape
     stored, dtype = segments[0].keys.shape[1], accumulator(q)
-    grouped = q.reshape(batch, stored, -1, d_head) * scale  # rows: every query of every head of the group
-    parts = []
-    for s in segments:
-        n = s.keys.shape[2] - (hidden if s is segments[-1] else 0)
-        parts.append(torch.matmul(cut(grouped, s.channels), s.keys[:, :, :n].mT).to(dtype))
-        if s.offset is not None:
-            parts[-1] += torch.matmul(grouped, s.offset.to(q.dtype)[..., None]).to(dtype)
-        if softcap is not None:
-            parts[-1].div_(softcap).tanh_().mul_(softcap)
-        if s.bias is not None:
-            parts[-1] += s.bias[:, :, None, :n]
+    grouped = (q * scale).reshape(batch, stored, -1, d_head)  # rows: every query of every head of the group
+    if hidden:
+        last = segments[-1]
+        seen = slice(0, last.keys.shape[2] - hidden)
+        bias = None if last.bias is None else last.bias[:, :, seen]
+        segments = [
+            *segments[:-1],
+            last._replace(keys=last.keys[:, :, seen], values=last.values[:, :, seen], bias=bias),
+        ]
+    parts = [_scores(grouped, s, softcap).to(dtype) for s in segments]
     if queries > 1:
         newest = parts[-1].view(batch, heads, queries, -1)[..., -queries:]
         newest.masked_fill_(torch.ones(queries, queries, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
@@ -80,9 +79,18 @@ def _attend(
     patterns = torch.cat(parts, -1).softmax(-1).split([part.shape[-1] for part in parts], -1)
     z = None
     for s, pattern in zip(segments, patterns, strict=False):  # a column of learned sinks has no values
-        read = torch.matmul(pattern.to(s.values.dtype), s.values[:, :, : pattern.shape[-1]]).to(dtype)
-        read = unpacked(read, s.value_channels, d_value)
+        read = unpacked(torch.matmul(pattern.to(s.values.dtype), s.values).to(dtype), s.value_channels, d_value)
         z = read if z is None else z.add_(read)
     assert z is not None
     received = tuple(pattern.sum(2) for pattern in patterns[: len(segments)]) if mass else None
     return z.view(batch, heads, queries, -1), received
+
+
+def _scores(grouped: Tensor, s: Any, softcap: float | None) -> Tensor:
+    """Scores [B, Hs, rows, n] of a segment."""
+    scores = torch.matmul(cut(grouped, s.channels), s.keys.mT)
+    if s.offset is not None:
+        scores += torch.matmul(grouped, s.offset.to(grouped.dtype)[..., None])
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    return scores if s.bias is None else scores + s.bias[:, :, None]
