@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from os import environ
 from types import TracebackType
+from typing import Any
 
-PATHS = ("reference", "cpu")
+import torch
+from torch import Tensor
+
+PATHS = ("reference", "cpu", "triton")
 
 _override: str | None = None
 
@@ -18,7 +26,8 @@ class use:
     >>> with use("cpu"):                 # restored on leaving, also after an exception
     ...     attention_apply(q, k, v)
 
-    path: "reference" (plain torch, keeps the N x S matrix), "cpu" (blocked torch) or "auto" (the rule of `choose`).
+    path: "reference" (plain torch, keeps the N x S matrix), "cpu" (blocked torch, on any device), "triton" (on a GPU,
+        or anywhere under Triton's interpreter) or "auto" (the rule of `choose`).
     Raises ValueError on any other name, and leaves the choice as it was.
     """
 
@@ -27,7 +36,9 @@ class use:
         if path not in (*PATHS, "auto"):
             near = get_close_matches(path, (*PATHS, "auto"), n=1)
             hint = f' (did you mean "{near[0]}"?)' if near else ""
-            raise ValueError(f'use: no path is called "{path}"{hint}; there are "reference", "cpu" and "auto".')
+            raise ValueError(
+                f'use: no path is called "{path}"{hint}; there are "reference", "cpu", "triton" and "auto".'
+            )
         self._previous = _override
         _override = None if path == "auto" else path
 
@@ -41,6 +52,53 @@ class use:
         _override = self._previous
 
 
-def choose(paths: Mapping[str, Callable]) -> Callable:
-    """The function to run: the overridden path, else the blocked one."""
-    return paths[_override or "cpu"]
+def choose(paths: Mapping[str, Callable], x: Tensor) -> Callable:
+    """The function to run on x: the overridden path; else Triton's for what lies on a GPU, and the blocked one.
+
+    Kernels sum in fp32, so fp64 stays with the blocked path, and so does everything where triton is not installed.
+    Raises RuntimeError or TypeError where an overridden path cannot run on x.
+    """
+    return paths[chosen(paths, x)]
+
+
+def chosen(paths: Mapping[str, Callable], x: Tensor) -> str:
+    """The name of the path that `choose` takes."""
+    if _override == "triton":
+        _refuse_unfit(paths, x)
+    if _override is not None:
+        return _override
+    fits = x.is_cuda and x.dtype != torch.float64 and "triton" in paths and installed()
+    return "triton" if fits else "cpu"
+
+
+def _refuse_unfit(paths: Mapping[str, Callable], x: Tensor) -> None:
+    if "triton" not in paths:
+        raise RuntimeError('this operation has no "triton" path; use "auto", "cpu" or "reference".')
+    if not installed():
+        raise RuntimeError('the "triton" path needs triton: pip install "interp[gpu]".')
+    if x.dtype == torch.float64:
+        raise TypeError('the "triton" path sums in fp32; fp64 runs on "cpu" or "reference".')
+    if not x.is_cuda and not interpreted():
+        raise RuntimeError(
+            'the "triton" path runs on CUDA tensors, or on any under TRITON_INTERPRET=1 set before triton is imported.'
+        )
+
+
+@cache
+def installed() -> bool:
+    """Whether triton can be imported; asked without importing it."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels, in numpy, on whatever device."""
+    return environ.get("TRITON_INTERPRET") == "1"
+
+
+def kernel(package: str, function: str) -> Callable[..., Any]:
+    """`function` of a package's `triton.py`, which is imported when it is first called: triton is optional."""
+
+    def call(*args: Any) -> Any:
+        return getattr(import_module(f"{package}.triton"), function)(*args)
+
+    return call

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from interp_kernels import use
 
 NAN = float("nan")
 FACT_NAMES = [
@@ -31,6 +33,34 @@ FACT_NAMES = [
 def facts_name(request: pytest.FixtureRequest) -> str:
     """Each case of `facts_named` in turn."""
     return request.param
+
+
+TOLERANCE = {
+    torch.float32: {"atol": 1e-5, "rtol": 1e-5},
+    torch.float16: {"atol": 2e-3, "rtol": 1e-2},
+    torch.bfloat16: {"atol": 1e-2, "rtol": 2e-2},
+}
+
+
+@pytest.fixture
+def same() -> Iterator[Callable[..., None]]:
+    """same(dtype, operation, *args, **kwargs): Triton's path gives what the reference does, for inputs in that dtype.
+
+    While the test runs torch fills all new memory with NaN, so that what a kernel does not write is seen.
+    """
+
+    def check(dtype: torch.dtype, operation: Callable, *args: Any, path: str = "triton", **kwargs: Any) -> None:
+        with use("reference"):
+            expected = operation(*args, **kwargs)
+        with use(path):
+            found = operation(*args, **kwargs)
+        torch.testing.assert_close(found, expected, equal_nan=True, **TOLERANCE[dtype])
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all(), "torch no longer fills new memory"
+    yield check
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ MISTAKES = [
     (GRAM, (Q, K, LSE, K), {}, "x should be [B=2, H=6, S=7, R], found [2, 3, 7, 8]"),
     (ENERGY, (Q[0],), {}, "x should be [B, H, N, D], found [6, 5, 8]"),
     (ENERGY, (Q, torch.ones(2, 6).bool()), {}, "mask should be [B=2, N=5], found [2, 6]"),
-    ("use", ("cuda",), {}, 'no path is called "cuda"; there are "reference", "cpu" and "auto"'),
+    ("use", ("cuda",), {}, 'no path is called "cuda"; there are "reference", "cpu", "triton" and "auto"'),
     ("use", ("referense",), {}, 'no path is called "referense" (did you mean "reference"?)'),
 ]
 

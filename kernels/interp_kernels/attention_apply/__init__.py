@@ -64,4 +64,4 @@ def attention_apply(
     unknown = [name for name in statistics if name not in STATISTICS]
     if isinstance(statistics, str) or unknown:
         raise ValueError(f"{operation}: statistics should be a list of {', '.join(STATISTICS)}, found {statistics!r}.")
-    return Attended(*choose(PATHS)(q, k, v, statistics, resolved))
+    return Attended(*choose(PATHS, q)(q, k, v, statistics, resolved))

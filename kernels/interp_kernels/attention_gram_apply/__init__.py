@@ -41,4 +41,4 @@ def attention_gram_apply(
     expect_float(operation, lse=lse, x=x)
     expect_shape(operation, "lse", lse, "B H N", sizes)
     expect_shape(operation, "x", x, "B H S R", sizes)
-    return choose(PATHS)(q, k, lse, x, resolved)
+    return choose(PATHS, q)(q, k, lse, x, resolved)

@@ -40,9 +40,9 @@ def attention_transpose_apply(
     expect_float(operation, lse=lse)
     expect_shape(operation, "lse", lse, "B H N", sizes)
     if y is None:
-        return choose(PATHS)(q, k, lse, None, resolved)[..., 0]
+        return choose(PATHS, q)(q, k, lse, None, resolved)[..., 0]
     expect_float(operation, y=y)
     expect_shape(operation, "y", y, "B H N" if y.ndim == 3 else "B H N R", sizes)
     if y.ndim == 3:
-        return choose(PATHS)(q, k, lse, y[..., None], resolved)[..., 0]
-    return choose(PATHS)(q, k, lse, y, resolved)
+        return choose(PATHS, q)(q, k, lse, y[..., None], resolved)[..., 0]
+    return choose(PATHS, q)(q, k, lse, y, resolved)

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_bool, expect_float, expect_shape
-from ..dispatch import choose
+from ..dispatch import choose, kernel
 from . import cpu, reference
 
-PATHS = {"reference": reference.channel_energy, "cpu": cpu.channel_energy}
+PATHS = {
+    "reference": reference.channel_energy,
+    "cpu": cpu.channel_energy,
+    "triton": kernel(__name__, "channel_energy"),
+}
 
 
 @torch.no_grad()
@@ -29,4 +33,4 @@ def channel_energy(x: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is not None:
         expect_bool("channel_energy", mask=mask)
         expect_shape("channel_energy", "mask", mask, "B N", {"B": (x.shape[0],), "N": (x.shape[2],)})
-    return choose(PATHS)(x, mask)
+    return choose(PATHS, x)(x, mask)

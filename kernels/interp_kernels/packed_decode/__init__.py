@@ -97,4 +97,4 @@ def packed_decode(
             f"{operation}: the last segment holds {segments[-1].keys.shape[2]} tokens, but there are {queries} "
             "queries, whose keys should be its last ones."
         )
-    return Decoded(*choose(PATHS)(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full, mass))
+    return Decoded(*choose(PATHS, q)(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full, mass))
