@@ -2,11 +2,16 @@
 
 Demo model, eight evenly spaced excerpts of the Debian handbook. A row is a policy: mean change of the loss (nats a
 token) against the full cache with a 95 % interval of the mean over excerpts (t, paired by excerpt), and the cache's
-bytes right after compression. The 256 tokens are fed at once, so policies that act at every step act once here.
+bytes right after compression. In the first two tables the 256 tokens are fed at once, so that a policy acts once.
+`growing` feeds them one by one, and policies that act at every step do. `multi_head` is the table of key channels for a
+model without grouped queries: the demo model with each key/value head repeated for its query heads. That computes the
+same function, but every query head now has channels of its own.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -14,17 +19,20 @@ import numpy as np
 from scipy import stats
 
 import interp
-from benchmarks.shared_prefill import EXCERPTS, check, readings
+from benchmarks.shared_prefill import EXCERPTS, SCORED, check, readings
 from benchmarks.table import publish
 from interp.interventions import Intervention
+
+Key = tuple[str, float]
+"""A policy's name and its ratio or budget."""
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BUDGETS = (0.1, 0.2, 0.4)
 
 
-def channel_policies() -> dict[tuple[str, float], Intervention]:
+def channel_policies() -> dict[Key, Intervention]:
     """Key-channel pruning by (name, ratio)."""
-    made: dict[tuple[str, float], Intervention] = {}
+    made: dict[Key, Intervention] = {}
     for ratio in RATIOS:
         made |= {
             ("ThinK", ratio): interp.ThinK(ratio=ratio),
@@ -45,9 +53,9 @@ def channel_policies() -> dict[tuple[str, float], Intervention]:
     return made
 
 
-def token_policies() -> dict[tuple[str, float], Intervention]:
+def token_policies() -> dict[Key, Intervention]:
     """Token eviction by (name, budget); all with 4 sinks and a recent quarter where the method lets one choose."""
-    made: dict[tuple[str, float], Intervention] = {}
+    made: dict[Key, Intervention] = {}
     for b in BUDGETS:
         quarter = {"budget": b, "sinks": 4, "recent_share": 0.25}
         made |= {
@@ -74,13 +82,42 @@ def token_policies() -> dict[tuple[str, float], Intervention]:
     return made
 
 
+def growing_policies() -> dict[Key, Intervention]:
+    """What acts at every step, beside what acts once, at a fifth of the tokens."""
+    b = 0.2
+    quarter = {"budget": b, "sinks": 4, "recent_share": 0.25}
+    return {
+        ("H2O", b): interp.H2O(**quarter),
+        ("D2O paper", b): interp.D2O(budget=b, variant="paper"),
+        ("D2O paper, uniform", b): interp.D2O(budget=b, variant="paper", metric="uniform"),
+        ("D2O paper, uniform, values only", b): interp.D2O(budget=b, variant="paper", metric="uniform", merge="value"),
+        ("D2O paper, uniform, no merge", b): interp.D2O(budget=b, variant="paper", metric="uniform", merge="none"),
+        ("StreamingLLM", b): interp.StreamingLLM(budget=b),
+        ("Recall", b): interp.Recall(budget=b),
+    }
+
+
+def without_groups(lens: interp.Lens) -> interp.Lens:
+    """A multi-head twin: key and value projections repeated for every query head of their group."""
+    config = copy.deepcopy(lens.model.config)
+    group, config.num_key_value_heads = config.num_attention_heads // config.num_key_value_heads, lens.cfg.n_heads
+    weights = {
+        name: weight.unflatten(0, (-1, lens.cfg.d_head)).repeat_interleave(group, 0).flatten(0, 1)
+        if name.endswith(("k_proj.weight", "v_proj.weight"))
+        else weight
+        for name, weight in lens.model.state_dict().items()
+    }
+    model = type(lens.model)(config).eval()
+    model.load_state_dict(weights)
+    return interp.load(model, tokenizer=lens.tokenizer)
+
+
 def losses(
-    policies: dict[tuple[str, float], Intervention],
-) -> tuple[dict[tuple[str, float], np.ndarray], dict, np.ndarray]:
+    policies: dict[Key, Intervention], lens: interp.Lens, chunk: int = SCORED
+) -> tuple[dict[Key, np.ndarray], dict, np.ndarray]:
     """(mean loss of each excerpt by policy, bytes by policy, mean loss with the full cache)."""
-    lens = interp.load("demo")
-    found: dict[tuple[str, float], list[float]] = {key: [] for key in policies}
-    held: dict[tuple[str, float], int] = {}
+    found: dict[Key, list[float]] = {key: [] for key in policies}
+    held: dict[Key, int] = {}
     full = []
     for i, read in enumerate(readings(lens)):
         if i == 0:
@@ -89,7 +126,7 @@ def losses(
         full.append(nll.mean())
         held["full cache", 0.0] = bytes_full
         for key, policy in policies.items():
-            nll, held[key] = read.score(policy)
+            nll, held[key] = read.score(policy, chunk)
             found[key].append(nll.mean())
         print(f"excerpt {i + 1} of {EXCERPTS}: full cache {full[-1]:.3f}", flush=True)
     return {key: np.array(values) for key, values in found.items()}, held, np.array(full)
@@ -119,16 +156,35 @@ def pairs(found: dict[Key, np.ndarray], chain: tuple[str, ...]) -> list[dict[str
     return rows
 
 
+CHANNELS = ("recommended", "ThinK", "key norm", "random")
+TOKENS = ("Recall", "H2O", "SnapKV", "StreamingLLM", "random")
+
+
 def channels() -> None:
-    _publish("cache_quality_channels", channel_policies(), ("recommended", "ThinK", "key norm", "random"))
+    _publish("cache_quality_channels", channel_policies(), CHANNELS)
+
+
+def multi_head() -> None:
+    wanted = {key: policy for key, policy in channel_policies().items() if key[0] in CHANNELS}
+    _publish("cache_quality_multi_head", wanted, CHANNELS, model=without_groups)
 
 
 def tokens() -> None:
-    _publish("cache_quality_tokens", token_policies(), ("Recall", "H2O", "SnapKV", "StreamingLLM", "random"))
+    _publish("cache_quality_tokens", token_policies(), TOKENS)
 
 
-def _publish(name: str, policies: dict[Key, Intervention], chain: tuple[str, ...]) -> None:
-    found, held, full = losses(policies)
+def growing() -> None:
+    _publish("cache_quality_growing", growing_policies(), TOKENS, chunk=1)
+
+
+def _publish(
+    name: str,
+    policies: dict[Key, Intervention],
+    chain: tuple[str, ...],
+    model: Callable[[interp.Lens], interp.Lens] = lambda lens: lens,
+    chunk: int = SCORED,
+) -> None:
+    found, held, full = losses(policies, model(interp.load("demo")), chunk)
     whole = held["full cache", 0.0]
     publish(name, [row(*key, values - full, held[key], whole) for key, values in found.items()])
     publish(f"{name}_pairs", pairs(found, chain))
@@ -136,7 +192,9 @@ def _publish(name: str, policies: dict[Key, Intervention], chain: tuple[str, ...
 
 def main() -> None:
     channels()
+    multi_head()
     tokens()
+    growing()
 
 
 if __name__ == "__main__":
