@@ -14,11 +14,11 @@ RESULTS = Path(__file__).parent / "results"
 MACHINE = ("cpu", "threads", "device", "torch", "transformers", "transformer_lens", "python", "commit", "time")
 
 
-def publish(name: str, rows: Iterable[dict[str, Any]]) -> Path:
+def publish(name: str, rows: Iterable[dict[str, Any]], device: str = "cpu") -> Path:
     """Print the rows as a table and write them, with versions and machine, to `results/<name>.csv`."""
     table = pd.DataFrame(list(rows))
     print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
-    facts = provenance()
+    facts = provenance(device)
     for key in MACHINE:
         table[key] = facts.get(key, "")
     RESULTS.mkdir(exist_ok=True)

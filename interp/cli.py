@@ -1,4 +1,4 @@
-"""The command line: `interp models | probe | report | generate`.
+"""The command line: `interp models | probe | report | generate | bench`.
 
 A user's mistake is one line on standard error and exit code 2; a failure of ours is one line and exit code 1 (`--debug`
 shows the traceback of either). With `--json` standard output is one JSON object; progress goes to standard error.
@@ -160,6 +160,45 @@ def generate(
         print(f"note: {_printable(note)}", file=sys.stderr)
     print("\n".join(_printable(line) for line in told["text"].split("\n")))
     print("\n" + "\n".join(_account(lens.cfg.model_name, told)))
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="what to time: kernels")] = "kernels",
+    tokens: Annotated[
+        list[int] | None, typer.Option("--tokens", min=64, help="length of the text; may be repeated [1024, 4096]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda; without it a GPU if there is one")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="dtype of the tensors")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Time the attention kernels here: which path each takes, beside torch's own and the machine's ceilings."""
+    if what != "kernels":
+        raise InterpError(f"bench knows nothing called {what!r}; there is 'kernels'.")
+    import torch
+
+    from interp.loading import dtype_named
+    from interp.storage import provenance
+
+    if device not in (None, "cpu", "cuda"):
+        raise InterpError(f"--device is cpu or cuda, not {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InterpError("there is no CUDA device that torch can use here; leave --device out, or pass cpu.")
+    from interp_kernels.timing import measure
+
+    kind = dtype_named(dtype)
+    with _bar("timing", 1) as step:
+        rows = measure(tuple(tokens or (1024, 4096)), device=device, dtype=kind)
+        step(1, 1)
+    about = {"command": _command(), **provenance(device or ("cuda" if torch.cuda.is_available() else "cpu"))}
+    if as_json:
+        print(json.dumps({"run": about, "kernels": rows}, default=str))
+        return
+    import pandas as pd
+
+    print(pd.DataFrame(rows).dropna(axis=1, how="all").to_string(index=False))
 
 
 def _account(model: str, told: dict[str, Any]) -> list[str]:

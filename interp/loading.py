@@ -44,7 +44,7 @@ def load(
     if isinstance(model, (str, Path)):
         name = str(model)
         loaded, tokenizer = _from_name(
-            name, _dtype(dtype), tokenizer, device_map=device_map, attn_implementation=attn_implementation,
+            name, dtype_named(dtype), tokenizer, device_map=device_map, attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code, **kwargs,
         )  # fmt: skip
         return _lens(loaded, tokenizer, name)
@@ -82,7 +82,8 @@ def _lens(model: Any, tokenizer: Any, name: str | None) -> Lens:
     return Lens(model, tokenizer, name)
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def dtype_named(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of that name. Raises InterpError for one that models are not loaded in."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

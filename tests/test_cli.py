@@ -112,6 +112,30 @@ CASES = ("missing text", "empty text", "not UTF-8", "beyond the context", "unkno
          "truncated weights", "unknown dtype", "report not html")  # fmt: skip
 
 
+def test_bench_names_the_path_of_every_kernel(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "bench", "kernels", "--tokens", "64", "--device", "cpu", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    paths = {row["what"]: row["path"] for row in told["kernels"]}
+    assert paths["SDPA, decode"] == "torch"
+    assert {path for what, path in paths.items() if not what.startswith("SDPA")} == {"cpu"}
+    assert all(row["ms"] > 0 and row["tokens"] == 64 for row in told["kernels"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kernel"], "there is 'kernels'"),
+        (["--device", "tpu"], "cpu or cuda"),
+        (["--dtype", "float8"], "dtype is one of"),
+    ],
+)
+def test_bench_refuses_in_one_line(arguments: list[str], message: str, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "bench", *arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_line_and_leaves_nothing(
     case: str, model: str, text: str, tmp_path: Path, monkeypatch, capsys
