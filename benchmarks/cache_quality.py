@@ -1,8 +1,8 @@
 """What cache policies cost in quality: loss of 256 tokens after a compressed prompt of 1,024, beside the bytes held.
 
-Demo model, eight evenly spaced excerpts of the Debian handbook. A row is a policy: mean change of the loss (nats a
-token) against the full cache with a 95 % interval of the mean over excerpts (t, paired by excerpt), and the cache's
-bytes right after compression. In the first two tables the 256 tokens are fed at once, so that a policy acts once.
+Demo model, evenly spaced excerpts of the Debian handbook: sixteen for the first two tables, eight for the others. A row
+is a policy: mean change of the loss (nats a token) against the full cache with a 95 % interval of the mean over excerpts
+(t, paired by excerpt), and the cache's bytes right after compression. In the first two tables the 256 tokens are fed at once, so that a policy acts once.
 `growing` feeds them one by one, and policies that act at every step do. `multi_head` is the table of key channels for a
 model without grouped queries: the demo model with each key/value head repeated for its query heads. That computes the
 same function, but every query head now has channels of its own.
@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 import interp
-from benchmarks.shared_prefill import EXCERPTS, SCORED, check, readings
+from benchmarks.shared_prefill import SCORED, check, readings
 from benchmarks.table import publish
 from interp.interventions import Intervention
 
@@ -113,13 +113,13 @@ def without_groups(lens: interp.Lens) -> interp.Lens:
 
 
 def losses(
-    policies: dict[Key, Intervention], lens: interp.Lens, chunk: int = SCORED
+    policies: dict[Key, Intervention], lens: interp.Lens, chunk: int, excerpts: int
 ) -> tuple[dict[Key, np.ndarray], dict, np.ndarray]:
     """(mean loss of each excerpt by policy, bytes by policy, mean loss with the full cache)."""
     found: dict[Key, list[float]] = {key: [] for key in policies}
     held: dict[Key, int] = {}
     full = []
-    for i, read in enumerate(readings(lens)):
+    for i, read in enumerate(readings(lens, excerpts)):
         if i == 0:
             check(read, next(iter(policies.values())))
         nll, bytes_full = read.score(None)
@@ -128,7 +128,7 @@ def losses(
         for key, policy in policies.items():
             nll, held[key] = read.score(policy, chunk)
             found[key].append(nll.mean())
-        print(f"excerpt {i + 1} of {EXCERPTS}: full cache {full[-1]:.3f}", flush=True)
+        print(f"excerpt {i + 1} of {excerpts}: full cache {full[-1]:.3f}", flush=True)
     return {key: np.array(values) for key, values in found.items()}, held, np.array(full)
 
 
@@ -161,7 +161,7 @@ TOKENS = ("Recall", "H2O", "SnapKV", "StreamingLLM", "random")
 
 
 def channels() -> None:
-    _publish("cache_quality_channels", channel_policies(), CHANNELS)
+    _publish("cache_quality_channels", channel_policies(), CHANNELS, excerpts=16)
 
 
 def multi_head() -> None:
@@ -170,7 +170,7 @@ def multi_head() -> None:
 
 
 def tokens() -> None:
-    _publish("cache_quality_tokens", token_policies(), TOKENS)
+    _publish("cache_quality_tokens", token_policies(), TOKENS, excerpts=16)
 
 
 def growing() -> None:
@@ -183,8 +183,9 @@ def _publish(
     chain: tuple[str, ...],
     model: Callable[[interp.Lens], interp.Lens] = lambda lens: lens,
     chunk: int = SCORED,
+    excerpts: int = 8,
 ) -> None:
-    found, held, full = losses(policies, model(interp.load("demo")), chunk)
+    found, held, full = losses(policies, model(interp.load("demo")), chunk, excerpts)
     whole = held["full cache", 0.0]
     publish(name, [row(*key, values - full, held[key], whole) for key, values in found.items()])
     publish(f"{name}_pairs", pairs(found, chain))

@@ -33,7 +33,7 @@ def losses(q: torch.Tensor, k: torch.Tensor, ratio: float) -> tuple[torch.Tensor
 def main() -> None:
     lens = interp.load("demo")
     found: dict[float, list[tuple[torch.Tensor, ...]]] = {ratio: [] for ratio in RATIOS}
-    for read in readings(lens):
+    for read in readings(lens, 8):
         for event in read.events.values():
             for ratio in RATIOS:
                 found[ratio].append(losses(event.q, event.k, ratio))

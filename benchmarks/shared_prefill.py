@@ -19,10 +19,10 @@ from interp.event import AttentionEvent
 from interp.interventions import Intervention, parts
 from interp.interventions.base import Keeper
 
-PROMPT, SCORED, EXCERPTS = 1024, 256, 8
+PROMPT, SCORED = 1024, 256
 
 
-def excerpts(lens: Any, n: int = EXCERPTS) -> list[torch.Tensor]:
+def excerpts(lens: Any, n: int) -> list[torch.Tensor]:
     """n stretches of PROMPT + SCORED tokens `[1, token]` from the Debian handbook, evenly spaced."""
     text = handbook_path().read_text(encoding="utf-8")
     starts = [int((i + 0.5) * len(text) / (n + 1)) for i in range(n)]
@@ -69,7 +69,7 @@ class Read:
         return torch.nn.functional.cross_entropy(wide, self.rest, reduction="none")[0].numpy(), held
 
 
-def readings(lens: Any, n: int = EXCERPTS) -> Iterator[Read]:
+def readings(lens: Any, n: int) -> Iterator[Read]:
     """One excerpt after the other, each read once."""
     for excerpt in excerpts(lens, n):
         yield Read(lens, excerpt)
