@@ -151,8 +151,9 @@ class Site:
         q = self._edit("q", q)
         k, v = self._new_keys_values(k, v, q.shape[2], mask)
         call = AttentionCall(module, q, k, v, mask, scaling, rest)
-        stored = None if self.cache is None else self.cache.stored.get(self.layer)
-        z, weights = self._attend(call) if stored is None else self._attend_stored(call, stored)
+        stored = None if self.cache is None else self.cache.layers[self.layer]
+        under_policy = isinstance(stored, StoredLayer)
+        z, weights = self._attend_stored(call, stored) if under_policy else self._attend(call)  # type: ignore[arg-type]
         return (self.point("z")(z) if live(self.point("z")) else z), weights
 
     def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -172,7 +173,7 @@ class Site:
             z, weights = self._attend_dense(call, stored)
         else:
             z, weights = self._attend_packed(call, stored), None
-        self.cache.keeper.attended(self.layer, self.cache.stored, call.q, lambda: self._event(call))
+        self.cache.keeper.attended(self.layer, self.cache.layers, call.q, lambda: self._event(call))
         return z, weights
 
     @property

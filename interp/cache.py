@@ -43,8 +43,6 @@ class LensCache(DynamicCache):
         """What applies cache policies to this sequence (`interp.interventions.base.Keeper`), or None."""
         if keeper is not None:
             self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
-        self.stored = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StoredLayer)}
-        """Layers that a policy may act on, by number."""
 
     @property
     def listener(self) -> NewKeysValues | None:
@@ -55,6 +53,11 @@ class LensCache(DynamicCache):
         self._listener = listener
         for layer in self.stored.values():
             layer.seam = listener is not None
+
+    @property
+    def stored(self) -> dict[int, StoredLayer]:
+        """Layers that a policy may act on, by number."""
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StoredLayer)}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

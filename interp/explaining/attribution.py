@@ -17,7 +17,7 @@ from interp.explaining.base import Question
 from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import at_positions, at_rest, with_channels, with_tokens
 from interp.interventions.base import parts
-from interp.probes._naming import quoted
+from interp.naming import quoted
 
 Tensor = torch.Tensor
 Place = tuple[int, int, int]

@@ -191,7 +191,7 @@ class _Trial:
         self.keeper.attended(layer, self.stored, part.q, lambda: part)
         if self.keeper.moment == "first_decode" and layer == self.keeper.layers[-1]:
             for each in self.keeper.layers:  # no decoding follows: the prompt alone decides
-                self.keeper._compress(each, self.stored[each])
+                self.keeper.compress(each, self.stored[each])
         for done in [i for i in self.stored if i in self.keeper.compressed]:
             if (mask := _mask(self.stored.pop(done), self.of)) is not None:
                 self.masks[done] = mask

@@ -19,7 +19,7 @@ from interp.event import AttentionEvent
 from interp.explaining.base import Question
 from interp.explaining.case import Case
 from interp.explaining.restoring import at_positions
-from interp.probes._naming import quoted
+from interp.naming import quoted
 from interp.segments import Segment
 
 Tensor = torch.Tensor

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -85,7 +86,7 @@ class Prompt:
     """Norms of W_O's rows of a layer, `[head, d_value]`: how far a unit of z moves the residual stream."""
 
 
-class CachePolicy(Intervention):
+class CachePolicy(Intervention, ABC):
     """Decides what the cache of a full-attention layer keeps."""
 
     stage: ClassVar[Literal["tokens", "channels"]]
@@ -93,9 +94,9 @@ class CachePolicy(Intervention):
     def check(self, prompt: Prompt) -> None:
         """Raise InterpError, before any compute, where the parameters make no sense for this prompt."""
 
+    @abstractmethod
     def begin(self, prompt: Prompt) -> Plan:
         """A fresh plan for one sequence (or one batch of them)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Entry:
     """Whether the token was merged into its target `[batch, head, n]`, bool."""
 
 
-class Plan:
+class Plan(ABC):
     """A policy at work on one sequence. Tensors: `[batch, head, ...]`; `layer` is the layer's number."""
 
     moment: Moment = "layer"
@@ -129,9 +130,9 @@ class Plan:
     def observe(self, layer: int, event: AttentionEvent) -> None:
         """A layer has attended over the prompt (with `moment` "first_decode" also: over the first generated token)."""
 
+    @abstractmethod
     def compress(self, layer: int, stored: StoredLayer) -> None:
         """Drop from a layer's cache what the policy drops. Called once a layer, after all that it waited for."""
-        raise NotImplementedError
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         """A layer has attended for newly generated tokens, already stored. Only called with `each_step`."""
@@ -174,9 +175,16 @@ class Keeper:
         return self.plans["tokens"].moment if "tokens" in self.plans else "layer"
 
     def attended(
-        self, layer: int, stored: Mapping[int, StoredLayer], q: Tensor, event: Callable[[], AttentionEvent]
+        self,
+        layer: int,
+        stored: Mapping[int, StoredLayer] | Sequence[Any],
+        q: Tensor,
+        event: Callable[[], AttentionEvent],
     ) -> None:
-        """A layer has attended with queries q `[batch, head, new, d_head]`, whose keys are stored by now."""
+        """A layer has attended with queries q `[batch, head, new, d_head]`, whose keys are stored by now.
+
+        stored: what holds each layer's keys, by number; a cache's `layers` will do.
+        """
         assert self.prompt_tokens is not None
         own = stored[layer]
         if layer in self.compressed:
@@ -195,10 +203,10 @@ class Keeper:
         for plan in self.plans.values():
             plan.observe(layer, seen)
         if self.moment == "layer":
-            self._compress(layer, own)
+            self.compress(layer, own)
         elif layer == self.layers[-1] and (self.moment == "prefill_end" or own.seen > self.prompt_tokens):
             for each in self.layers:
-                self._compress(each, stored[each])
+                self.compress(each, stored[each])
 
     def _whole(self, layer: int, q: Tensor, event: AttentionEvent) -> AttentionEvent:
         """The event of the whole prompt: queries of earlier chunks of a chunked prefill are put in front."""
@@ -212,7 +220,8 @@ class Keeper:
         facts["query_mask"] = facts.get("key_mask")
         return dataclasses.replace(event, q=torch.cat([*earlier, q], 2), facts=facts)
 
-    def _compress(self, layer: int, stored: StoredLayer) -> None:
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        """Let the policies drop from a layer what they drop, with what they have observed of it."""
         for stage in ("tokens", "channels"):
             if stage in self.plans:
                 self.plans[stage].compress(layer, stored)

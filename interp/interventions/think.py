@@ -149,18 +149,18 @@ class _ThinKPlan(Plan):
     ) -> Segment:
         """`old` with k of its key channels dropped, chosen by how the keys of `judged` spread."""
         policy = self.policy
-        centre = lambda segment: judge.mean(segment, padding) if policy.fill == "mean" else 0.0  # noqa: E731
-        spread = (judged.keys.float() - centre(judged)) * judge.weights(judged, padding).sqrt()[..., None]
+        spread = judged.keys.float() - judge.centre(judged, padding)
+        spread *= judge.weights(judged, padding).sqrt()[..., None]
         kept = judge.keys(spread, k, (policy.seed, layer))
-        mean = centre(old)
-        keys = old.keys.float() - mean
+        centre = judge.centre(old, padding)
+        keys = old.keys.float() - centre
         if policy.compensate:
             keys = _channels.compensated(keys, kept, judge.all_gram, policy.ridge)
-        packed = replace(old, keys=(keys + mean).to(old.keys.dtype)).pack(kept)
-        if isinstance(mean, float):
+        packed = replace(old, keys=(keys + centre).to(old.keys.dtype)).pack(kept)
+        if policy.fill == "zero":
             return packed
         dropped = others(kept, keys.shape[-1])
-        return replace(packed, key_mean=mean[:, :, 0].gather(-1, dropped).to(old.keys.dtype))
+        return replace(packed, key_mean=centre[:, :, 0].gather(-1, dropped).to(old.keys.dtype))
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,10 @@ class _Judge:
             weights = weights.masked_fill(at < padding[:, None, None], 0.0)
         return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
 
-    def mean(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head 1 d"]:
-        """Weighted mean of a segment's keys."""
+    def centre(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head 1 d"]:
+        """What a pruned channel is filled with: zero, or the weighted mean of a segment's keys."""
+        if self.policy.fill == "zero":
+            return torch.zeros_like(segment.keys[:, :, :1], dtype=torch.float32)
         return (self.weights(segment, padding)[..., None] * segment.keys).sum(2, keepdim=True)
 
     def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> Int[Tensor, "batch head kept"]:

@@ -20,8 +20,8 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.event import AttentionEvent
+from interp.naming import heads_named
 from interp.probes._by_head import by_head
-from interp.probes._naming import heads_named
 from interp.probes._spectrum import Spectrum, exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
 

@@ -17,7 +17,7 @@ import xarray as xr
 from interp_kernels import channel_energy
 
 from interp.event import AttentionEvent
-from interp.probes._naming import layers_named
+from interp.naming import layers_named
 from interp.probes.base import Context, Fold, Probe
 
 Tensor = torch.Tensor

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interp.probes._naming import quoted
+from interp.naming import quoted
 from interp.probes.base import Context, Fold, Probe
 
 Tensor = torch.Tensor

@@ -22,7 +22,7 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.event import AttentionEvent
-from interp.probes._naming import layers_named, quoted
+from interp.naming import layers_named, quoted
 from interp.probes.base import Context, Fold, Probe
 
 Tensor = torch.Tensor

@@ -251,9 +251,12 @@ class Nothing(Drop):
     name: ClassVar[str] = "nothing"
 
     def begin(self, prompt: Prompt) -> Plan:
-        plan = Plan()
-        plan.compress = lambda layer, stored: None
-        return plan
+        return NothingPlan()
+
+
+class NothingPlan(Plan):
+    def compress(self, layer, stored):
+        pass
 
 
 def test_direct_errors_of_channels_against_zeroed_keys(lens):
