@@ -18,12 +18,14 @@ from .dispatch import use
 from .facts import MaskFacts
 from .packed_decode import Decoded, KeySegment, packed_decode
 from .packed_decode.channels import cut, unpacked
+from .residual_census import ResidualCensus, residual_census
 
 __all__ = [
     "Attended",
     "Decoded",
     "KeySegment",
     "MaskFacts",
+    "ResidualCensus",
     "attention_apply",
     "attention_gram_apply",
     "attention_pattern",
@@ -31,6 +33,7 @@ __all__ = [
     "channel_energy",
     "cut",
     "packed_decode",
+    "residual_census",
     "unpacked",
     "use",
 ]
