@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from interp_kernels import merge_tokens, nearest_key
 from jaxtyping import Bool, Float, Int
 
 Tensor = torch.Tensor
 Weights = Literal["paper", "code"]
-BLOCK = 256  # evicted tokens whose similarities are held at a time
 
 
 def nearest(
@@ -25,15 +25,8 @@ def nearest(
     hidden: Bool[Tensor, "batch head R"] | None = None,
 ) -> tuple[Float[Tensor, "batch head E"], Int[Tensor, "batch head E"]]:
     """(cosine, place) of the most similar retained key of every evicted one, not counting keys with `hidden`."""
-    unit = torch.nn.functional.normalize
-    targets = unit(retained.float(), dim=-1).mT
-    found = []
-    for rows in unit(evicted.float(), dim=-1).split(BLOCK, 2):
-        cosines = rows @ targets
-        if hidden is not None:
-            cosines.masked_fill_(hidden[:, :, None], -torch.inf)
-        found.append(cosines.max(-1))
-    return torch.cat([f.values for f in found], 2), torch.cat([f.indices for f in found], 2)
+    found = nearest_key(evicted, retained, None, None if hidden is None else ~hidden)
+    return found.similarity, found.target.clamp_min(0)  # -1 where all are hidden: no similarity lets that merge
 
 
 def merged(
@@ -49,14 +42,6 @@ def merged(
 
     centre: the target's own weight with "paper", e = exp(1) as its similarity to itself is 1 (a port uses 0.1).
     """
-    own = 1.0 if weights == "code" else centre
-    weight = (similarity if weights == "code" else similarity.exp()).where(gate, 0.0)
-    counted = gate.float() if weights == "code" else weight
-    shape = retained.shape[:3]
-    total = torch.full(shape, own, device=retained.device).scatter_add_(2, target, counted)
-    added = torch.zeros(*shape, retained.shape[-1], device=retained.device)
-    index = target[..., None].expand(-1, -1, -1, retained.shape[-1])
-    added.scatter_add_(2, index, weight[..., None] * evicted.float())
-    touched = torch.zeros(shape, device=retained.device).scatter_add_(2, target, gate.float()) > 0
-    mean = (own * retained.float() + added) / total[..., None]
-    return torch.where(touched[..., None], mean.to(retained.dtype), retained)
+    if weights == "code":
+        return merge_tokens(retained, evicted, target, similarity, counted=torch.ones_like(similarity), merged=gate)
+    return merge_tokens(retained, evicted, target, similarity.exp(), own=centre, merged=gate)

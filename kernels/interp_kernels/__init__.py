@@ -14,8 +14,10 @@ from .attention_gram_apply import attention_gram_apply
 from .attention_pattern import attention_pattern
 from .attention_transpose_apply import attention_transpose_apply
 from .channel_energy import channel_energy
+from .decode_step import Evicted, Merge, Merged, Stepped, decode_step
 from .dispatch import use
 from .facts import MaskFacts
+from .nearest_merge import Nearest, merge_tokens, nearest_key
 from .packed_decode import Decoded, KeySegment, packed_decode
 from .packed_decode.channels import cut, unpacked
 from .residual_census import ResidualCensus, residual_census
@@ -23,15 +25,23 @@ from .residual_census import ResidualCensus, residual_census
 __all__ = [
     "Attended",
     "Decoded",
+    "Evicted",
     "KeySegment",
     "MaskFacts",
+    "Merge",
+    "Merged",
+    "Nearest",
     "ResidualCensus",
+    "Stepped",
     "attention_apply",
     "attention_gram_apply",
     "attention_pattern",
     "attention_transpose_apply",
     "channel_energy",
     "cut",
+    "decode_step",
+    "merge_tokens",
+    "nearest_key",
     "packed_decode",
     "residual_census",
     "unpacked",

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.interventions import _merging as merging
 from interp.interventions._merging import merged, nearest
 
 MODES = ["paper", "code"]
@@ -158,22 +157,6 @@ def test_nearest_is_the_largest_cosine(seed: int, batch: int, heads: int, evicte
     some = (~hidden).any(-1)
     assert not hidden.gather(2, target)[some].any()
     assert (similarity[~some] == -torch.inf).all()
-
-
-@quick
-@given(seed=seeds, evicted=st.integers(1, 40), retained=many, block=st.integers(1, 41))
-def test_blocks_of_nearest_are_one(seed: int, evicted: int, retained: int, block: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    lost, kept = (torch.randn(2, 2, n, 5, generator=generator) for n in (evicted, retained))
-    hidden = torch.rand(2, 2, retained, generator=generator) < 0.3
-    hidden[..., 0] = False
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging, "BLOCK", 10_000)
-        whole = nearest(lost, kept, hidden)
-        patch.setattr(merging, "BLOCK", block)
-        parts = nearest(lost, kept, hidden)
-    assert torch.equal(parts[1], whole[1])
-    torch.testing.assert_close(parts[0], whole[0])
 
 
 def test_similarity_does_not_overflow_in_half_precision() -> None:
