@@ -6,11 +6,13 @@ elsewhere has no such seam: hooks on it may read, and an edit is refused.
 
 Under a cache policy the full-attention layers are `StoredLayer`s, which hold what the policy left, in segments. They
 know the true position of every token, count the tokens seen (that is what the model's position ids follow), and free
-what they drop. The attention seam reads their segments; anybody else gets dense tensors, zeros for dropped channels.
+what they drop. The attention seam reads their segments; anybody else gets dense tensors, zeros for dropped channels, or
+an InterpError where those would not be the whole truth.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,9 +64,54 @@ class LensCache(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        if layer_idx == 0:  # before anything is stored, so that a refusal leaves the cache as it was
+            self._check_arrival(key_states.shape[2])
         if self._listener is not None:
             key_states, value_states = self._listener(layer_idx, key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the prompt was read and policies wait for the first token after it before they compress."""
+        return self.keeper is not None and self.keeper.waits(self.get_seq_length())
+
+    def _check_arrival(self, new: int) -> None:
+        """Raise InterpError where `new` tokens cannot attend to what this cache holds, or to what it should hold."""
+        if self._listener is None:
+            self._check_dense_view(new)
+        elif new > 1 and self.waits:
+            names = " and ".join(policy.name for policy in self.keeper.policies)
+            raise InterpError(
+                f"{names} compresses at the first token after the prompt, and {new} came at once, which would all "
+                "attend in full: pass that one by itself first, or let it compress at the prompt's end."
+            )
+
+    def _check_dense_view(self, new: int) -> None:
+        """Raise InterpError where dense keys and values are not all there is to a compressed cache."""
+        layers = [layer for layer in self.stored.values() if layer.is_initialized]
+        reasons = [layer.needs_seam for layer in layers if layer.needs_seam is not None]
+        lengths = {layer.kept for layer in layers}
+        # one token without padding needs no mask, and a mask is made for all layers at once
+        if len(lengths) > 1 and (new > 1 or any(layer.padding is not None for layer in layers)):
+            reasons.append(f"{min(lengths)} to {max(lengths)} tokens by layer, which no one mask fits")
+        if reasons:
+            raise InterpError(f"only a Lens can attend to this cache, which stores {reasons[0]}; continue through it.")
+
+    def crop(self, tokens: int) -> None:
+        """Forget the newest tokens: -`tokens` of them, or all but the first `tokens` of the text where it is positive.
+
+        All layers do or, where one of them cannot, none: it raises before any is cut.
+        """
+        seen = self.get_seq_length()
+        left = seen + tokens if tokens <= 0 else min(tokens, seen)
+        if self.keeper is not None and left < seen and self.keeper.needs_more_than(left):
+            raise InterpError(
+                f"the cache cannot go back to {left} tokens while its policies have yet to compress the prompt of "
+                f"{self.keeper.prompt_tokens}; start a new one."
+            )
+        for layer in self.layers:
+            copy.copy(layer).crop(tokens)
+        super().crop(tokens)
 
     def reset(self) -> None:
         super().reset()
@@ -152,7 +199,7 @@ class StoredLayer(DynamicLayer):
         """Padding columns on the left of each text `[batch]`, None where there is none; set by the keeper."""
         self.at_rest = 0
         """Tokens in the last segment right after compression; policies that act at every step bring it back to that."""
-        self.d_head = self.d_value = 0
+        self.kv_heads = self.d_head = self.d_value = 0
         self.seam = False
         super().__init__()
 
@@ -187,13 +234,22 @@ class StoredLayer(DynamicLayer):
         return len(self.segments) > 1 or (bool(self.segments) and len(self.segments[0]) != self.seen)
 
     @property
+    def needs_seam(self) -> str | None:
+        """What of its content dense keys and values would misrepresent, or None."""
+        if any(segment.keys.shape[1] != self.kv_heads for segment in self.segments):
+            return "the keys of every query head"
+        if any(segment.log_count is not None for segment in self.segments):
+            return "tokens that stand for several, with a bias"
+        return None
+
+    @property
     def kept(self) -> int:
         """Tokens stored in each head."""
         return sum(map(len, self.segments))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.d_head, self.d_value = key_states.shape[-1], value_states.shape[-1]
+        self.kv_heads, self.d_head, self.d_value = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
         self.segments = [Segment(key_states[:, :, :0], value_states[:, :, :0], range(0))]
         self.is_initialized = True
 
@@ -201,16 +257,11 @@ class StoredLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         tail = self.segments[-1]
-        heads = tail.keys.shape[1]
         new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
-        self.segments[-1] = joined([tail, new.per_head(heads)])
+        self.segments[-1] = joined([tail, new.per_head(tail.keys.shape[1])])
         self.seen += key_states.shape[2]
         if self.compressed and self.seam:
             return key_states, value_states  # the seam attends to the segments
-        if heads != key_states.shape[1]:
-            raise InterpError(
-                "this cache stores the keys of every query head, which only a Lens can attend to; continue through it."
-            )
         return self.dense()
 
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -290,5 +341,5 @@ class StoredLayer(DynamicLayer):
                 f"the cache can forget its newest {len(tail) - spared} tokens, not {drop}: what a policy compressed "
                 "does not come back."
             )
-        self.segments[-1] = tail.part(slice(0, len(tail) - drop))
+        self.segments = [*self.segments[:-1], tail.part(slice(0, len(tail) - drop))]
         self.seen -= drop

@@ -23,7 +23,9 @@ class ScoreMixin:
 
         The prompt is read first, cache policies in force act, and then the true continuation is fed `chunk` tokens at a
         time: policies that act at every step want `chunk=1`, as in generation. The first token is predicted from the
-        prompt alone, so no cache policy changes it. Text is tokenised with special tokens in the prompt only.
+        prompt alone, so no cache policy changes it. A policy that waits for the first token after the prompt (D2O by
+        default) gets that one by itself and then acts, so the second token's prediction is the full cache's too. Text
+        is tokenised with special tokens in the prompt only.
         """
         if chunk < 1:
             raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
@@ -36,7 +38,9 @@ class ScoreMixin:
         logits = self(tokens, **cache, **self.last_logits_only)[:, -1:]
         cache["past_key_values"] = self.last_cache
         losses = [nll_of(logits, rest[:, :1])]
-        for part in rest[:, :-1].split(chunk, 1):
+        fed = rest[:, :-1]
+        first = 1 if self.last_cache.waits else chunk
+        for part in filter(torch.numel, (fed[:, :first], *fed[:, first:].split(chunk, 1))):
             start = sum(loss.shape[1] for loss in losses)
             if cache["attention_mask"] is not None:
                 ones = torch.ones_like(part, dtype=cache["attention_mask"].dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
-from interp_kernels import KeySegment, cut, unpacked
+from interp_kernels import KeySegment, cut, think_pack, unpacked
 from jaxtyping import Float, Int
 
 Tensor = torch.Tensor
@@ -90,15 +90,15 @@ class Segment:
     def pack(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
         """Keys cut down to `channels` of a dense segment.
 
-        Keys and values are laid out channel by channel (the shapes stay): with few queries, as in decoding, products
-        along the tokens are then a third faster, and a packed segment hardly ever changes.
+        On a CPU keys and values are laid out channel by channel (the shapes stay): with few queries, as in decoding,
+        products along the tokens are then faster, and a packed segment hardly ever changes.
         """
-        keys = _channel_major(cut(self.keys, channels))
-        return replace(self, keys=keys, values=_channel_major(self.values), channels=channels.to(INDEX))
+        keys, values = think_pack(self.keys, channels), _channel_major(self.values)
+        return replace(self, keys=keys, values=values, channels=channels.to(INDEX))
 
     def pack_values(self, channels: Int[Tensor, "batch head kept"]) -> Segment:
         """Values cut down to `channels` of a dense segment."""
-        return replace(self, values=_channel_major(cut(self.values, channels)), value_channels=channels.to(INDEX))
+        return replace(self, values=think_pack(self.values, channels), value_channels=channels.to(INDEX))
 
     def dense_keys(self, width: int) -> Float[Tensor, "batch head token d_head"]:
         """Keys with all channels; what stands for those that are not stored is zero or `key_mean`."""
@@ -187,4 +187,4 @@ def others(channels: Int[Tensor, "batch head kept"], width: int) -> Int[Tensor, 
 
 
 def _channel_major(x: Tensor) -> Tensor:
-    return x.mT.contiguous().mT
+    return x.contiguous() if x.is_cuda else x.mT.contiguous().mT

@@ -8,13 +8,14 @@ name.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from interp.discovery import classes_in, made
 from interp.errors import InterpError
-from interp.explaining.base import Question
+from interp.explaining.base import NothingToSay, Question
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from interp.interventions.base import Intervention
 
-__all__ = ["Question", "available", "explain", "findings", "resolve"]
+__all__ = ["NothingToSay", "Question", "available", "explain", "findings", "resolve"]
 
 
 def explain(
@@ -40,11 +41,13 @@ def explain(
         prompt: one text, or tokens `[pos]` or `[1, pos]`.
         continuation: the true text after it, or its tokens: what the model is made to read with the full cache and
             again under the policy. At least two tokens.
-        questions: names, or question objects with their parameters; None asks all that apply.
+        questions: names, or question objects with their parameters; None asks all that apply, and leaves out, with a
+            warning, those that have nothing to say about what the policy did here.
 
     The prompt is read once and then every token of the continuation but the last is fed (a "step"), all at once where
     the policy acts once after the prompt, one by one where it acts at every step. Nothing is trained and no gradient
-    taken. Raises InterpError, before any compute, for a question that does not apply to the intervention.
+    taken. Raises InterpError, before any compute, for a question that does not apply to the intervention, and for one
+    asked by name that has nothing to say.
 
         why = interp.explain(lens, interp.ThinK(ratio=0.7), prompt, continuation, ["masks", "perturbation"])
         interp.figures.perturbation(why["perturbation"]).show()
@@ -55,10 +58,18 @@ def explain(
     wanted = resolve(questions, intervention)
     case = Case.of(lens, intervention, prompt, continuation)
     facts = case.facts() | provenance(lens.device)
-    answers = {}
+    answers, silent = {}, []
     for question in wanted:
-        answers[question.name] = question.ask(case)
-        answers[question.name].attrs |= facts
+        try:
+            answers[question.name] = question.ask(case)
+        except NothingToSay as reason:
+            if questions is not None:
+                raise
+            silent.append(str(reason))
+        else:
+            answers[question.name].attrs |= facts
+    if silent:
+        warnings.warn(f"left out of the explanation: {' '.join(silent)}", stacklevel=2)
     return answers
 
 

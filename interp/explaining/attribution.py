@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,16 +12,17 @@ import xarray as xr
 from jaxtyping import Float
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.explaining.base import Question
-from interp.explaining.case import NEVER, Case
-from interp.explaining.restoring import at_positions, at_rest, with_channels, with_tokens
-from interp.interventions.base import parts
+from interp.explaining.base import NothingToSay, Question
+from interp.explaining.case import Case
+from interp.explaining.restoring import at_rest, with_channels, with_tokens
+from interp.explaining.scores import Place, channel_scores, token_scores, value_channel_scores
+from interp.explaining.summaries import Membership, memberships
 from interp.naming import quoted
 
 Tensor = torch.Tensor
-Place = tuple[int, int, int]
-"""(layer, stored head, channel or position)."""
+Kind = Literal["channels", "value_channels", "tokens"]
+SCORES = {"channels": channel_scores, "value_channels": value_channel_scores, "tokens": token_scores}
+ONE = {"channels": "channel", "value_channels": "channel", "tokens": "position"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class Attribution(Question):
     The rival is the full cache's likeliest token beside the true one; `answers` names the pair instead. Half of the
     samples are those that the method itself ranks highest among what it dropped, half are random. A policy that acts at
     every step is judged by what it did after the prompt. Where kept keys have taken over something of what was dropped
-    (compensation, merging), they stay that way, and effects need not add up to the full cache's.
+    (compensation, merging), they stay that way, and effects need not add up to the full cache's. A token that a summary
+    stands for (`Recall`) leaves it, or it would count twice; the summary's key stays as it was fitted.
 
     Args:
-        of: "channels" or "tokens"; None takes channels where the policy drops some.
+        of: "channels" (of keys), "value_channels" or "tokens"; None takes the first of these that the policy dropped.
         samples: how many are put back.
         steps: tokens read after that.
         answers: (token, rival) as texts of one token each, or token ids; for all steps.
@@ -48,7 +50,7 @@ class Attribution(Question):
     """
 
     name: ClassVar[str] = "attribution"
-    of: str | None = None
+    of: Kind | None = None
     samples: int = 64
     steps: int = 8
     answers: tuple[Any, Any] | None = None
@@ -56,23 +58,19 @@ class Attribution(Question):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.of not in (None, "channels", "tokens"):
-            raise InterpError(f'attribution: of should be "channels" or "tokens", found {self.of!r}.')
+        if self.of not in (None, *SCORES):
+            raise InterpError(f"attribution: of should be one of {', '.join(SCORES)}, found {self.of!r}.")
         if min(self.samples, self.steps, self.batch) < 1:
             raise InterpError("attribution: samples, steps and batch should be at least 1.")
 
     @torch.no_grad()
     def ask(self, case: Case) -> xr.Dataset:
-        stages = [getattr(member, "stage", None) for member in parts(case.intervention)]
-        of = self.of or ("channels" if "channels" in stages else "tokens")
-        scores = (channel_scores if of == "channels" else token_scores)(case)
-        if not scores:
-            raise InterpError(f"attribution: the policy dropped no {of} of the prompt, so nothing can be put back.")
+        of, scores = self._dropped(case)
         fed = case.policy.fed
         stop = min(fed + self.steps, case.steps)
         tokens = case.fed[:, fed:stop]
         if tokens.shape[1] == 0:
-            raise InterpError(
+            raise NothingToSay(
                 "attribution: no token is left to read after the policy acted; pass a longer continuation."
             )
         run = Reader(case, of, tokens, self._pair(case, fed, stop))
@@ -81,6 +79,15 @@ class Attribution(Question):
         batches = [places[i : i + self.batch] for i in range(0, len(places), self.batch)]
         difference = torch.cat([run.read(run.restored(part)) for part in batches])
         return self._answer(case, of, scores, places, ranked, run, pruned, difference - pruned)
+
+    def _dropped(self, case: Case) -> tuple[Kind, dict[Place, float]]:
+        """(what is put back, the method's score of all that could be)."""
+        wanted: tuple[Kind, ...] = (self.of,) if self.of else ("channels", "value_channels", "tokens")
+        for of in wanted:
+            if scores := SCORES[of](case):
+                return of, scores
+        named = " and no ".join(_said(of) for of in wanted)
+        raise NothingToSay(f"attribution: the policy dropped no {named} of the prompt, so nothing can be put back.")
 
     def _pair(self, case: Case, fed: int, stop: int) -> tuple[Tensor, Tensor]:
         """(token, rival) whose logits are compared at each step: `[step]` each."""
@@ -104,7 +111,7 @@ class Attribution(Question):
         return ids[0]
 
     def _answer(
-        self, case: Case, of: str, scores: dict[Place, float], places: list[Place], ranked: int, run: Reader,
+        self, case: Case, of: Kind, scores: dict[Place, float], places: list[Place], ranked: int, run: Reader,
         pruned: Tensor, effect: Tensor,
     ) -> xr.Dataset:  # fmt: skip
         full = run.full_difference()
@@ -115,7 +122,7 @@ class Attribution(Question):
         share = np.array([scores[p] / total[p[:2]] if total[p[:2]] else np.nan for p in places], "float32")
         random = (np.arange(len(places)) >= ranked).astype("int8")
         size = effect.abs().mean(-1).numpy()
-        one = {"channels": "channel", "tokens": "position"}[of]
+        one = ONE[of]
         column = lambda i: np.array([place[i] for place in places])  # noqa: E731
         data: dict[str, Any] = {
             "effect": (("sample", "step"), effect, "logits", "logit difference with it put back, minus without"),
@@ -124,7 +131,7 @@ class Attribution(Question):
             "score_share": (("sample",), share, "1", "score over the sum of what its head dropped"),
             "layer": (("sample",), column(0), "layer", "layer"),
             "kv_head": (("sample",), column(1), "head", "stored head"),
-            one: (("sample",), column(2), "channel" if of == "channels" else "token", f"{one} that was put back"),
+            one: (("sample",), column(2), "token" if of == "tokens" else "channel", f"{one} that was put back"),
             "random": (("sample",), random, "1", "1 for random ones, 0 for the highest scores among what was dropped"),
             "full": (("step",), full, "logits", "logit difference with the full cache"),
             "pruned": (("step",), pruned, "logits", "logit difference under the policy"),
@@ -152,8 +159,8 @@ class Attribution(Question):
             "against": ["score", "score_share"],
         }
         attrs = {
-            "title": f"What single {of} do to the prediction",
-            "description": f"Change of the logit difference when one dropped {one} is put back into the cache",
+            "title": f"What single {_said(of)} do to the prediction",
+            "description": f"Change of the logit difference when one of the dropped {_said(of)} is put back",
             "of": of,
             "candidates": len(scores),
         }
@@ -161,7 +168,7 @@ class Attribution(Question):
 
     def findings(self, result: xr.Dataset) -> list[str]:
         of = result.attrs["of"]
-        one = "channel" if of == "channels" else "position"
+        one = ONE[of]
         lost = result["pruned"] - result["full"]
         size = result["mean_effect"].values
         top = int(size.argmax())
@@ -170,9 +177,9 @@ class Attribution(Question):
             named += f" {quoted(str(result['token_text'].values[top]))}"
         said = [
             f"The policy moves the logit difference by {float(np.abs(lost).mean()):.3f} on average over "
-            f"{result.sizes['step']} tokens; a single {one} put back moves it by {np.median(size):.4f} in the median "
-            f"of {result.sizes['sample']} samples of {result.attrs['candidates']:,}, at most by {size.max():.4f} "
-            f"({named})."
+            f"{result.sizes['step']} tokens; a single {_said(of)[:-1]} put back moves it by {np.median(size):.4f} "
+            f"in the median of {result.sizes['sample']} samples of {result.attrs['candidates']:,}, at most by "
+            f"{size.max():.4f} ({named})."
         ]
         rho = float(result["spearman"].sel(sampled="random half", against="score"))
         if np.isfinite(rho):
@@ -183,14 +190,23 @@ class Attribution(Question):
         return said
 
 
+def _said(of: Kind) -> str:
+    return of.replace("_", " ")
+
+
 class Reader:
     """Reads the same tokens with one cache after the other and returns logit differences."""
 
-    def __init__(self, case: Case, of: str, tokens: Tensor, pair: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, case: Case, of: Kind, tokens: Tensor, pair: tuple[Tensor, Tensor]) -> None:
         self.case, self.of, self.tokens, self.pair = case, of, tokens, pair
         stop = int(case.prompt.shape[1]) + case.policy.fed
         self.keys = {i: event.k[:, :, :stop] for i, event in case.full.events.items()}
         self.values = {i: event.v[:, :, :stop] for i, event in case.full.events.items()}
+
+    @cached_property
+    def members(self) -> dict[int, Membership]:
+        """Which summary each evicted token left."""
+        return memberships(self.case)
 
     def restored(self, places: list[Place]) -> Any:
         """A cache with a row for each place, which that row has back."""
@@ -198,9 +214,12 @@ class Reader:
 
     def restored_together(self, rows: list[list[Place]]) -> Any:
         """A cache with a row for each list of places, all of which that row has back."""
+        rest = self.case.policy.rest
+        if self.of == "tokens":
+            return with_tokens(rest, self.keys, self.values, rows, self.members)
         if self.of == "channels":
-            return with_channels(self.case.policy.rest, self.keys, rows)
-        return with_tokens(self.case.policy.rest, self.keys, self.values, rows)
+            return with_channels(rest, self.keys, rows, "keys")
+        return with_channels(rest, self.values, rows, "values")
 
     def read(self, cache: Any) -> Float[Tensor, "row step"]:
         rows = next(iter(cache.stored.values())).segments[-1].keys.shape[0]
@@ -232,61 +251,6 @@ def chosen(scores: dict[Place, float], samples: int, seed: int) -> tuple[list[Pl
     ranked = samples // 2
     drawn = rng.choice(order[ranked:], samples - ranked, replace=False)
     return [places[i] for i in [*order[:ranked], *drawn]], ranked
-
-
-def channel_scores(case: Case) -> dict[Place, float]:
-    """ThinK's score, mean q² * mean k², of every channel that was dropped; without queries for `key_norm`.
-
-    Queries are the last `window` of the prompt (all of them where it is None), over the heads that share the stored
-    head; keys are those that lost channels or, with `score_tokens="all"`, all of the prompt that are held.
-    """
-    policy = next(member for member in parts(case.intervention) if getattr(member, "stage", None) == "channels")
-    window, selector = getattr(policy, "window", 32), getattr(policy, "selector", "think")
-    energy: dict[int, Tensor] = {}
-    stored = case.policy.rest.stored
-    hooks = [(f"blocks.{i}.attn.hook_event", _query_energy(energy, i, window)) for i in stored]
-    case.lens.run_with_hooks(case.prompt, return_type=None, fwd_hooks=hooks, **case.lens.last_logits_only)
-    scores: dict[Place, float] = {}
-    for layer, own in stored.items():
-        packed = [s for s in own.segments if s.channels is not None]
-        if not packed or (channels := packed[0].channels) is None:
-            continue
-        every = getattr(policy, "score_tokens", "all") == "all"
-        keys = torch.cat([at_positions(case.full.events[layer].k, s) for s in (own.segments if every else packed)], 2)
-        keys = keys[0].float()
-        if getattr(policy, "fill", "zero") == "mean":  # the mean stays, and only what differs from it is lost
-            keys = keys - keys.mean(1, keepdim=True)
-        score = keys.square().mean(1)  # [stored head, channel]
-        if selector != "key_norm":
-            score = score * energy[layer].unflatten(0, (score.shape[0], -1)).mean(1).to(score.device)
-        if selector == "random":
-            score = torch.full_like(score, torch.nan)
-        kept = torch.zeros(score.shape, dtype=torch.bool).scatter(-1, channels[0].long().cpu(), True)
-        scores |= {(layer, h, c): float(score[h, c]) for h, c in (~kept).nonzero().tolist()}
-    return scores
-
-
-def _query_energy(energy: dict[int, Tensor], layer: int, window: int | None) -> Callable[[AttentionEvent, Any], None]:
-    def look(event: AttentionEvent, hook: Any) -> None:
-        energy[layer] = event.q[0, :, -(window or event.q.shape[2]) :].float().square().mean(1)
-
-    return look
-
-
-def token_scores(case: Case) -> dict[Place, float]:
-    """What the policy ranked by, of every token that it evicted by the time its cache was put to rest."""
-    written = {
-        (entry.layer, head, int(at)): float(score)
-        for entry in case.policy.ledger
-        for head, (places, values) in enumerate(zip(entry.evicted[0].cpu(), entry.score[0].cpu(), strict=True))
-        for at, score in zip(places, values, strict=True)
-    }
-    scores = {}
-    for layer, evicted_at in case.policy.evicted_at.items():
-        gone = (evicted_at <= case.policy.fed) & (evicted_at != NEVER)
-        for head, at in gone.nonzero().tolist():
-            scores[layer, head, at] = written.get((layer, head, at), np.nan)
-    return scores
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

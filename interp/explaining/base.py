@@ -10,12 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from interp.errors import InterpError
 from interp.interventions.base import Intervention, parts
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from interp.explaining.case import Case
+
+
+class NothingToSay(InterpError):
+    """A question that may be asked about such a policy, but has no answer for what it did in this run."""
 
 
 class Question(ABC):
@@ -31,7 +36,7 @@ class Question(ABC):
 
     @abstractmethod
     def ask(self, case: Case) -> xr.Dataset:
-        """The answer, with named dimensions and units."""
+        """The answer, with named dimensions and units. Raises NothingToSay where this run has none."""
 
     def findings(self, result: xr.Dataset) -> list[str]:
         """Plain-text sentences computed from the answer."""

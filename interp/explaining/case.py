@@ -25,8 +25,10 @@ from interp.cache import LensCache
 from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.explaining.restoring import at_rest
+from interp.explaining.summaries import marked
 from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, parts
 from interp.scoring import nll_of
+from interp.segments import Segment
 
 Tensor = torch.Tensor
 NEVER = torch.iinfo(torch.int32).max
@@ -83,14 +85,19 @@ class Case:
         if rest.shape[1] < 2:
             raise InterpError("explain: the continuation needs at least 2 tokens; the first one sees no policy.")
         lens.check_length(tokens.shape[1] + rest.shape[1])
-        layers = lens.cfg.full_attention_layers
+        case = cls(lens, intervention, policies, tokens, rest, lens.cfg.full_attention_layers)
         for policy in policies:
-            policy.check(Prompt(lens.cfg, layers, int(tokens.shape[1]), lens.output_norms))
-        return cls(lens, intervention, policies, tokens, rest, layers)
+            policy.check(case.prompt_facts)
+        return case
 
     @property
     def fed(self) -> Int[Tensor, "1 step"]:
         return self.continuation[:, :-1]
+
+    @property
+    def prompt_facts(self) -> Prompt:
+        """What a plan knows when it begins."""
+        return Prompt(self.lens.cfg, self.layers, int(self.prompt.shape[1]), self.lens.output_norms)
 
     @property
     def steps(self) -> int:
@@ -154,17 +161,27 @@ class Case:
             stepping = any(p.each_step or p.moment == "first_decode" for p in cache.keeper.plans.values())
             total = int(self.seen.shape[1])
             evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}
-            rest, fed, runs = at_rest(cache), 0, []
+            rest, fed, runs = self._at_rest(cache), 0, []
             for step, tokens in enumerate(self.fed.split(1 if stepping else self.steps, 1)):
-                evicted_at = {i: _missing(cache.stored[i], seen, step) for i, seen in evicted_at.items()}
+                for i, layer in cache.stored.items():
+                    evicted_at[i] = _missing(evicted_at[i], self._marked(i, layer.segments), layer.seen, step)
                 runs.append(self._feed(cache, tokens))
                 if step == 0 and stepping and not any(layer.compressed for layer in rest.stored.values()):
-                    rest, fed = at_rest(cache), 1
+                    rest, fed = self._at_rest(cache), 1
             ledger = list(cache.keeper.ledger)
         run = _joined(runs)
         return PolicyRun(
             run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger, stepping=stepping
         )
+
+    def _at_rest(self, cache: LensCache) -> LensCache:
+        rest = at_rest(cache)
+        for i, layer in rest.stored.items():
+            layer.segments = self._marked(i, layer.segments)
+        return rest
+
+    def _marked(self, layer: int, segments: list[Segment]) -> list[Segment]:
+        return marked(segments, self.policies, self.prompt_facts, layer)
 
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
@@ -233,12 +250,16 @@ def _joined(runs: list[Run]) -> Run:
     return Run(torch.cat([run.logits for run in runs]), cat("z"), cat("attn_out"))
 
 
-def _missing(stored: Any, evicted_at: Tensor, step: int) -> Int[Tensor, "head token"]:
-    """`evicted_at [head, token]` with tokens that a layer has seen and holds no more marked as gone from `step` on."""
-    heads = stored.segments[0].keys.shape[1]
-    held = torch.zeros(heads, evicted_at.shape[1], dtype=torch.bool)
-    held[:, stored.seen :] = True  # not read yet
-    for segment in stored.segments:
-        at = segment.at()[0].long().cpu().expand(heads, -1)
-        held.scatter_(1, at, True)
+def _missing(evicted_at: Tensor, segments: list[Segment], seen: int, step: int) -> Int[Tensor, "head token"]:
+    """`evicted_at [head, token]` with tokens that a layer has seen and holds no more marked as gone from `step` on.
+
+    Stored heads may have multiplied: a policy of query heads begins with the model's key/value heads.
+    """
+    heads = segments[0].keys.shape[1]
+    evicted_at = evicted_at.repeat_interleave(heads // evicted_at.shape[0], 0)
+    held = torch.zeros(heads, evicted_at.shape[1] + 1, dtype=torch.bool)
+    for segment in segments:
+        held.scatter_(1, segment.at()[0].long().cpu().expand(heads, -1) + 1, True)
+    held = held[:, 1:]  # without the column of summaries, which hold no token of the text
+    held[:, seen:] = True  # not read yet
     return torch.where(held | (evicted_at != NEVER), evicted_at, step)

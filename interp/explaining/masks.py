@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from interp.cache import LensCache, StoredLayer
 from interp.errors import InterpError
 from interp.event import AttentionEvent
-from interp.explaining.base import Question
+from interp.explaining.base import NothingToSay, Question
 from interp.explaining.case import Case, one_text
 from interp.interventions.base import Keeper
 
@@ -48,7 +48,7 @@ class Masks(Question):
         of = self.of or ("keys" if kept_channels(case.policy.rest, "keys") else "values")
         first = kept_channels(case.policy.rest, of)
         if not first:
-            raise InterpError(f"masks: this policy stores all channels of {of}; there is no set to compare.")
+            raise NothingToSay(f"masks: this policy stores all channels of {of}; there is no set to compare.")
         layers = sorted(first)
         kept = torch.stack([first[i] for i in layers])  # [layer, head, channel]
         prompts = [kept]

@@ -17,8 +17,9 @@ from interp.cache import StoredLayer
 from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.explaining.base import Question
-from interp.explaining.case import Case
+from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import at_positions
+from interp.explaining.summaries import of_the_text
 from interp.naming import quoted
 from interp.segments import Segment
 
@@ -29,10 +30,11 @@ Tensor = torch.Tensor
 class MissedMass(Question):
     """For each step, with the full cache's own queries: attention to tokens that the policy had evicted by then.
 
-    A token that was merged into another counts as evicted. Beside it stand the least that any choice of as many tokens
-    would have missed at that step, the attention of the step's `top` share of tokens, and how many of those are still
-    held. For policies that act once after the prompt the direct errors are added, each layer by itself on the full
-    cache's inputs: of the logits (what dropped channels and merging do to them) and of the attention output.
+    A token that was merged into another, or that a summary stands for, counts as evicted. Beside it stand the least
+    that any choice of as many tokens would have missed at that step, the attention of the step's `top` share of tokens,
+    and how many of those are still held. For policies that act once after the prompt the direct errors are added, each
+    layer by itself on the full cache's inputs: of the logits (what dropped channels and merging do to them) and of the
+    attention output.
 
     Args:
         top: share of the tokens, by attention, whose recall is measured.
@@ -146,7 +148,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "logit_error": (
         ("head", "step"),
         "1",
-        "norm of the change of q·k over that of q·k, over the tokens held, with the full cache's queries",
+        "norm of the change of q·k over that of q·k, over tokens held (no summaries), with the full cache's queries",
     ),
     "output_error": (
         ("head", "step"),
@@ -189,18 +191,17 @@ def direct_errors(
 def relative_logit_error(
     q: Float[Tensor, "1 head step d"], k: Tensor, segments: Iterable[Segment], d_head: int
 ) -> Float[Tensor, "head step"]:
-    """‖q (K - K')ᵀ‖ / ‖q Kᵀ‖ over the tokens that `segments` hold, a step seeing no later token."""
+    """‖q (K - K')ᵀ‖ / ‖q Kᵀ‖ over the tokens of the text that `segments` hold, a step seeing no later token."""
     heads, steps = q.shape[1], q.shape[2]
     first = k.shape[2] - steps
     error = total = torch.zeros(heads, steps, device=q.device)
     for segment in segments:
         true = at_positions(k, segment)[0].float()
         change = true - segment.dense_keys(d_head)[0].float()
-        at = segment.at()[0].to(q.device)
+        at = segment.at()[0].to(q.device).expand(true.shape[0], -1)
+        at = at.masked_fill(~of_the_text(segment)[0], NEVER)  # a summary has no true key to be compared with
         step = torch.arange(steps, device=q.device)
-        seen: Bool[Tensor, "head step n"] = _by_query_head(at.expand(true.shape[0], -1), heads)[:, None] <= (
-            first + step[:, None]
-        )
+        seen: Bool[Tensor, "head step n"] = _by_query_head(at, heads)[:, None] <= first + step[:, None]
         queries = q[0].float()
         error = error + _energy(queries, _by_query_head(change, heads), seen)
         total = total + _energy(queries, _by_query_head(true, heads), seen)

@@ -69,7 +69,8 @@ class Perturbation(Question):
         return xr.Dataset(described, coords, attrs)
 
     def findings(self, result: xr.Dataset) -> list[str]:
-        error, worse = result["layer_error"].mean("step"), result["nll_difference"]
+        moved = result["attn_out_error"] if "attn_out_error" in result else result["layer_error"]
+        error, worse = moved.mean("step"), result["nll_difference"]
         if float(result["layer_error"].max()) == 0:
             return ["No layer's attention output moved at all."]
         most, least = int(error.values.argmax()), int(error.values.argmin())

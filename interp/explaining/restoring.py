@@ -10,16 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from interp_kernels import cut
 from jaxtyping import Float, Int
 
 from interp.cache import LensCache, StoredLayer
+from interp.explaining.summaries import Membership, of_the_text, without
 from interp.interventions.base import Keeper
 from interp.segments import INDEX, POSITION, Segment, others
 
 Tensor = torch.Tensor
+Part = Literal["keys", "values"]
 
 
 class _AtRest(Keeper):
@@ -56,30 +59,40 @@ def _copy(layer: object, rows: int, keeper: Keeper) -> object:
 
 def with_channels(
     cache: LensCache,
-    keys: Mapping[int, Float[Tensor, "1 kv_head token d_head"]],
+    full: Mapping[int, Float[Tensor, "1 kv_head token d"]],
     channels: Sequence[Sequence[tuple[int, int, int]]],
+    of: Part = "keys",
 ) -> LensCache:
     """A cache at rest with a row for each entry of `channels`: (layer, stored head, channel) that it has back.
 
-    `keys` are the full cache's, by layer. A row may have back several channels. Raises nothing: a channel that is
-    stored already is left as it is.
+    `full` are the full cache's keys, or values, by layer. A row may have back several channels. Raises nothing: a
+    channel that is stored already is left as it is. Summary tokens keep what stands in its place, since the full cache
+    has none.
     """
     made = at_rest(cache, len(channels))
     for layer, own in made.stored.items():
         wanted = [[(head, channel) for i, head, channel in row if i == layer] for row in channels]
         if any(wanted):
+            width = full[layer].shape[-1]
             own.segments = [
-                s if s.channels is None else _widened(s, keys[layer], wanted, own.d_head) for s in own.segments
+                s if stored_channels(s, of) is None else _widened(s, full[layer], wanted, width, of)
+                for s in own.segments
             ]
     return made
 
 
-def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]], d_head: int) -> Segment:
+def stored_channels(segment: Segment, of: Part) -> Int[Tensor, "batch head kept"] | None:
+    """Which channels of keys or values a segment stores, rising; None: all."""
+    return segment.channels if of == "keys" else segment.value_channels
+
+
+def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]], width: int, of: Part) -> Segment:
     """A packed segment that stores more channels: each head the ones it wants, and zeros where others want more."""
-    assert segment.channels is not None
+    own = stored_channels(segment, of)
+    assert own is not None
     rows, heads, n, _ = segment.keys.shape
-    original = at_positions(full, segment).expand(rows, heads, n, d_head)
-    stored = torch.zeros(rows, heads, d_head, dtype=torch.bool).scatter(-1, segment.channels.long().cpu(), True)
+    original = at_positions(full, segment).expand(rows, heads, n, width)
+    stored = torch.zeros(rows, heads, width, dtype=torch.bool).scatter(-1, own.long().cpu(), True)
     back = torch.zeros_like(stored)
     for row, pairs in enumerate(wanted):
         for head, channel in pairs:
@@ -89,15 +102,17 @@ def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]]
         return segment
     # channels that come back first, then other absent ones as fillers: these hold what stood for them before
     order = (back.int() * 2 + (~stored).int()).sort(dim=-1, descending=True, stable=True).indices[..., :extra]
-    index = order.to(full.device)
-    now = segment.dense_keys(d_head)
-    dense = torch.where(back.to(full.device)[:, :, None], original.to(now.dtype), now)
-    channels = torch.cat([segment.channels.long(), index], -1).sort(-1).values.to(INDEX)
-    widened = replace(segment, keys=cut(dense, channels), channels=channels)
+    channels = torch.cat([own.long(), order.to(full.device)], -1).sort(-1).values.to(INDEX)
+    now = segment.dense_keys(width) if of == "keys" else segment.dense_values(width)
+    comes = back.to(full.device)[:, :, None] & of_the_text(segment)[..., None]
+    dense = cut(torch.where(comes, original.to(now.dtype), now), channels)
+    if of == "values":
+        return replace(segment, values=dense, value_channels=channels)
+    widened = replace(segment, keys=dense, channels=channels)
     if segment.key_mean is not None:  # fillers and what comes back no longer need what stood for them
-        whole = torch.zeros(rows, heads, d_head, dtype=segment.key_mean.dtype, device=full.device)
-        whole.scatter_(-1, others(segment.channels, d_head), segment.key_mean)
-        widened = replace(widened, key_mean=whole.gather(-1, others(channels, d_head)))
+        whole = torch.zeros(rows, heads, width, dtype=segment.key_mean.dtype, device=full.device)
+        whole.scatter_(-1, others(own, width), segment.key_mean)
+        widened = replace(widened, key_mean=whole.gather(-1, others(channels, width)))
     return widened
 
 
@@ -106,16 +121,20 @@ def with_tokens(
     keys: Mapping[int, Float[Tensor, "1 kv_head token d_head"]],
     values: Mapping[int, Float[Tensor, "1 kv_head token d_value"]],
     tokens: Sequence[Sequence[tuple[int, int, int]]],
+    members: Mapping[int, Membership],
 ) -> LensCache:
     """A cache at rest with a row for each entry of `tokens`: (layer, stored head, position) that it has back.
 
-    `keys` and `values` are the full cache's, by layer. Tokens come back with all channels, whatever others keep.
+    `keys` and `values` are the full cache's, by layer. Tokens come back with all channels, whatever others keep. One
+    that a summary stands for leaves it, or it would count twice: `members` are those of layers that have summaries.
     """
     made = at_rest(cache, len(tokens))
     for layer, own in made.stored.items():
         wanted = [[(head, position) for i, head, position in row if i == layer] for row in tokens]
         if any(wanted):
             back = _returned(own.segments[0], keys[layer], values[layer], wanted)
+            if layer in members:
+                own.segments = without(own.segments, values[layer], wanted, members[layer])
             own.segments = [back, *own.segments]
     return made
 
@@ -140,14 +159,14 @@ def _returned(like: Segment, keys: Tensor, values: Tensor, wanted: list[list[tup
 
 
 def at_positions(full: Float[Tensor, "batch kv_head token d"], segment: Segment) -> Float[Tensor, "batch head n d"]:
-    """What the full cache holds at a segment's positions, for each of its stored heads."""
+    """What the full cache holds at a segment's positions, for each of its stored heads; of summaries any token's."""
     if isinstance(segment.positions, Tensor):
         heads = segment.positions.shape[1]
     else:
         heads = segment.keys.shape[1]
     rows = full.shape[0]
     spread = full.repeat_interleave(heads // full.shape[1], 1)
-    at: Int[Tensor, "batch head n"] = segment.at().long().expand(-1, heads, -1)
+    at: Int[Tensor, "batch head n"] = segment.at().long().clamp_min(0).expand(-1, heads, -1)
     return spread.expand(max(rows, at.shape[0]), -1, -1, -1).gather(
         2, at.expand(max(rows, at.shape[0]), -1, -1)[..., None].expand(-1, -1, -1, full.shape[-1])
     )

@@ -23,7 +23,7 @@ def cache_attribution(ds: xr.Dataset) -> go.Figure:
     `ds`: an answer to the question `attribution` of `interp.explain`. Raises `FigureError` for any other dataset.
     """
     ds = need(ds, "cache_attribution", RESULT, "effect", "mean_effect", "score", "spearman", kind="question")
-    of = ds.attrs.get("of", "channels")
+    of = str(ds.attrs.get("of", "channels")).replace("_", " ")
     names = _names(ds)
     score, size = (ds[name].values.astype("float32") for name in ("score", "mean_effect"))
     random = ds["random"].values == 1
@@ -71,7 +71,7 @@ def cache_attribution(ds: xr.Dataset) -> go.Figure:
 
 
 def _names(ds: xr.Dataset) -> np.ndarray:
-    """How labels name each sample: `L3 H1 channel 5`, or the token's position and text."""
+    """How labels name each sample: `L3 H1 ch 5`, or the token's position and text."""
     if "token_text" in ds:
         last = [
             f"{at} {quoted(str(text), 14)}"

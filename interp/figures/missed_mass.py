@@ -12,19 +12,23 @@ from interp.figures._text import quoted
 from interp.figures._theme import AMOUNT, BLUE, GREY, INK, ORANGE, finish, row_labels, rows_height, top_down
 
 RESULT = "missed_mass"
+OUTPUT = "error of the attention output"
 
 
 def missed_mass(ds: xr.Dataset) -> go.Figure:
     """For a policy that evicts tokens: left, the attention that later tokens would have paid to what was evicted, by
     layer and head; right, its mean over heads beside the least that any choice of as many tokens would have missed, and
-    each layer's most missed token. For one that only drops channels: the relative error of its logits, and beside it
-    that of the attention output.
+    each layer's most missed token. For one that only drops channels: the relative error of its logits (where it drops
+    key channels), and that of the attention output.
 
     `ds`: an answer to the question `missed_mass` of `interp.explain`. Raises `FigureError` for any other dataset.
     """
     ds = need(ds, "missed_mass", RESULT, "missed_mass", "least_missed", "missed_of_token", kind="question")
     evicts = bool((ds["missed_mass"] > 0).any()) or "logit_error" not in ds
-    name, what = ("missed_mass", "attention missed") if evicts else ("logit_error", "relative logit error")
+    name, what = "missed_mass", "attention missed"
+    if not evicts:
+        of_keys = bool((ds["logit_error"] > 0).any()) or "output_error" not in ds
+        name, what = ("logit_error", "relative logit error") if of_keys else ("output_error", OUTPUT)
     by_head = ds[name].mean("step").transpose("layer", "head").values.astype("float32")
     layers = [f"layer {layer}" for layer in ds["layer"].values]
     height = rows_height(len(layers), 21)
@@ -37,8 +41,8 @@ def missed_mass(ds: xr.Dataset) -> go.Figure:
     shown = [(what, name, BLUE)]
     if evicts:
         shown.append(("least possible", "least_missed", GREY))
-    if "output_error" in ds:
-        shown.append(("error of the attention output", "output_error", ORANGE))
+    if "output_error" in ds and name != "output_error":
+        shown.append((OUTPUT, "output_error", ORANGE))
     for label, variable, colour in shown:
         values = ds[variable].mean(("head", "step")).values.astype("float32")
         fig.add_scatter(

@@ -12,12 +12,13 @@ from interp.figures._text import quoted
 from interp.figures._theme import AMOUNT, BLUE, ORANGE, finish, row_labels, rows_height, top_down
 
 RESULT = "perturbation"
+NAMED = 4
 
 
 def perturbation(ds: xr.Dataset) -> go.Figure:
     """Above, the relative change of each layer's attention output while the true text is read on under the policy,
     ‖o_full - o_policy‖ / ‖o_full‖. Below, what happens to the loss of the next token: orange is worse than with the
-    full cache, blue is better.
+    full cache, blue is better; the tokens that lost most are named.
 
     `ds`: an answer to the question `perturbation` of `interp.explain`. Raises `FigureError` for any other dataset.
     """
@@ -44,6 +45,14 @@ def perturbation(ds: xr.Dataset) -> go.Figure:
         hovertemplate="step %{x}: next is %{text}<br>%{y:+.3f} nats, from %{customdata:.3f}<extra></extra>",
         row=2, col=1,
     )  # fmt: skip
+    top = float(worse.max(initial=0.0))
+    for i in np.argsort(-worse)[:NAMED]:
+        if worse[i] > max(0.1, top / 4):
+            fig.add_annotation(
+                text=following[i], x=steps[i], y=float(worse[i]), textangle=-45, xanchor="left", yanchor="bottom",
+                xshift=-6, showarrow=False, row=2, col=1,
+            )  # fmt: skip
+            fig.update_yaxes(range=[1.1 * min(0.0, float(worse.min())), 1.5 * top], row=2, col=1)
     numbers = [str(layer) for layer in ds["layer"].values]
     fig.update_yaxes(
         title_text="layer", **top_down(len(layers)), **row_labels(numbers, layers, height - 200), row=1, col=1
@@ -51,8 +60,8 @@ def perturbation(ds: xr.Dataset) -> go.Figure:
     fig.update_yaxes(title_text="nats", row=2, col=1)
     fig.update_xaxes(showgrid=False)
     fig.update_xaxes(title_text="step (true token read after the prompt)", row=2, col=1)
-    top = float(np.nanquantile(error, 0.995)) or 1.0
+    strong = float(np.nanquantile(error, 0.995)) or 1.0
     bar = {"title": {"text": "relative<br>change"}, "tickformat": ".0%", "len": 0.6, "y": 1, "yanchor": "top"}
-    fig.update_layout(coloraxis={"colorscale": AMOUNT, "cmin": 0, "cmax": top, "colorbar": bar})
+    fig.update_layout(coloraxis={"colorscale": AMOUNT, "cmin": 0, "cmax": strong, "colorbar": bar})
     title = f"Attention outputs move by {error.mean():.1%}, the loss by {worse.mean():+.3f} nats a token"
     return finish(fig, title, height)

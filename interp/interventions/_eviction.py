@@ -32,7 +32,9 @@ class Eviction(CachePolicy):
     """Keep the `budget` best tokens of the prompt in every key/value head and drop the others.
 
     Args:
-        budget: tokens that stay: a float is a share of the prompt's tokens, a whole number that many tokens.
+        budget: tokens that stay: a float is a share of the prompt's tokens, a whole number that many tokens. In a
+            padded batch the share is one of all columns, padding too, so a text keeps more than it would alone; with
+            a whole number it keeps the same.
         sinks: tokens at the text's beginning that always stay.
     """
 
@@ -60,6 +62,11 @@ class Eviction(CachePolicy):
     def recent_tokens(self, capacity: int) -> int:
         """How many of them are the newest ones."""
         return 0
+
+    @property
+    def queries_needed(self) -> int | None:
+        """How many of the prompt's newest queries the scores look at; None: all of them."""
+        return None
 
     @abstractmethod
     def scores(self, layer: int, event: AttentionEvent) -> Float[Tensor, "batch head token"]:
@@ -92,6 +99,7 @@ class EvictionPlan(Plan):
 
     def __init__(self, policy: Eviction, prompt: Prompt) -> None:
         self.policy, self.prompt = policy, prompt
+        self.queries_needed = policy.queries_needed
         self.scored: dict[int, Float[Tensor, "batch head token"]] = {}
         self.recent: dict[int, int] = {}
         """Newest tokens that are never evicted, of each layer that was compressed."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import numbers
 import re
 import tomllib
@@ -210,7 +211,10 @@ def _checked(name: str, key: str, value: Any, kind: Any, *readings: Any) -> Any:
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """`value` as a plain Python value of the type `kind`; raises `_MisfitError` where it is of another."""
+    """`value` as a plain Python value of the type `kind`; raises `_MisfitError` where it is of another.
+
+    Numbers are finite: no setting means anything at infinity, and one that is not a number passes every comparison.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         for member in sorted(arguments, key=lambda t: _STRICT_FIRST.index(t) if t in _STRICT_FIRST else 9):
@@ -231,7 +235,7 @@ def _typed(value: Any, kind: Any) -> Any:
         return value
     elif kind is int and not isinstance(value, bool) and isinstance(value, numbers.Integral):
         return int(value)
-    elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real):
+    elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
     raise _MisfitError
 
@@ -244,5 +248,5 @@ def _described(kind: Any) -> str:
         return " or ".join(_described(member) for member in arguments)
     if origin is tuple:
         return f"a list of {_described(arguments[0]).removeprefix('a ')}s in brackets"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: _NONE}
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", NoneType: _NONE}
     return names.get(kind, str(kind))

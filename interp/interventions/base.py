@@ -124,6 +124,9 @@ class Plan(ABC):
 
     moment: Moment = "layer"
     each_step: bool = False
+    queries_needed: int | None = None
+    """How many of the prompt's newest queries `observe` looks at, at most; None: all of them. A chunked prefill keeps
+    only so many of each layer, and the event that follows it may hold no more."""
     ledger: list[Entry] | None = None
     """Where a token policy writes down what it evicts, if somebody keeps account (`lens.apply(..., ledger=True)`)."""
 
@@ -174,6 +177,19 @@ class Keeper:
     def moment(self) -> Moment:
         return self.plans["tokens"].moment if "tokens" in self.plans else "layer"
 
+    def needs_more_than(self, seen: int) -> bool:
+        """Whether policies have yet to compress a prompt that is longer than `seen` tokens."""
+        return self.prompt_tokens is not None and seen < self.prompt_tokens and self._uncompressed
+
+    def waits(self, seen: int) -> bool:
+        """Whether policies wait for the first token after the prompt, when `seen` tokens were read."""
+        read = self.prompt_tokens is not None and seen >= self.prompt_tokens
+        return read and self.moment == "first_decode" and self._uncompressed
+
+    @property
+    def _uncompressed(self) -> bool:
+        return bool(self.plans) and not self.compressed.issuperset(self.layers)
+
     def attended(
         self,
         layer: int,
@@ -193,7 +209,7 @@ class Keeper:
                 tokens.step(layer, own)
             return
         if own.seen < self.prompt_tokens:
-            self._earlier_queries.setdefault(layer, []).append(q)
+            self._keep_queries(layer, q)
             return
         if own.seen == self.prompt_tokens:
             seen = self._whole(layer, q, event())
@@ -208,17 +224,31 @@ class Keeper:
             for each in self.layers:
                 self.compress(each, stored[each])
 
+    def _keep_queries(self, layer: int, q: Tensor) -> None:
+        """Keep the queries of a chunk of the prompt, as far as a plan may want to see them when the prompt is read."""
+        needed = [plan.queries_needed for plan in self.plans.values()]
+        most = None if None in needed else max(n for n in needed if n is not None)
+        earlier = self._earlier_queries.setdefault(layer, [])
+        if most is None:
+            earlier.append(q)
+        elif most > 0:
+            earlier[:] = [torch.cat([*earlier, q], 2)[:, :, -most:].clone()]
+
     def _whole(self, layer: int, q: Tensor, event: AttentionEvent) -> AttentionEvent:
-        """The event of the whole prompt: queries of earlier chunks of a chunked prefill are put in front."""
+        """The event of the whole prompt, or of as many of its newest queries as plans look at: those that were kept of
+        earlier chunks are put in front."""
         earlier = self._earlier_queries.pop(layer, None)
         if not earlier:
             return event
         facts = dict(event.facts)
         if facts.get("mask") is not None:
             raise InterpError("a cache policy cannot follow a chunked prefill whose mask is no plain causal mask.")
-        facts["offset"] = 0
-        facts["query_mask"] = facts.get("key_mask")
-        return dataclasses.replace(event, q=torch.cat([*earlier, q], 2), facts=facts)
+        q = torch.cat([*earlier, q], 2)
+        keys, queries = event.k.shape[2], q.shape[2]
+        facts["offset"] = keys - queries
+        if facts.get("key_mask") is not None:
+            facts["query_mask"] = facts["key_mask"][:, keys - queries :]
+        return dataclasses.replace(event, q=q, facts=facts)
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         """Let the policies drop from a layer what they drop, with what they have observed of it."""
@@ -240,6 +270,8 @@ class Keeper:
         """The batch goes on with `rows` of it, as in beam search."""
         for plan in self.plans.values():
             plan.reorder(rows)
+        for layer, earlier in self._earlier_queries.items():
+            self._earlier_queries[layer] = [q.index_select(0, rows.to(q.device)) for q in earlier]
 
 
 def padding_of(facts: Mapping[str, Any]) -> Tensor | None:

@@ -30,8 +30,10 @@ class D2O(Eviction):
     Settings that are None follow `variant`: "paper" as the text describes it (where it leaves something open, ports
     were followed), "code" as released. Each can be set by itself.
 
-    Args, besides `Eviction`'s (budget, a share of the prompt over all layers; sinks, 4):
-        metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`.
+    Args, besides `Eviction`'s (budget, a share of the prompt over all layers, of all columns in a padded batch; sinks,
+    4):
+        metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`. A layer
+            has one budget for all texts of a batch, from the mean over them.
         recent_share: part of a layer's budget for the newest tokens. Paper 1/4 (N:M = 3:1), code 1/2.
         skip: layers that are left alone, though they count in the budgets' softmax. Paper none; code the first two and
             the last, so that its mean budget is larger than `budget`.
@@ -41,7 +43,8 @@ class D2O(Eviction):
             the n-th evicted tokens of all heads together, by their mean similarity.
         beta: the threshold is the mean similarity at the first eviction, later (1 - beta) * threshold + beta * x with x
             the similarity just seen; it is updated before it is used. Paper 0.7, code 0.5.
-        compress_at: "prefill_end", or "first_decode": attend in full once more and count that row too (code).
+        compress_at: "prefill_end", or "first_decode": attend in full once more and count that row too (code). The
+            first token after the prompt then has to come by itself, as it does in `generate` and `lens.score`.
         granularity: "kv_head", attention summed over the group; "query_head" as released, keys stored g times.
 
     Differs from the release, whose nine bugs are not copied: the threshold belongs to one sequence; any head count and
@@ -71,7 +74,7 @@ class D2O(Eviction):
         for name in ("recent_share", "beta"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise InterpError(f"d2o: {name} should be at least 0 and below 1, found {value}.")
-        if not 0 < self.centre < float("inf"):
+        if not self.centre > 0:
             raise InterpError(f"d2o: centre, a target's own weight, should be above 0, found {self.centre}.")
         if self.skip is not None and min(self.skip, default=0) < 0:
             raise InterpError(f"d2o: skip should be a tuple of layer numbers, such as (0, 1), found {self.skip!r}.")

@@ -83,5 +83,9 @@ class H2OWindow(_HeavyHitters):
         if not 1 <= self.window <= prompt.tokens:
             raise InterpError(f"h2o_window: window={self.window} does not fit a prompt of {prompt.tokens} tokens.")
 
+    @property
+    def queries_needed(self) -> int:
+        return self.window
+
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         return window_mass(event, self.window)

@@ -32,5 +32,9 @@ class Knorm(Eviction):
     def recent_tokens(self, capacity: int) -> int:
         return self.recent
 
+    @property
+    def queries_needed(self) -> int:
+        return 0
+
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         return -event.k.float().norm(dim=-1)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from interp.errors import InterpError
 from interp.event import AttentionEvent
 from interp.interventions.h2o import _HeavyHitters
 
@@ -23,6 +24,15 @@ class RandomTokens(_HeavyHitters):
 
     name: ClassVar[str] = "random"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise InterpError(f"random: seed should be at least 0, found {self.seed}.")
+
+    @property
+    def queries_needed(self) -> int:
+        return 0
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         draw = np.random.default_rng((self.seed, layer)).random(event.k.shape[:3], np.float32)

@@ -49,6 +49,10 @@ class SnapKV(Eviction):
             raise InterpError(f"{self.name}: window={self.window} is longer than the prompt of {prompt.tokens} tokens.")
         super().check(prompt)
 
+    @property
+    def queries_needed(self) -> int:
+        return self.window
+
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         mass = window_mass(event, self.window)
         mass = mass.unflatten(1, (event.k.shape[1], -1)).sum(2)

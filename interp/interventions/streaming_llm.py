@@ -27,6 +27,10 @@ class StreamingLLM(Eviction):
     def recent_tokens(self, capacity: int) -> int:
         return max(0, capacity - self.sinks)
 
+    @property
+    def queries_needed(self) -> int:
+        return 0
+
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         batch, heads, tokens, _ = event.k.shape
         return torch.zeros(batch, heads, tokens, device=event.k.device)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from interp_kernels import channel_gram
 from jaxtyping import Float, Int
 
 from interp.errors import InterpError
@@ -121,6 +122,7 @@ class _ThinKPlan(Plan):
     def __init__(self, policy: ThinK, prompt: Prompt) -> None:
         self.policy, self.prompt = policy, prompt
         self.judges: dict[int, _Judge] = {}
+        self.queries_needed = None if policy.takes_over or policy.weigh == "attention" else policy.window
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         if layer not in self.judges:  # the prompt's queries judge, not those of generated tokens
@@ -143,6 +145,10 @@ class _ThinKPlan(Plan):
         if k_value:
             packed = packed.pack_values(judge.values(real(whole.values, whole, stored.padding), k_value))
         stored.segments = [packed, *dense]
+
+    def reorder(self, rows: Tensor) -> None:
+        # judges are there from the prompt until a token policy that waits has compressed
+        self.judges = {layer: judge.of_rows(rows) for layer, judge in self.judges.items()}
 
     def _pack_keys(
         self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, padding: Tensor | None
@@ -192,10 +198,20 @@ class _Judge:
             policy,
             mass=event.column_mass.unflatten(1, (-1, group)).sum(2) if policy.weigh == "attention" else empty,
             energy=last.square().mean((2, 3)),
-            gram=torch.einsum("bhgtc,bhgtd->bhcd", last, last) if policy.selector == "gram" else empty,
-            all_gram=torch.einsum("bhgtc,bhgtd->bhcd", grouped, grouped) if policy.takes_over else empty,
+            gram=channel_gram(last.flatten(1, 2), heads=last.shape[1]) if policy.selector == "gram" else empty,
+            all_gram=channel_gram(q, heads=last.shape[1]) if policy.takes_over else empty,
             read=cls._read(event, policy, group, layer, output_norms),
         )
+
+    def of_rows(self, rows: Tensor) -> _Judge:
+        """What the queries of `rows` of the batch say."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {
+            name: x.index_select(0, rows.to(x.device))
+            for name, x in held.items()
+            if isinstance(x, Tensor) and x.numel()
+        }
+        return replace(self, **chosen)
 
     @staticmethod
     def _read(event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable) -> Tensor | None:

@@ -84,6 +84,24 @@ def test_missed_mass_of_a_channel_policy_shows_its_errors(answers):
     assert [trace.name for trace in lines] == ["relative logit error", "error of the attention output"]
 
 
+def test_missed_mass_of_a_policy_of_value_channels_shows_the_error_of_the_output(answers):
+    ds = answers["missed_mass"]
+    ds["missed_mass"][:] = ds["logit_error"][:] = 0.0
+    heat, line = figures.missed_mass(ds).data
+    np.testing.assert_allclose(heat.z, ds["output_error"].mean("step"), rtol=1e-5)
+    assert line.name == "error of the attention output"
+
+
+def test_perturbation_names_the_tokens_that_lost_most(answers):
+    ds = answers["perturbation"]
+    ds["nll_difference"][:], ds["next_text"][:] = 0.01, "dull"
+    ds["nll_difference"][[3, 7]], ds["next_text"][[3, 7]] = [2.0, 1.0], [" two", " one"]
+    fig = figures.perturbation(ds)
+    named = {(note.x, note.text) for note in fig.layout.annotations if note.textangle}
+    assert named == {(3, "“ two”"), (7, "“ one”")}
+    assert fig.layout.yaxis2.range[1] > 2.5, "there is room for the names"
+
+
 def test_perturbation_says_which_tokens_got_worse(answers):
     ds = answers["perturbation"]
     heat, bars = figures.perturbation(ds).data
@@ -104,3 +122,11 @@ def test_cache_attribution_orders_the_strongest(answers):
     np.testing.assert_allclose(dots.x[: ds.sizes["step"]], -5.0)
     assert means.text[0].startswith(f"L{int(ds['layer'][7])} H{int(ds['kv_head'][7])} {int(ds['position'][7])} “")
     np.testing.assert_array_equal(random.y, ds["mean_effect"].values[ds["random"].values == 1])
+
+
+def test_cache_attribution_of_value_channels_says_so(answers):
+    ds = answers["attribution"].drop_vars("token_text").rename({"position": "channel"})
+    ds.attrs["of"] = "value_channels"
+    fig = figures.cache_attribution(ds)
+    assert fig.layout.title.text.startswith("64 value channels put back")
+    assert fig.data[-1].text[0].split()[2] == "ch"

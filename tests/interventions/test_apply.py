@@ -120,7 +120,7 @@ def test_every_call_starts_its_own_cache() -> None:
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"ratio": 1.0}, "ratio should be at least 0 and below 1, found 1.0"),
     ({"ratio": -0.1}, "ratio should be at least 0 and below 1, found -0.1"),
-    ({"ratio": float("nan")}, "ratio should be at least 0 and below 1, found nan"),
+    ({"ratio": float("nan")}, "ratio should be a finite number, found nan"),
     ({"value_ratio": 1.5}, "value_ratio should be at least 0 and below 1, found 1.5"),
     ({"window": 0}, "window should be at least 1"),
     ({"recent": -1}, "recent"),
@@ -134,7 +134,8 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"window": 8.5}, "window"),
     ({"recent": 2.5}, "recent"),
     ({"sinks": 0.5}, "sinks"),
-    ({"ridge": float("nan")}, "ridge"),
+    ({"ridge": float("nan")}, "ridge should be a finite number, found nan"),
+    ({"ridge": float("inf")}, "ridge should be a finite number, found inf"),
     ({"seed": -1}, "seed"),
     ({"compensate": "no"}, "compensate"),
     ({"value_score": "wo"}, "value_score should be one of magnitude, attn, attn_wo, found 'wo'"),

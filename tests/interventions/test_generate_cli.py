@@ -217,7 +217,7 @@ MISTAKES = {
     "missing file": (["--prompt-file", "/no/such.txt"], "/no/such.txt"),
     "unknown intervention": (["--prompt", "w5", "--with", "thnk"], "did you mean 'think'"),
     "unknown setting": (["--prompt", "w5", "--with", "think:rato=1"], "did you mean 'ratio'"),
-    "bad value": (["--prompt", "w5", "--with", "think:ratio=x"], "ratio should be a number"),
+    "bad value": (["--prompt", "w5", "--with", "think:ratio=x"], "ratio should be a finite number"),
     "ratio of one": (["--prompt", "w5", "--with", "think:ratio=1"], "below 1"),
     "window beyond the prompt": (["--prompt", "w5 w6", "--with", "think:window=9"], "longer than the prompt"),
     "two of one stage": (["--prompt", PROMPT, "--with", "h2o", "--with", "knorm"], "apply one of them"),

@@ -2,79 +2,134 @@
 
 from __future__ import annotations
 
-import math
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
 from interp import InterpError
-from interp.interventions._summaries import clusters, summarised
-from interp.interventions.recall import Recall
+from interp.cache import LensCache
+from interp.event import AttentionEvent
+from interp.interventions._summaries import BLOCK, Readers
+from interp.interventions.base import Keeper
+from interp.interventions.recall import Recall, RecallPlan
+from tests.interventions.test_summaries import dense_clusters, dense_summaries
 from tests.models import shared, tokens
 
-ROWS, EVICTED, D = 200, 12, 8
+
+def applied(policy: Recall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padded: int = 0) -> tuple[Any, Any]:
+    """(stored layer, plan) after the policy saw one layer's queries, keys and values; `padded` columns of text 0 are
+    padding."""
+    lens = interp.load(shared("llama"))
+    tokens = q.shape[2]
+    keeper = Keeper((policy,), lens.cfg, (0,), lens.output_norms)
+    cache = LensCache(lens.model.config, keeper)
+    keeper.expect(tokens)
+    cache.update(k, v, 0)
+    facts: dict[str, Any] = {"causal": True, "offset": 0}
+    if padded:
+        real = torch.ones(len(q), tokens, dtype=torch.bool)
+        real[0, :padded] = False
+        facts |= {"key_mask": real, "query_mask": real}
+    event = AttentionEvent(0, q, k, v, q.shape[-1] ** -0.5, facts=facts)
+    keeper.attended(0, cache.stored, q, lambda: event)
+    return cache.stored[0], keeper.plans["tokens"]
 
 
-def drawn(seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """(rows, keys, values) of two texts and three heads."""
-    make = torch.Generator().manual_seed(seed)
-    shapes = ((2, 3, ROWS, D), (2, 3, EVICTED, D), (2, 3, EVICTED, 5))
-    return tuple(torch.randn(shape, generator=make, dtype=torch.float64) for shape in shapes)
+def layer(batch: int, heads: int, kv_heads: int, tokens: int, d: int) -> tuple[torch.Tensor, ...]:
+    make = torch.Generator().manual_seed(5)
+    return tuple(torch.randn(batch, h, tokens, d, generator=make) for h in (heads, kv_heads, kv_heads))
 
 
-def fitted(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: torch.Tensor, count: int, ridge: float):
-    """Summaries where the rows' attention goes to the evicted tokens and to as much again elsewhere."""
-    scores = rows @ keys.mT
-    lse = scores.logsumexp(-1) + math.log(2)
-    made = summarised(rows, scores - lse[..., None], lse, keys, values, group, count, ridge)
-    return made, (scores - lse[..., None]).exp(), lse
+@pytest.mark.parametrize("padded", [0, 9, 80])
+@torch.no_grad()
+def test_a_layer_is_what_the_dense_mathematics_makes_of_it(padded: int) -> None:
+    """Up to 1,024 tokens the readers are all queries of the last quarter; 80 columns of padding reach into it."""
+    q, k, v = layer(2, 6, 2, 100, 8)
+    stored, _ = applied(Recall(budget=0.3, sinks=2), q, k, v, padded)
+    old, summary, tail = stored.segments
+    assert (len(old), len(summary), len(tail)) == (30 - 7 - 9, 9, 7)
+    place = torch.arange(100)
+    for b, h in product(range(2), range(2)):
+        first = padded if b == 0 else 0
+        lost = torch.tensor(sorted(set(range(93)) - set(old.at()[b, h].tolist())))
+        at = torch.where(lost < first, 10**6, lost)
+        reading = place[max(75, first) :]
+        rows = q[b, 3 * h : 3 * h + 3, reading] * 8**-0.5
+        hidden = (place > reading[:, None]) | (place < first)
+        lse = (rows @ k[b, h].T).masked_fill(hidden, -torch.inf).logsumexp(-1)
+        readers = Readers(rows.flatten(0, 1), lse.flatten(), reading.repeat(3))
+        group = dense_clusters(k[b, h, lost], 9)
+        wanted = dense_summaries(readers, k[b, h, lost], v[b, h, lost], at, group, 9, 1.0)
+        for c in range(9):
+            of = lost[(group == c) & (lost >= first)]
+            assert summary.at()[b, h, c] == (int(of.float().mean()) if len(of) else 0)
+            for found, exact in zip((summary.keys, summary.values, summary.log_count), wanted, strict=True):
+                torch.testing.assert_close(found[b, h, c], exact[c], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("ridge", [1e-6, 1.0, 100.0])
-def test_a_group_of_one_is_that_token(ridge: float) -> None:
-    rows, keys, values = drawn()
-    group = torch.arange(EVICTED).expand(2, 3, -1)
-    made, _, _ = fitted(rows, keys, values, group, EVICTED, ridge)
-    torch.testing.assert_close(made.keys, keys)
-    torch.testing.assert_close(made.values, values)
-    torch.testing.assert_close(made.bias, torch.zeros_like(made.bias), atol=1e-8, rtol=0)
+@torch.no_grad()
+def test_a_text_of_padding_alone_disturbs_no_other() -> None:
+    q, k, v = layer(2, 6, 2, 40, 8)
+    both, _ = applied(Recall(budget=20), q, k, v, padded=40)
+    alone, _ = applied(Recall(budget=20), q[1:], k[1:], v[1:])
+    for found, wanted in zip(both.segments, alone.segments, strict=True):
+        torch.testing.assert_close(found.keys[1:], wanted.keys)
+        torch.testing.assert_close(found.values[1:], wanted.values)
 
 
-@pytest.mark.parametrize("ridge", [1e-6, 1.0])
-def test_equal_keys_are_one_key_that_weighs_as_many(ridge: float) -> None:
-    rows, keys, values = drawn(1)
-    keys = keys[:, :, :1].expand_as(keys)
-    made, _, _ = fitted(rows, keys, values, torch.zeros(2, 3, EVICTED, dtype=torch.long), 1, ridge)
-    torch.testing.assert_close(made.keys, keys[:, :, :1])
-    torch.testing.assert_close(made.values[:, :, 0], values.mean(2))
-    torch.testing.assert_close(made.bias, torch.full_like(made.bias, math.log(EVICTED)))
+@pytest.mark.parametrize(("tokens", "share"), [(1, 0.25), (40, 0.25), (1024, 0.25), (1030, 0.25), (5000, 0.7)])
+def test_readers_are_bounded_and_evenly_spaced(tokens: int, share: float) -> None:
+    q, k, v = layer(1, 2, 1, tokens, 2)
+    plan: Any = RecallPlan(Recall(queries=share), None)  # type: ignore[arg-type]
+    plan.observe(0, AttentionEvent(0, q, k, v, 1.0, facts={"causal": True, "offset": 0}))
+    rows, lse, at = plan.readers[0]
+    span = max(1, int(tokens * share))
+    count = min(span, 256)
+    assert rows.shape == (1, 1, 2 * count, 2)
+    assert lse.shape == (1, 1, 2 * count)
+    of_head = at[0, :count]
+    assert torch.equal(at[0, count:], of_head)
+    torch.testing.assert_close(rows[0, 0, count:], q[0, 1, of_head])
+    assert of_head[-1] == tokens - 1
+    assert of_head[0] >= tokens - span
+    gaps = of_head.diff()
+    assert set(gaps.tolist()) <= {span // count, -(-span // count)}
 
 
-def test_attention_to_a_group_is_exact_in_sum_and_close_row_by_row() -> None:
-    rows, keys, values = drawn(2)
-    group = clusters(keys, 3)
-    made, attention, lse = fitted(rows, keys, values, group, 3, 1e-3)
-    given = (rows @ made.keys.mT + made.bias[:, :, None] - lse[..., None]).exp()
-    wanted = torch.stack([(attention * (group == c)[:, :, None]).sum(-1) for c in range(3)], -1)
-    torch.testing.assert_close(given.sum(2), wanted.sum(2))
-    # against one mean key a group, which needs no queries
-    member = torch.nn.functional.one_hot(group, 3).double()
-    mean_key = member.mT @ keys / member.sum(2)[..., None]
-    naive = (rows @ mean_key.mT - lse[..., None]).exp()
-    naive = naive * (wanted.sum(2) / naive.sum(2))[:, :, None]
-    assert (given - wanted).square().mean() < (naive - wanted).square().mean()
+def test_readers_are_freed_where_nothing_is_dropped() -> None:
+    for budget in (0.5, 1.0):
+        stored, plan = applied(Recall(budget=budget), *layer(1, 2, 1, 40, 4))
+        assert stored.kept == int(40 * budget)
+        assert plan.readers == {}
 
 
-def test_clusters_find_what_is_far_apart() -> None:
-    make = torch.Generator().manual_seed(3)
-    centres = torch.randn(1, 1, 4, D, generator=make) * 50
-    of = torch.arange(40) // 10
-    keys = centres[:, :, of] + torch.randn(1, 1, 40, D, generator=make)
-    found = clusters(keys, 4)[0, 0]
-    assert all(len(found[of == c].unique()) == 1 for c in range(4))
-    assert len(found.unique()) == 4
+class _Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize(("tokens", "budget"), [(2048, 0.2), (4096, 0.6)])
+@torch.no_grad()
+def test_nothing_larger_than_a_block_is_ever_held(tokens: int, budget: float) -> None:
+    """Neither queries x evicted tokens, nor queries x channels x summaries, nor evicted tokens x summaries: a block is
+    an eighth of one head's map at 2,048 tokens, and does not grow with the prompt."""
+    q, k, v = layer(1, 4, 2, tokens, 32)
+    assert q.numel() <= BLOCK == 2048**2 / 8
+    with _Largest() as largest:
+        applied(Recall(budget=budget), q, k, v)
+    assert k.numel() <= largest.elements <= BLOCK
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])

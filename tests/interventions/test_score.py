@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 import interp
-from interp import InterpError, ThinK
+from interp import D2O, InterpError, ThinK
+from tests.interventions.d2o_reference import deep
 from tests.interventions.zero_fill import ARCHITECTURES, full_layers, plain
 from tests.models import shared, tokenizer, tokens
 
@@ -88,6 +90,33 @@ def test_texts_are_tokens_and_padding_changes_nothing(policy: Any) -> None:
     one, other = (scores(row, rest[i : i + 1]) for i, row in enumerate(with_bos))
     assert torch.equal(scores(text(long), text(rest[:1])), one)
     close(scores([text(long), text(short)], rest), torch.cat([one, other]))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+@torch.no_grad()
+def test_a_policy_that_waits_for_the_first_token_has_acted_before_the_others(chunk: int) -> None:
+    """Against calls by hand: that token alone, which still sees everything, then `chunk` at a time."""
+    lens, text = interp.load(deep("llama")), tokens(length=60)
+    policy = D2O(budget=0.2, compress_at="first_decode")
+    with lens.apply(policy):
+        found = lens.score(text[:, :40], text[:, 40:], chunk=chunk)
+        logits = [lens(text[:, :40], use_cache=True)[:, -1:]]
+        cache = lens.last_cache
+        for part in (text[:, 40:41], *text[:, 41:-1].split(chunk, 1)):
+            logits.append(lens(part, past_key_values=cache, use_cache=True))
+    close(found, nll(torch.cat(logits, 1), text[:, 40:]))
+    own = lens.score(text[:, :40], text[:, 40:])
+    close(found[:, :2], own[:, :2])
+    assert (found[:, 2:] - own[:, 2:]).abs().amin(1).max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:d2o dropped nothing.*ended before it acts")
+@pytest.mark.parametrize("policy", [None, POLICY, D2O(budget=0.2)], ids=["none", "think", "d2o"])
+def test_one_token_is_scored_from_the_prompt_alone(policy: Any) -> None:
+    lens, text = interp.load(deep("llama")), tokens(length=41)
+    with nullcontext() if policy is None else lens.apply(policy):
+        found = lens.score(text[:, :40], text[:, 40:])
+    close(found, nll(lens(text).detach()[:, 39:40], text[:, 40:]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 import transformers as hf
 
 import interp
-from interp import InterpError, ThinK
+from interp import D2O, InterpError, Recall, ThinK
+from tests.interventions.d2o_reference import deep
 from tests.interventions.live_cache import Newest, close, left_padded, name_of, prefill
 from tests.interventions.zero_fill import Plain, plain
 from tests.models import shared, tokens
@@ -189,6 +190,43 @@ def test_crop_refuses_what_was_compressed_and_stays_whole(policy: Any) -> None:
     assert (cache.nbytes(), cache.get_seq_length()) == (before, 30)
 
 
+def test_a_refused_crop_cuts_no_layer() -> None:
+    """D2O as released leaves the first two layers and the last alone: these could go back further than the others."""
+    lens, ids, later = interp.load(deep("llama")), tokens(length=40), tokens(length=3, seed=3)
+    caches = [prefill(lens, D2O(budget=0.2, compress_at="prefill_end"), ids) for _ in range(2)]
+    for cache in caches:
+        lens(later, past_key_values=cache, use_cache=True)
+    with pytest.raises(InterpError, match="does not come back"):
+        caches[0].crop(-30)
+    assert [layer.seen for layer in caches[0].layers] == [43] * 5
+    assert (caches[0].report() == caches[1].report()).all(axis=None)
+    one, other = (lens(later, past_key_values=cache, use_cache=True) for cache in caches)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*sliding window and stay as they are")
+def test_a_crop_that_a_sliding_layer_refuses_cuts_no_layer() -> None:
+    """transformers' own layers refuse as soon as they have forgotten what their window has left behind."""
+    lens, ids = interp.load(shared("gemma3")), tokens(length=30)
+    cache = prefill(lens, POLICY, ids)
+    cache.layers.reverse()
+    cache.layers.insert(0, cache.layers.pop(1))  # the layer that could crop comes first
+    with pytest.raises((RuntimeError, ValueError)):
+        cache.crop(-2)
+    assert [layer.get_seq_length() for layer in cache.layers] == [30] * 3
+
+
+@pytest.mark.filterwarnings("ignore:d2o dropped nothing.*ended before it acts")
+def test_a_prompt_is_not_cropped_before_it_was_compressed() -> None:
+    lens, ids = interp.load(deep("llama")), tokens(length=40)
+    cache = prefill(lens, D2O(budget=0.2, compress_at="first_decode"), ids)
+    for asked in (-1, 39):
+        with pytest.raises(InterpError, match="yet to compress the prompt of 40"):
+            cache.crop(asked)
+    cache.crop(40)
+    assert cache.get_seq_length() == 40
+
+
 @pytest.mark.parametrize(
     "policy",
     [POLICY, ThinK(0.5, 8, 0), Newest(10), Newest(10) | ThinK(0.5, 8, 4)],
@@ -216,6 +254,32 @@ def test_keys_of_every_query_head_are_no_view_for_a_grouped_model(new: int) -> N
     ours, bare = (prefill(lens, policy, ids) for _ in range(2))
     found = shared("gpt2")(later, past_key_values=bare, use_cache=True).logits
     close(found, lens(later, past_key_values=ours, use_cache=True))
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_a_bias_of_stored_tokens_is_not_dropped_for_a_dense_view(new: int) -> None:
+    cache = prefill(interp.load(shared("llama")), Recall(budget=0.5), tokens(length=30))
+    held = cache.nbytes()
+    with pytest.raises(InterpError, match="with a bias; continue through it"):
+        shared("llama")(tokens(length=new, seed=3), past_key_values=cache, use_cache=True)
+    assert (cache.nbytes(), cache.get_seq_length()) == (held, 30)
+
+
+def test_layers_of_different_length_have_no_mask_in_common() -> None:
+    """One token needs no mask and goes on as through the Lens; several, or padding, would meet one of a wrong size."""
+    lens, policy = interp.load(deep("llama")), D2O(budget=0.3, compress_at="prefill_end")
+    ids, mask = left_padded()
+    ours, bare = (prefill(lens, policy, ids) for _ in range(2))
+    one, several = tokens(length=1, seed=3), tokens(length=3, seed=4)
+    found = lens.model(one, past_key_values=bare, use_cache=True).logits
+    close(found, lens(one, past_key_values=ours, use_cache=True))
+    with pytest.raises(InterpError, match="tokens by layer, which no one mask fits"):
+        lens.model(several, past_key_values=bare, use_cache=True)
+    assert bare.get_seq_length() == 31
+    padded = prefill(lens, policy, ids, attention_mask=mask)
+    mask = torch.cat([mask, torch.ones_like(one)], 1)
+    with pytest.raises(InterpError, match="tokens by layer, which no one mask fits"):
+        lens.model(one, attention_mask=mask, past_key_values=padded, use_cache=True)
 
 
 @pytest.mark.parametrize("policy", [POLICY, Newest(25)], ids=name_of)
