@@ -1,4 +1,4 @@
-"""One block of masked scores inside a Triton kernel, and the mask facts as kernel arguments."""
+"""What Triton's attention kernels share: blocks of a head's rows, blocks of masked scores, and the mask facts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .facts import Facts
+from .launch import exact
 
 LOG2E = tl.constexpr(1.4426950408889634)
+HIDDEN = tl.constexpr(-1e30)  # below every score; finite, so that differences of two are 0 and not NaN
 
 
 def fact_arguments(facts: Facts) -> dict[str, Any]:
     """The keyword arguments that `score_block` and `key_range` want, in every kernel under the same names."""
     mask = facts.mask
     if mask is not None:
-        mask = mask.expand(mask.shape[0], mask.shape[1], *facts.shape[2:]).contiguous().view(torch.uint8)
+        mask = mask.contiguous().view(torch.uint8)
     return {
         "KeyMask": keep_bytes(facts.key_mask),
         "QueryMask": keep_bytes(facts.query_mask),
@@ -32,9 +35,56 @@ def fact_arguments(facts: Facts) -> dict[str, Any]:
     }
 
 
-def keep_bytes(mask: torch.Tensor | None) -> torch.Tensor | None:
+def keep_bytes(mask: Tensor | None) -> Tensor | None:
     """A mask [B, N], True for what is kept, as `real_rows` reads it."""
     return None if mask is None else mask.contiguous().view(torch.uint8)
+
+
+def strided(x: Tensor) -> Tensor:
+    """x [B, H, T, R] as `load_rows` reads it: each row in one piece, the other axes as they come."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def strides(**tensors: Tensor | None) -> dict[str, int]:
+    """q=tensor [B, H, T, R] -> q_batch, q_head, q_row: how far apart its texts, heads and rows lie; 0 for None."""
+    return {
+        f"{name}_{axis}": 0 if x is None else x.stride(i)
+        for name, x in tensors.items()
+        for i, axis in enumerate(("batch", "head", "row"))
+    }
+
+
+def in_fp32(*tensors: Tensor | None) -> bool:
+    """Whether a kernel multiplies these as fp32: one is, they differ in dtype, or Triton has no product for theirs."""
+    given = [x for x in tensors if x is not None]
+    halves = {x.dtype for x in given} in ({torch.float16}, {torch.bfloat16})
+    return bool(given) and (not halves or exact(given[0]))
+
+
+@triton.jit
+def head_start(X, batch, head, batch_stride, head_stride):
+    """Where a head of X begins, in 64 bits: products of sizes may exceed 32."""
+    return X + tl.cast(batch, tl.int64) * batch_stride + tl.cast(head, tl.int64) * head_stride
+
+
+@triton.jit
+def load_rows(X, rows, real, row_stride, size, WIDTH: tl.constexpr, IN_FP32: tl.constexpr):
+    """Rows [rows, WIDTH] of the head that begins at X; zeros where `real` is False and from column `size` on."""
+    column = tl.arange(0, WIDTH)
+    cells = rows.to(tl.int64)[:, None] * row_stride + column[None, :]
+    x = tl.load(X + cells, mask=real[:, None] & (column < size)[None, :], other=0.0)
+    if IN_FP32:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def real_rows(batch, rows, N, Keep):
+    """Which of `rows` exist and are not padding; Keep is [B, N] bytes or None."""
+    real = rows < N
+    if Keep is not None:
+        real = real & (tl.load(Keep + batch * N + rows, mask=real, other=0) != 0)
+    return real
 
 
 @triton.jit
@@ -49,12 +99,14 @@ def key_range(first_row, last_row, S, offset, window, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def real_rows(batch, rows, N, Keep):
-    """Which of `rows` exist and are not padding; Keep is [B, N] bytes or None."""
-    real = rows < N
-    if Keep is not None:
-        real = real & (tl.load(Keep + batch * N + rows, mask=real, other=0) != 0)
-    return real
+def row_range(first_key, last_key, N, offset, window, CAUSAL: tl.constexpr):
+    """(first, past-the-last) row that may see any of the keys first..last."""
+    low, high = 0, N
+    if CAUSAL:
+        low = tl.maximum(0, first_key - offset)
+    if window is not None:
+        high = tl.minimum(N, tl.maximum(0, last_key - offset + window))
+    return low, high
 
 
 @triton.jit
@@ -66,16 +118,43 @@ def score_block(
 
     Padding may hold anything, NaN too: what is hidden is replaced, not added to.
     """
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    products = tl.dot(q, tl.trans(k), input_precision="ieee")
+    seen = (rows < N)[:, None] & real_rows(batch, keys, S, KeyMask)[None, :]
+    return _masked(
+        products, seen, batch, head, rows[:, None], keys[None, :], S,
+        Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def score_block_transposed(
+    q, k, batch, head, rows, keys, N, S,
+    KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """`score_block` as [keys, rows]: a product that sums over rows then takes it as it is, without a transposition."""
+    products = tl.dot(k, tl.trans(q), input_precision="ieee")
+    seen = (rows < N)[None, :] & real_rows(batch, keys, S, KeyMask)[:, None]
+    return _masked(
+        products, seen, batch, head, rows[None, :], keys[:, None], S,
+        Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def _masked(
+    products, seen, batch, head, rows, keys, S,
+    Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Scores from products of either shape; rows, keys and seen broadcast to it."""
+    scores = products * scale
     if softcap is not None:
         scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)  # tanh
-    seen = (rows < N)[:, None] & real_rows(batch, keys, S, KeyMask)[None, :]
-    distance = rows[:, None] + offset - keys[None, :]
+    distance = rows + offset - keys
     if CAUSAL:
         seen = seen & (distance >= 0)
     if window is not None:
         seen = seen & (distance < window)
     if Mask is not None:
-        cells = batch * mask_batch + head * mask_head + rows[:, None] * S + keys[None, :]
-        seen = seen & (tl.load(Mask + cells, mask=seen, other=0) != 0)
+        cells = rows.to(tl.int64) * S + keys
+        seen = seen & (tl.load(head_start(Mask, batch, head, mask_batch, mask_head) + cells, mask=seen, other=0) != 0)
     return tl.where(seen, scores * LOG2E, float("-inf"))

@@ -18,7 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from . import attention_apply, attention_gram_apply, attention_transpose_apply, channel_energy, packed_decode
+from . import (
+    attention_apply,
+    attention_gram_apply,
+    attention_transpose_apply,
+    channel_energy,
+    decode_step,
+    gram_product,
+    group_reweighted_attention,
+    nearest_key,
+    packed_decode,
+    residual_census,
+    think_pack,
+)
 from .dispatch import chosen
 from .packed_decode import KeySegment
 from .packed_decode.channels import cut
@@ -33,6 +45,7 @@ class Shape(NamedTuple):
 
 
 COLUMNS = 48
+GROUPS = 4
 RATIOS = (0.4, 0.5, 0.7)
 RECENT = 32
 COLD = 128 << 20
@@ -90,7 +103,40 @@ def prefill_cases(make: Maker) -> list[Case]:
             f"gram, {COLUMNS} columns", lambda: attention_gram_apply(q, k, lse, y),
             2 * (d + COLUMNS), keys + rows * (1 + 2 * COLUMNS / d), "attention_gram_apply",
         ),
-        Case("channel energy", lambda layer: channel_energy(k), torch_form, 2 * k.numel(), keys, "channel_energy"),
+        Case("group reweighting, one pass", partial(_reweighted, q, k, v, "one_pass"), torch_form, 2 * product * d,
+             2 * keys + 3 * rows, "group_reweighted_attention"),
+        Case("group reweighting, two passes", partial(_reweighted, q, k, v, "two_pass"), torch_form, 3 * product * d,
+             3 * keys + 4 * rows, "group_reweighted_attention"),
+    ]  # fmt: skip
+
+
+def _reweighted(q: Tensor, k: Tensor, v: Tensor, form: str, layer: int) -> Any:
+    """Four groups of keys of which one gives half of its mass to the others, decided from the masses."""
+    groups = torch.arange(k.shape[2], device=k.device)[None] % GROUPS
+    return group_reweighted_attention(q, k, v, groups, _give_half, form=form)
+
+
+def _give_half(masses: Tensor) -> Tensor:
+    return torch.cat([torch.full_like(masses[..., :1], 0.5), torch.ones_like(masses[..., 1:])], -1)
+
+
+def stream_cases(make: Maker) -> list[Case]:
+    """Operations that read their input once, beside a copy of the keys."""
+    n, kv_heads, d = make.n, make.kv_heads, make.d
+    q, k, x = make(make.heads, n, d), make(kv_heads, n, d), make(n, make.heads * d)
+    channels = torch.arange(d // 2, device=k.device).expand(1, kv_heads, -1)
+    keys, copied = make.size * k.numel(), "copy of the keys"
+    pairs = kv_heads * (n // 5) * (n - n // 5)
+    return [
+        Case(copied, lambda layer: k.clone(), copied, 0, 2 * keys),
+        Case("channel energy", lambda layer: channel_energy(k), copied, 2 * k.numel(), keys, "channel_energy"),
+        Case("channel Gram product", lambda layer: gram_product(q, k), copied, 2 * d * (q.numel() + k.numel()),
+             keys + make.size * q.numel(), "gram_product"),
+        Case("packing half of them", lambda layer: think_pack(k, channels), copied, 0, 1.5 * keys, "think_pack"),
+        Case("nearest of a fifth for the rest", lambda layer: nearest_key(k[:, :, n // 5 :], k[:, :, : n // 5]), copied,
+             2 * d * pairs, keys, "nearest_merge"),
+        Case("residual census", lambda layer: residual_census(x, top=1), copied, 4 * x.numel(),
+             make.size * x.numel(), "residual_census"),
     ]  # fmt: skip
 
 
@@ -121,7 +167,24 @@ def decode_cases(make: Maker) -> list[Case]:
             Case(f"decode, {ratio:.0%} of key channels pruned", partial(_decode, q, packed),
                  torch_form, work * (1 + left), half * (1 + left), "packed_decode", layers)
         )  # fmt: skip
+    found.append(_evicting(make, layers))
     return found
+
+
+def _evicting(make: Maker, layers: int) -> Case:
+    """A step that also accounts for attention and drops one token; the cache is as large after it as before."""
+    n, d = make.n, make.d
+    q, stored = make(make.heads, 1, d), [(make(make.kv_heads, n, d), make(make.kv_heads, n, d)) for _ in range(layers)]
+    mass = [torch.rand(1, make.kv_heads, n, device=make.device) for _ in range(layers)]
+    at = [torch.arange(n, device=make.device).repeat(1, make.kv_heads, 1) for _ in range(layers)]
+    half = make.size * make.kv_heads * n * d
+
+    def step(layer: int) -> Any:
+        return decode_step(q, *stored[layer], mass[layer], at[layer], keep_oldest=4, keep_newest=n // 4)
+
+    return Case(
+        "decode, and evict a token", step, "SDPA, decode", 4 * make.heads * n * d, 2 * half, "decode_step", layers
+    )
 
 
 def _decode(q: Tensor, layers: list[list[KeySegment]], layer: int) -> Any:
@@ -173,11 +236,11 @@ def measure(
     rows = []
     for tokens in lengths:
         make = Maker(tokens, shape or Shape(), device, dtype)
-        for cases in (prefill_cases, decode_cases):
+        for cases in (prefill_cases, stream_cases, decode_cases):
             for case, seconds, ratio, extra in _in_turns(cases(make), device, rounds):
                 rows.append({
                     "tokens": tokens, "what": case.name, "path": _path(case, device, dtype),
-                    "ms": round(1e3 * seconds, 3), "x SDPA": round(ratio, 3),
+                    "ms": round(1e3 * seconds, 3), "x torch": round(ratio, 3),
                     "GB/s": round(case.nbytes / seconds / 1e9, 1),
                     "of copy": round(case.nbytes / seconds / bandwidth, 3),
                     "GFLOP/s": round(case.flops / seconds / 1e9, 1),

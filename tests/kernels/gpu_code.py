@@ -1,4 +1,4 @@
-"""Compile the kernels for a GPU that is not there: `python gpu_code.py OPERATION DTYPE`, a line for every kernel.
+"""Compile the kernels for a GPU that is not there: `python gpu_code.py DTYPE [OPERATION ...]`, a line for every one.
 
 Triton brings its own assembler, so machine code for an H100 can be made anywhere. A stand-in for the driver says which
 GPU is meant, and launching a kernel compiles it, with the first block sizes of its table, instead of running it. What
@@ -79,17 +79,43 @@ def operations(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "key_mask": torch.rand(2, keys) > 0.2, "query_mask": torch.rand(2, queries) > 0.2, "window": 50,
         "softcap": 30.0, "sinks": torch.randn(heads),
     }  # fmt: skip
+    half = torch.arange(size // 2).expand(2, stored, -1)
+    old, new = ik.KeySegment(k[..., : size // 2], v, half.short()), ik.KeySegment(k[:, :, -9:], v[:, :, -9:])
+    at = torch.arange(keys).repeat(2, stored, 1)
+    every = ("lse", "entropy", "square", "column_mass")
+    groups = torch.arange(keys).expand(2, -1) % 3
+    target = torch.zeros(2, stored, 40, dtype=torch.long)
+    weight = torch.rand(2, stored, 40)
+    rule = torch.tensor([0.5, 1.0, 0.0]).view(1, 1, 1, 3)
     return {
-        "attention_apply": lambda: ik.attention_apply(q, k, v, statistics=("lse", "entropy", "square", "column_mass"), **facts),
+        "attention_apply": lambda: ik.attention_apply(q, k, v, statistics=every, **facts),
         "attention_transpose_apply": lambda: ik.attention_transpose_apply(q, k, lse, y, **facts),
+        "attention_gram_apply": lambda: ik.attention_gram_apply(q, k, lse, torch.randn(2, heads, keys, 8), **facts),
         "channel_energy": lambda: ik.channel_energy(k, facts["key_mask"]),
-    }  # fmt: skip
+        "gram_product": lambda: ik.gram_product(q, k, query_mask=facts["query_mask"], key_mask=facts["key_mask"]),
+        "think_pack": lambda: ik.think_pack(k, half),
+        "packed_decode": lambda: ik.packed_decode(q[:, :, :3], [old, new], softcap=30.0, sinks=facts["sinks"]),
+        "nearest_merge": lambda: ik.merge_tokens(
+            k[:, :, :50], k[:, :, 50:], ik.nearest_key(k[:, :, 50:], k[:, :, :50]).target * 0 + target, weight
+        ),
+        "decode_step": lambda: ik.decode_step(q[:, :, :1], k, v, torch.rand(2, stored, keys), at, keep_oldest=4),
+        "group_reweighted_attention, one pass": lambda: ik.group_reweighted_attention(
+            q, k, v, groups, rule, form="one_pass", **facts
+        ),
+        "group_reweighted_attention, two passes": lambda: ik.group_reweighted_attention(
+            q, k, v, groups, rule, form="two_pass", **facts
+        ),
+        "residual_census": lambda: ik.residual_census(q.flatten(1, 2)[:, :, :64], channels=[3, 5]),
+    }
 
 
-def main(operation: str, dtype: str) -> None:
+def main(dtype: str, *names: str) -> None:
     stand_in()
+    every = operations(getattr(torch, dtype))
     with ik.use("triton"):
-        operations(getattr(torch, dtype))[operation]()
+        for name in names or every:
+            print(f"{name}:", flush=True)
+            every[name]()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_float, expect_shape
-from ..dispatch import choose
+from ..dispatch import choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
-PATHS = {"reference": reference.attention_apply, "cpu": cpu.attention_apply}
+PATHS = {
+    "reference": reference.attention_apply,
+    "cpu": cpu.attention_apply,
+    "triton": kernel(__name__, "attention_apply"),
+}
 STATISTICS = ("lse", "entropy", "square", "column_mass")
 
 

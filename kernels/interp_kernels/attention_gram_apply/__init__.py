@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_float, expect_shape
-from ..dispatch import choose
+from ..dispatch import choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
-PATHS = {"reference": reference.attention_gram_apply, "cpu": cpu.attention_gram_apply}
+PATHS = {
+    "reference": reference.attention_gram_apply,
+    "cpu": cpu.attention_gram_apply,
+    "triton": kernel(__name__, "attention_gram_apply"),
+}
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ from ..checks import accumulator, expect_bool, expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
-NEAREST = {
+PATHS = {
     "reference": reference.nearest_key,
     "cpu": cpu.nearest_key,
     "triton": kernel(__name__, "nearest_key"),
 }
-MERGE = {
+MERGE_PATHS = {
     "reference": reference.merge_tokens,
     "cpu": cpu.merge_tokens,
     "triton": kernel(__name__, "merge_tokens"),
@@ -70,7 +70,7 @@ def nearest_key(
     if retained.shape[2] == 0:
         none = torch.full(evicted.shape[:3], -1, device=evicted.device)
         return Nearest(none, torch.full(none.shape, -torch.inf, dtype=accumulator(evicted), device=evicted.device))
-    return Nearest(*choose(NEAREST, evicted)(evicted, retained, evicted_mask, retained_mask))
+    return Nearest(*choose(PATHS, evicted)(evicted, retained, evicted_mask, retained_mask))
 
 
 @torch.no_grad()
@@ -126,4 +126,4 @@ def merge_tokens(
     there = (target >= 0) & (target < retained)
     merged = there if merged is None else merged & there
     weights = (weight.to(accumulator(x)), None if counted is None else counted.to(accumulator(x)))
-    return choose(MERGE, x)(x, evicted, target.long(), *weights, own, merged)
+    return choose(MERGE_PATHS, x)(x, evicted, target.long(), *weights, own, merged)

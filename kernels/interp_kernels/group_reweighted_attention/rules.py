@@ -1,0 +1,83 @@
+"""Rules from the literature: from the masses of a row's groups to the groups' factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .edit import Rule
+
+TEXT_SINK, VISUAL_SINK, VISUAL, OTHER = range(4)
+"""The groups of `visual_redistribution`: T, V, N and O."""
+
+
+def knock_out(groups_removed: int | Sequence[int]) -> Rule:
+    """Cut the attention to some groups: their factor is 0, the others' 1.
+
+    groups_removed: one group or several.
+    Raises ValueError, when it meets masses, on a group that they do not have.
+    Source: attention knockout (Geva et al. 2023, "Dissecting Recall of Factual Associations in Auto-Regressive Language
+    Models", arXiv:2304.14767), which sets the edges' scores to -inf before the softmax: the same as this rule with
+    `renormalise=True`. Without sinks, that is; with them the sink's column keeps its probability here and grows there.
+    """
+    removed = [groups_removed] if isinstance(groups_removed, int) else list(groups_removed)
+
+    def rule(masses: Tensor) -> Tensor:
+        count = masses.shape[-1]
+        if not all(0 <= group < count for group in removed):
+            raise ValueError(f"knock_out: groups_removed should lie in 0 to {count - 1}, found {removed}.")
+        factors = masses.new_ones(1, 1, 1, count)
+        factors[..., removed] = 0.0
+        return factors
+
+    return rule
+
+
+def visual_redistribution(
+    remove_fraction: float = 0.6, min_nonsink_ratio: float = 0.8, min_visual_mass: float = 0.2
+) -> Rule:
+    """Move attention from sinks to the image tokens that are none, in rows that look at the image.
+
+    Groups: 0 text sinks (T), 1 visual sinks (V), 2 visual tokens that are no sinks (N), 3 all other keys (O). Call with
+    group_count=4, so that a layer without some of them has all four masses.
+    A row is selected where its visual mass S_V + S_N is at least min_visual_mass, and at least min_nonsink_ratio of it
+    lies on N. There both kinds of sink lose remove_fraction of their mass, and N gains what they lost, shared out as
+    its attention already is; O stays. The row's sum does not change, so renormalising changes nothing.
+    A text without visual sinks in the layer is left alone. Which rows may be edited at all (text after the image, and
+    decoding) is the caller's `rows`.
+
+    remove_fraction: p of the paper, in 0 to 1; 0 changes nothing. The released code's p is 1 minus this.
+    min_nonsink_ratio: rho of the paper, above 0 and up to 1: 0.8 in general, 0.5 against hallucination, 0.9 for
+        vision-centric tasks. The released code's rho is 1 minus this.
+    Raises ValueError on numbers out of range, and on masses that are not of four groups.
+    Source: VAR (Kang et al. 2025, "See What You Are Told: Visual Attention Sink in Large Multimodal Models",
+    arXiv:2503.03321). The released code adds 1e-6 a key to the ratio's denominator, which is left out here.
+    """
+    if not 0 <= remove_fraction <= 1:
+        raise ValueError(f"visual_redistribution: remove_fraction should be in 0 to 1, found {remove_fraction}.")
+    if not 0 < min_nonsink_ratio <= 1:
+        raise ValueError(
+            f"visual_redistribution: min_nonsink_ratio should be above 0, for a row without such tokens has nowhere to "
+            f"put what it takes, and at most 1, found {min_nonsink_ratio}."
+        )
+    if not 0 <= min_visual_mass <= 1:
+        raise ValueError(f"visual_redistribution: min_visual_mass should be in 0 to 1, found {min_visual_mass}.")
+
+    def rule(masses: Tensor) -> Tensor:
+        if masses.shape[-1] != 4:
+            raise ValueError(
+                f"visual_redistribution: there should be the four groups text sink, visual sink, visual, other, found "
+                f"{masses.shape[-1]}; pass group_count=4."
+            )
+        text_sink, visual_sink, visual, _ = masses.unbind(-1)
+        seen = visual_sink + visual
+        selected = (seen >= min_visual_mass) & (visual >= min_nonsink_ratio * seen) & (visual > 0)
+        selected &= (visual_sink > 0).flatten(1).any(1)[:, None, None]
+        moved = remove_fraction * (text_sink + visual_sink)
+        sink = 1 - remove_fraction * selected.to(masses.dtype)
+        gain = torch.where(selected, 1 + moved / torch.where(selected, visual, 1.0), 1.0)
+        return torch.stack([sink, sink, gain, torch.ones_like(gain)], dim=-1)
+
+    return rule
