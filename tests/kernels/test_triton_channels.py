@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
-from interp_kernels import channel_energy
+from interp_kernels import channel_energy, use
+from interp_kernels.gram_product import channel_gram, gram_product
+from interp_kernels.think_pack import think_pack
 
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -21,3 +30,65 @@ def test_channel_energy(tokens: int, size: int, dtype: torch.dtype, padded: bool
     if padded:
         x = x.masked_fill(~mask[:, None, :, None], torch.nan)
     same(dtype, channel_energy, x, mask if padded else None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "queries", "keys", "size"),
+    [(1, 1, 1, 7, 16), (4, 2, 33, 65, 20), (3, 3, 5, 130, 64), (6, 2, 63, 2, 80), (2, 1, 40, 31, 128)],
+)
+def test_gram_product(heads, kv_heads, queries, keys, size, padded: bool, dtype: torch.dtype, same) -> None:
+    q, k = (torch.randn(2, h, n, size, device=DEVICE).to(dtype) for h, n in ((heads, queries), (kv_heads, keys)))
+    masks = {}
+    for name, x in (("query_mask", q), ("key_mask", k)):
+        n = x.shape[2]
+        masks[name] = torch.arange(n, device=DEVICE) >= torch.tensor([[0], [(n + 1) // 2]], device=DEVICE)
+        if padded:
+            x.masked_fill_(~masks[name][:, None, :, None], torch.nan)
+    same(dtype, gram_product, q / 8, k / 8, **masks if padded else {})
+
+
+@pytest.mark.parametrize(("size", "most"), [(200, 128), (96, 32), (33, 16)])
+@pytest.mark.parametrize("step", [64, 256])
+def test_gram_in_tiles_and_slices(size: int, most: int, step: int, same, monkeypatch) -> None:
+    """More channels than a tile has, more tokens than a slice; queries with strides, and the last of them."""
+    module = import_module("interp_kernels.gram_product.triton")
+    monkeypatch.setattr(module, "MOST_CHANNELS", most)
+    monkeypatch.setattr(module, "SLICE_STEP", step)
+    x = torch.randn(1, 150, 4, size, device=DEVICE).transpose(1, 2) / 8
+    mask = torch.rand(1, 150, device=DEVICE) < 0.7
+    same(torch.float32, channel_gram, x, mask, heads=2)
+    same(torch.float32, channel_gram, x[:, :, -32:], heads=1)
+
+
+def test_gram_runs_are_bit_identical(monkeypatch) -> None:
+    monkeypatch.setattr(import_module("interp_kernels.gram_product.triton"), "SLICE_STEP", 64)
+    x = torch.randn(1, 2, 150, 20, device=DEVICE)
+    with use("triton"):
+        assert torch.equal(channel_gram(x, heads=1), channel_gram(x, heads=1))
+
+
+def test_gram_without_tokens(same) -> None:
+    same(torch.float32, channel_gram, torch.zeros(2, 2, 0, 16, device=DEVICE))
+    nothing = torch.zeros(1, 5, dtype=torch.bool, device=DEVICE)
+    same(torch.float32, channel_gram, torch.full((1, 2, 5, 16), torch.nan, device=DEVICE), nothing)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e4m3fn, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "size", "kept"), [(1, 16, 1), (7, 20, 13), (65, 64, 39), (130, 128, 128), (3, 8, 0)]
+)
+def test_think_pack(tokens: int, size: int, kept: int, dtype: torch.dtype) -> None:
+    """Random bits arrive as they are, NaNs of all kinds among them, from keys of any strides."""
+    wide = torch.empty((), dtype=dtype).element_size()
+    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (2, tokens, 3, size * wide), dtype=torch.uint8)
+    k = raw.to(DEVICE).view(dtype).transpose(1, 2)
+    channels = torch.rand(2, 3, size, device=DEVICE).argsort(-1)[..., :kept].to(torch.int16)
+    with use("reference"):
+        wanted = think_pack(k, channels)
+    with use("triton"):
+        found = think_pack(k, channels)
+    assert found.is_contiguous()
+    assert found.dtype == dtype
+    assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))

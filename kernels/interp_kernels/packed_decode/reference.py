@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from ..checks import accumulator
+from .call import Call, Decoded
 from .channels import unpacked
 
 
-def packed_decode(
-    q: Tensor,
-    segments: Sequence[Any],
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    d_value: int,
-    mass: bool,
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """(z, mass) as documented in the package."""
+def packed_decode(call: Call) -> Decoded:
+    """z and mass as documented in the package."""
+    q, segments, sinks = call.q, call.segments, call.sinks
     batch, heads, queries, d_head = q.shape
     stored, dtype = segments[0].keys.shape[1], accumulator(q)
     group = heads // stored
     full = [unpacked(s.keys.to(dtype), s.channels, d_head) for s in segments]
     offsets = [0.0 if s.offset is None else s.offset.to(dtype)[:, :, None] for s in segments]
     keys = torch.cat([k + offset for k, offset in zip(full, offsets, strict=True)], 2)
-    values = torch.cat([unpacked(s.values.to(dtype), s.value_channels, d_value) for s in segments], 2)
-    scores = scale * q.to(dtype) @ keys.repeat_interleave(group, 1).mT
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    values = torch.cat([unpacked(s.values.to(dtype), s.value_channels, call.d_value) for s in segments], 2)
+    scores = call.scale * q.to(dtype) @ keys.repeat_interleave(group, 1).mT
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
     biases = [q.new_zeros(1, 1, s.keys.shape[2], dtype=dtype) if s.bias is None else s.bias.to(dtype) for s in segments]
     bias = torch.cat([b.expand(batch, stored, -1) for b in biases], 2)
     scores = scores + bias.repeat_interleave(group, 1)[:, :, None]
@@ -44,4 +34,4 @@ def packed_decode(
     pattern = scores.softmax(-1)[..., :total]
     z = pattern @ values.repeat_interleave(group, 1)
     received = pattern.sum(2).view(batch, stored, group, total).sum(2)
-    return z, received.split([s.keys.shape[2] for s in segments], -1) if mass else None
+    return Decoded(z, received.split([s.keys.shape[2] for s in segments], -1) if call.mass else None)
