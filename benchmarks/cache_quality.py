@@ -2,17 +2,18 @@
 
 Demo model, evenly spaced excerpts of the Debian handbook: sixteen for key channels, whose differences are small, and
 eight for the others. A row is a policy: mean change of the loss (nats a token) against the full cache with a 95 %
-interval of the mean over excerpts (t, paired by excerpt), and the cache's bytes right after compression. In the first
-two tables the 256 tokens are fed at once, so that a policy acts once. `growing` feeds them one by one, and policies
-that act at every step do. `multi_head` is the table of key channels for a model without grouped queries: the demo model
-with each key/value head repeated for its query heads. That computes the same function, but every query head now has
-channels of its own.
+interval of the mean over excerpts (t, paired by excerpt), and the cache's bytes right after compression. In these
+tables the 256 tokens are fed at once, so that a policy acts once; `bytes_alike` is the table of tokens with budgets at
+which all caches are equally large. `growing` feeds them one by one, and policies that act at every step do.
+`multi_head` is the table of key channels for a model without grouped queries: the demo model with each key/value head
+repeated for its query heads. That computes the same function, but every query head now has channels of its own.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,8 @@ Key = tuple[str, float]
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BUDGETS = (0.1, 0.2, 0.4)
+SHARES = (0.15, 0.25)
+"""Of the full cache's bytes, where all ways to drop tokens are compared."""
 
 
 def channel_policies() -> dict[Key, Intervention]:
@@ -96,6 +99,47 @@ def growing_policies() -> dict[Key, Intervention]:
         ("StreamingLLM", b): interp.StreamingLLM(budget=b),
         ("Recall", b): interp.Recall(budget=b),
     }
+
+
+def equal_bytes(lens: interp.Lens) -> dict[Key, Intervention]:
+    """Every way to drop tokens, each with the budget at which its cache holds a given share of the full one's bytes.
+
+    Layer budgets and the bytes of accounts and positions make that differ from the share of tokens. A method that
+    cannot hold so much on the first excerpt is left out.
+    """
+    shared = {"sinks": 4, "recent_share": 0.25}
+    merging = partial(interp.D2O, variant="paper", metric="uniform", compress_at="prefill_end")
+    released = partial(interp.D2O, variant="code", compress_at="prefill_end")
+    methods: dict[str, Callable[[float], Intervention]] = {
+        "random": lambda b: interp.RandomTokens(budget=b, **shared),
+        "StreamingLLM": lambda b: interp.StreamingLLM(budget=b),
+        "SnapKV": lambda b: interp.SnapKV(budget=b, sinks=4),
+        "PyramidKV": lambda b: interp.PyramidKV(budget=b),
+        "H2O": lambda b: interp.H2O(budget=b, **shared),
+        "Recall": lambda b: interp.Recall(budget=b),
+        "D2O paper": lambda b: interp.D2O(budget=b, variant="paper"),
+        "D2O paper, uniform layers": lambda b: merging(budget=b),
+        "D2O paper, uniform, values only": lambda b: merging(budget=b, merge="value"),
+        "D2O paper, uniform, no merge": lambda b: merging(budget=b, merge="none"),
+        "D2O code as released": lambda b: released(budget=b),
+        "D2O code, no layer skipped": lambda b: interp.D2O(
+            budget=b, variant="code", skip=(), compress_at="prefill_end"
+        ),
+    }
+    read = next(readings(lens, 1))
+    full = read.cache(None).nbytes()
+    found: dict[Key, Intervention] = {}
+    for share in SHARES:
+        for name, method in methods.items():
+            budget, held = share, 0
+            for _ in range(6):
+                held = read.cache(method(budget)).nbytes()
+                if abs(held / full / share - 1) < 0.01:
+                    found[name, share] = method(budget)
+                    break
+                budget = min(1.0, max(0.01, budget * share * full / held))
+            print(f"{name} at {share:.0%} of the bytes: budget {budget:.3f}, {held / full:.3f}", flush=True)
+    return found
 
 
 def without_groups(lens: interp.Lens) -> interp.Lens:
@@ -174,6 +218,10 @@ def tokens() -> None:
     _publish("cache_quality_tokens", token_policies(), TOKENS)
 
 
+def bytes_alike() -> None:
+    _publish("cache_quality_bytes", equal_bytes(interp.load("demo")), TOKENS)
+
+
 def growing() -> None:
     _publish("cache_quality_growing", growing_policies(), TOKENS, chunk=1)
 
@@ -196,6 +244,7 @@ def main() -> None:
     channels()
     multi_head()
     tokens()
+    bytes_alike()
     growing()
 
 

@@ -9,25 +9,14 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
-from .slots import Evicted, least_attended, replace
+from .slots import Call, Evicted, least_attended, replace
 
 BLOCK_SLOTS = 4096
 
 
-def decode_step(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mass: Tensor,
-    positions: Tensor,
-    keep_oldest: int,
-    keep_newest: int,
-    padding: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> tuple[Tensor, Evicted]:
+def decode_step(call: Call) -> tuple[Tensor, Evicted]:
     """(z, evicted) as documented in the package."""
+    q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, size = q.shape
     stored, n = keys.shape[1:3]
     grouped = q.to(accumulator(q)).reshape(batch, stored, -1, size) * scale

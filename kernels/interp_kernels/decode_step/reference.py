@@ -7,23 +7,12 @@ from torch import Tensor
 
 from ..checks import accumulator
 from ..explicit import per_query_head
-from .slots import Evicted, least_attended, replace
+from .slots import Call, Evicted, least_attended, replace
 
 
-def decode_step(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mass: Tensor,
-    positions: Tensor,
-    keep_oldest: int,
-    keep_newest: int,
-    padding: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> tuple[Tensor, Evicted]:
+def decode_step(call: Call) -> tuple[Tensor, Evicted]:
     """(z, evicted) as documented in the package."""
+    q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, _ = q.shape
     stored, n = keys.shape[1:3]
     scores = scale * q.to(accumulator(q)) @ per_query_head(keys, heads).mT

@@ -8,6 +8,22 @@ import torch
 from torch import Tensor
 
 
+class Call(NamedTuple):
+    """The arguments of `decode_step`, checked, with its defaults filled in."""
+
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    mass: Tensor
+    positions: Tensor
+    keep_oldest: int
+    keep_newest: int
+    padding: Tensor | None
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+
+
 class Evicted(NamedTuple):
     """The token of every stored head that went."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..launch import config, exact, power_of_two, tuned
 from ..score_block import LOG2E
-from .slots import Evicted
+from .slots import Call, Evicted
 
 PROGRAMS = 256
 """As many as keep a large GPU busy; the slots are cut into parts accordingly."""
@@ -174,20 +174,9 @@ def _finish(
     _replace(V, LostValue, flat, batch * v_batch + head * v_head, slot, last, v_slot, v_channel, DV, WIDTH_V)
 
 
-def decode_step(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mass: Tensor,
-    positions: Tensor,
-    keep_oldest: int,
-    keep_newest: int,
-    padding: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> tuple[Tensor, Evicted]:
+def decode_step(call: Call) -> tuple[Tensor, Evicted]:
     """(z, evicted) as documented in the package."""
+    q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, size = q.shape
     stored, n = keys.shape[1:3]
     group, size_v = heads // stored, values.shape[-1]
