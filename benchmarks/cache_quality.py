@@ -1,7 +1,7 @@
 """What cache policies cost in quality: loss of 256 tokens after a compressed prompt of 1,024, beside the bytes held.
 
 Demo model, evenly spaced excerpts of the Debian handbook: sixteen for key channels, whose differences are small, and
-eight for the others. A row is a policy: mean change of the loss (nats a token) against the full cache with a 95 %
+eight for the others, six for `growing`. A row is a policy: mean change of the loss (nats a token) against the full cache with a 95 %
 interval of the mean over excerpts (t, paired by excerpt), and the cache's bytes right after compression. In these
 tables the 256 tokens are fed at once, so that a policy acts once; `bytes_alike` is the table of tokens with budgets at
 which all caches are equally large. `growing` feeds them one by one, and policies that act at every step do.
@@ -87,17 +87,14 @@ def token_policies() -> dict[Key, Intervention]:
 
 
 def growing_policies() -> dict[Key, Intervention]:
-    """What acts at every step, beside what acts once, at a fifth of the tokens."""
+    """What acts at every step, at a fifth of the tokens; the other methods give the same as when fed at once."""
     b = 0.2
-    quarter = {"budget": b, "sinks": 4, "recent_share": 0.25}
+    merging = partial(interp.D2O, budget=b, variant="paper", metric="uniform")
     return {
-        ("H2O", b): interp.H2O(**quarter),
-        ("D2O paper", b): interp.D2O(budget=b, variant="paper"),
-        ("D2O paper, uniform", b): interp.D2O(budget=b, variant="paper", metric="uniform"),
-        ("D2O paper, uniform, values only", b): interp.D2O(budget=b, variant="paper", metric="uniform", merge="value"),
-        ("D2O paper, uniform, no merge", b): interp.D2O(budget=b, variant="paper", metric="uniform", merge="none"),
-        ("StreamingLLM", b): interp.StreamingLLM(budget=b),
-        ("Recall", b): interp.Recall(budget=b),
+        ("H2O", b): interp.H2O(budget=b, sinks=4, recent_share=0.25),
+        ("D2O paper, uniform layers", b): merging(),
+        ("D2O paper, uniform, values only", b): merging(merge="value"),
+        ("D2O paper, uniform, no merge", b): merging(merge="none"),
     }
 
 
@@ -223,7 +220,7 @@ def bytes_alike() -> None:
 
 
 def growing() -> None:
-    _publish("cache_quality_growing", growing_policies(), TOKENS, chunk=1)
+    _publish("cache_quality_growing", growing_policies(), TOKENS, chunk=1, excerpts=6)
 
 
 def _publish(
