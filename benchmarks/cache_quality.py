@@ -1,12 +1,13 @@
 """What cache policies cost in quality: loss of 256 tokens after a compressed prompt of 1,024, beside the bytes held.
 
 Demo model, evenly spaced excerpts of the Debian handbook: sixteen for key channels, whose differences are small, and
-eight for the others, six for `growing`. A row is a policy: mean change of the loss (nats a token) against the full cache with a 95 %
-interval of the mean over excerpts (t, paired by excerpt), and the cache's bytes right after compression. In these
-tables the 256 tokens are fed at once, so that a policy acts once; `bytes_alike` is the table of tokens with budgets at
-which all caches are equally large. `growing` feeds them one by one, and policies that act at every step do.
-`multi_head` is the table of key channels for a model without grouped queries: the demo model with each key/value head
-repeated for its query heads. That computes the same function, but every query head now has channels of its own.
+eight for the others, six for `growing`. A row is a policy: mean change of the loss (nats a token) against the full
+cache with a 95 % interval of the mean over excerpts (t, paired by excerpt), and the cache's bytes right after
+compression. In these tables the 256 tokens are fed at once, so that a policy acts once; `bytes_alike` is the table of
+tokens with budgets at which all caches are equally large. `growing` feeds them one by one, and policies that act at
+every step do. `multi_head` is the table of key channels for a model without grouped queries: the demo model with each
+key/value head repeated for its query heads. That computes the same function, but every query head now has channels of
+its own.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 With A = softmax(scale * Q K^T + mask) of one head, the operations are A @ V (`attention_apply`), A^T @ Y
 (`attention_transpose_apply`) and A^T A @ X (`attention_gram_apply`); `group_reweighted_attention` is A @ V with
-A's mass moved between groups of keys. None of them keeps an N x S array: memory is O(N * block).
-`attention_pattern` is A itself.
+A's mass moved between groups of keys. Only the references keep an N x S array: elsewhere memory is O(N *
+block). `attention_pattern` is A itself.
 
 For caches: `channel_energy`, `channel_gram` and `gram_product` judge channels, `think_pack` cuts them out,
 `packed_decode` attends over what is left; `nearest_key` and `merge_tokens` recall what is evicted,

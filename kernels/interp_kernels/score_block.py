@@ -12,6 +12,8 @@ from torch import Tensor
 from .facts import Facts
 from .launch import exact
 
+HALF_LIFT = 15.0
+"""Log 2 of what multiplies A where it is rounded to fp16, which has nothing between 0 and 6e-8; taken out of sums."""
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1e30)  # below every score; finite, so that differences of two are 0 and not NaN
 

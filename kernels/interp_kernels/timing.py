@@ -101,7 +101,7 @@ def prefill_cases(make: Maker) -> list[Case]:
         ),
         case(
             f"gram, {COLUMNS} columns", lambda: attention_gram_apply(q, k, lse, y),
-            2 * (d + COLUMNS), keys + rows * (1 + 2 * COLUMNS / d), "attention_gram_apply",
+            d + 2 * COLUMNS, keys + rows * (1 + 2 * COLUMNS / d), "attention_gram_apply",
         ),
         Case("group reweighting, one pass", partial(_reweighted, q, k, v, "one_pass"), torch_form, 2 * product * d,
              2 * keys + 3 * rows, "group_reweighted_attention"),
@@ -135,7 +135,7 @@ def stream_cases(make: Maker) -> list[Case]:
         Case("packing half of them", lambda layer: think_pack(k, channels), copied, 0, 1.5 * keys, "think_pack"),
         Case("nearest of a fifth for the rest", lambda layer: nearest_key(k[:, :, n // 5 :], k[:, :, : n // 5]), copied,
              2 * d * pairs, keys, "nearest_merge"),
-        Case("residual census", lambda layer: residual_census(x, top=1), copied, 4 * x.numel(),
+        Case("residual census", lambda layer: residual_census(x, top=1), copied, 2 * x.numel(),
              make.size * x.numel(), "residual_census"),
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from types import SimpleNamespace
@@ -287,3 +288,24 @@ def test_mistakes_are_told_in_one_sentence(arguments, keywords, message) -> None
     assert message in told
     assert "\n" not in told
     assert told.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sinks": torch.zeros(3)}, ValueError, "sinks should be [H=4]"),
+        ({"softcap": 0.0}, ValueError, "softcap should be positive"),
+        ({"q": torch.zeros(1, 4, 0, 8)}, ValueError, "q holds no query"),
+        ({"segments": [KeySegment(torch.zeros(1, 2, 3, 8).half(), torch.zeros(1, 2, 3, 8))]}, TypeError, "like q"),
+        (
+            {"segments": [KeySegment(torch.zeros(1, 2, 3, 2), torch.zeros(1, 2, 3, 8), torch.rand(1, 2, 2))]},
+            TypeError,
+            "channels should hold integers",
+        ),
+    ],
+)
+def test_what_would_be_misread_is_refused(change: dict, error: type[Exception], message: str) -> None:
+    zeros = torch.zeros(1, 2, 3, 8)
+    arguments = {"q": torch.zeros(1, 4, 1, 8), "segments": [KeySegment(zeros, zeros)]} | change
+    with pytest.raises(error, match=re.escape(message)):
+        packed_decode(**arguments)

@@ -224,3 +224,25 @@ def test_what_it_cannot_do_is_told_in_one_sentence(draw):
     drawn = draw(2, 1, 3, 3, torch.float64)
     with ik.use("triton"), pytest.raises(TypeError, match=r"^the \"triton\" path sums in fp32; fp64 runs on [^\n]*\.$"):
         ik.attention_apply(drawn.q, drawn.k, drawn.v)
+
+
+def test_what_a_dominant_key_leaves_is_not_rounded_away_in_half_precision() -> None:
+    """One key takes nearly all attention and has nothing to give; thousands share the rest, each below fp16's step."""
+    keys = 1500
+    q = torch.zeros(1, 1, 1, 16, device=DEVICE).half()
+    q[..., 0] = 14.0
+    k = torch.zeros(1, 1, keys, 16, device=DEVICE).half()
+    k[0, 0, 0, 0] = 4.0
+    v = torch.full((1, 1, keys, 4), 20.0, device=DEVICE).half()
+    v[0, 0, 0] = 0.0
+    with ik.use("reference"):
+        expected = ik.attention_apply(q, k, v).z
+    with ik.use("triton"):
+        found = ik.attention_apply(q, k, v).z
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
+
+
+def test_strides_of_sinks_do_not_matter(same) -> None:
+    q, k, v = (torch.randn(1, h, 9, 16, device=DEVICE) for h in (4, 2, 2))
+    same(torch.float32, ik.attention_apply, q, k, v, sinks=torch.linspace(-3, 3, 8, device=DEVICE)[::2])

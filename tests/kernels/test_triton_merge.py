@@ -226,3 +226,10 @@ def test_two_steps_are_the_same_to_the_last_bit() -> None:
     with use("triton"):
         first, second = (stepped(*drawn(70, 2, 32, 32, torch.float32)) for _ in range(2))
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+
+
+def test_strides_of_the_target_do_not_matter(same) -> None:
+    x, evicted = torch.randn(2, 3, 5, 16, device=DEVICE), torch.randn(2, 3, 8, 16, device=DEVICE)
+    target = torch.randint(0, 5, (2, 8, 3), device=DEVICE).transpose(1, 2)
+    weight = torch.rand(2, 8, 3, device=DEVICE).transpose(1, 2)
+    same(torch.float32, merge_tokens, x, evicted, target, weight)

@@ -107,3 +107,8 @@ def test_two_runs_give_the_same_bits() -> None:
         first, second = residual_census(x, [7, 3]), residual_census(x, [7, 3])
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
+
+
+def test_strides_of_the_channels_do_not_matter(same) -> None:
+    x = torch.randn(1, 5, 16, device=DEVICE)
+    same(torch.float32, lambda: residual_census(x, channels=torch.arange(8, device=DEVICE)[::2]).phi)

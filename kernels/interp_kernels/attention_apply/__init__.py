@@ -56,6 +56,7 @@ def attention_apply(
 
     Cost for P visible (query, key) pairs a head: 2 H P (D + R) FLOPs, and H P exponentials; reads q, k, v once a head
     and writes H (N (R + 3) + S) numbers; extra memory O((N + S) (D + R)) and one block of scores.
+    "column_mass" takes a second pass over the scores on the Triton path.
     Source: Dao et al. 2022, "FlashAttention" (arXiv:2205.14135), for computing in blocks with lse kept.
     """
     operation = "attention_apply"

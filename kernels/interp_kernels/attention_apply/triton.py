@@ -13,6 +13,7 @@ from ..attention_transpose_apply.triton import attention_transpose_apply
 from ..facts import Facts
 from ..launch import config, power_of_two, tuned
 from ..score_block import (
+    HALF_LIFT,
     HIDDEN,
     LOG2E,
     fact_arguments,
@@ -33,7 +34,7 @@ MOST_COLUMNS = 256
 @triton.jit
 def _attend(
     Q, K, V, Sinks, Z, Lse, Entropy, Square, H, N, S, R, group, value_group,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, z_row,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, z_row, lift,
     KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
     D: tl.constexpr, D_WIDTH: tl.constexpr, WIDTH: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
@@ -75,7 +76,7 @@ def _attend(
         total = fade * total + tl.sum(exponentials, 1)
         if V is not None:
             v = load_rows(v_start, keys, present, v_row, R, WIDTH, V_IN_FP32)
-            z = tl.dot(exponentials.to(v.dtype), v, z * fade[:, None], input_precision="ieee")
+            z = tl.dot(tl.exp2(t + lift).to(v.dtype), v, z * fade[:, None], input_precision="ieee")
         highest = higher
 
     empty = (total == 0) | ~real
@@ -96,7 +97,7 @@ def _attend(
     if V is not None:
         column = tl.arange(0, WIDTH)
         cells = (base + rows)[:, None] * z_row + column[None, :]
-        tl.store(Z + cells, z * weight[:, None], mask=(rows < N)[:, None] & (column < R)[None, :])
+        tl.store(Z + cells, z * (weight * tl.exp2(-lift))[:, None], mask=(rows < N)[:, None] & (column < R)[None, :])
 
 
 _in_half = tuned(
@@ -138,8 +139,9 @@ def attention_apply(
         width = 0 if v is None else v.shape[-1]
         kernel = _in_full if in_fp32(q, k) or in_fp32(v) else _in_half
         kernel[lambda blocks: (triton.cdiv(queries, blocks["ROWS"]), heads, batch)](
-            q, k, v, None if facts.sinks is None else facts.sinks.float(), z, lse, entropy, square,
+            q, k, v, None if facts.sinks is None else facts.sinks.float().contiguous(), z, lse, entropy, square,
             H=heads, N=queries, S=keys, R=width, z_row=columns,
+            lift=HALF_LIFT if v is not None and v.dtype == torch.float16 and not in_fp32(v) else 0.0,
             group=heads // k.shape[1], value_group=1 if v is None else heads // v.shape[1],
             **strides(q=q, k=k, v=v), **fact_arguments(facts),
             D=q.shape[-1], D_WIDTH=power_of_two(q.shape[-1]), WIDTH=power_of_two(width),

@@ -1,4 +1,4 @@
-"""A @ X and A^T @ A @ X in one sweep, without A: one step of subspace iteration or Lanczos on the attention matrix."""
+"""A @ X and A^T @ A @ X without A: one step of subspace iteration or Lanczos on the attention matrix."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def attention_gram_apply(
     Returns ([B, H, N, R], [B, H, S, R]), summed and returned in fp32 (fp64 for fp64 inputs).
     Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
 
-    Cost for P visible (query, key) pairs a head: 2 H P (D + 2 R) FLOPs, and H P exponentials: the scores are computed
-    once, where an `attention_apply` and an `attention_transpose_apply` would compute them twice. Reads q, k, x once a
+    Cost for P visible (query, key) pairs a head: 2 H P (D + 2 R) FLOPs, and H P exponentials: on the CPU path the
+    scores are computed once, where an `attention_apply` and an `attention_transpose_apply`, which the Triton path is
+    made of, compute them twice (2 D + 2 R). Reads q, k, x once a
     head and writes H (N + S) R numbers; extra memory O((N + S) (D + R)) and one block of scores.
     Source: the matrix is the one whose eigenvalues are the squared singular values of A, as in Halko, Martinsson and
     Tropp 2011 (arXiv:0909.4061), section 4.5.

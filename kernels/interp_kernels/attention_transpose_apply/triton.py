@@ -15,6 +15,7 @@ from ..blocks import row_shift
 from ..facts import Facts
 from ..launch import config, power_of_two, tuned
 from ..score_block import (
+    HALF_LIFT,
     fact_arguments,
     head_start,
     in_fp32,
@@ -28,9 +29,6 @@ from ..score_block import (
 
 MOST_COLUMNS = 128
 """Columns of y that one launch sums in registers; more take several launches."""
-
-HALF_LIFT = 15.0
-"""Log 2 of what multiplies A where it is rounded to fp16, which has nothing between 0 and 6e-8; taken out of sums."""
 
 
 @triton.jit

@@ -19,5 +19,5 @@ def channel_energy(x: Tensor, mask: Tensor | None) -> Tensor:
             block = block.masked_fill(~mask[:, None, start : start + BLOCK_TOKENS, None], 0.0)
         total += block.square().sum(dim=2)
     if mask is None:
-        return total / tokens
+        return total / max(1, tokens)
     return total / mask.sum(dim=1)[:, None, None].clamp(min=1)

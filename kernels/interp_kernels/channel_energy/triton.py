@@ -41,5 +41,5 @@ def channel_energy(x: Tensor, mask: Tensor | None) -> Tensor:
             x.contiguous(), keep_bytes(mask), sums, tokens, heads, slices, D=size, WIDTH=power_of_two(size), SLICE=SLICE
         )
     if mask is None:
-        return sums.sum(2) / tokens
+        return sums.sum(2) / max(1, tokens)
     return sums.sum(2) / mask.sum(1)[:, None, None].clamp(min=1)

@@ -134,13 +134,14 @@ def merge_tokens(
     """New x as documented in the package."""
     batch, heads, retained, size = x.shape
     new = torch.empty_like(x, memory_format=torch.contiguous_format)
-    goes, order = target.where(merged, retained).sort(dim=-1, stable=True)  # what is not merged comes last
+    goes, order = target.where(merged, retained).contiguous().sort(dim=-1, stable=True)  # what is not merged comes last
     bounds = torch.arange(retained + 1, device=x.device).expand(batch, heads, -1).contiguous()
     starts = torch.searchsorted(goes, bounds, out_int32=True)
     weight = weight.contiguous()
+    counted = weight if counted is None else counted.contiguous()
     if new.numel():
         _merge[retained, batch * heads](
-            x, evicted, order, starts, weight, weight if counted is None else counted.contiguous(), new,
+            x, evicted, order, starts, weight, counted, new,
             heads, retained, evicted.shape[2], float(own), *x.stride(), *evicted.stride(),
             D=size, WIDTH=power_of_two(size),
         )  # fmt: skip

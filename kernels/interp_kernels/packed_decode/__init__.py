@@ -55,6 +55,8 @@ def packed_decode(
     if not segments:
         raise ValueError(f"{operation}: segments is empty; the newest tokens' keys must be in the last one.")
     batch, heads, queries, d_head = q.shape
+    if q.numel() == 0:
+        raise ValueError(f"{operation}: q holds no query, found {list(q.shape)}.")
     stored = segments[0].keys.shape[1]
     if stored == 0 or heads % stored:
         raise ValueError(f"{operation}: {stored} stored heads do not divide {heads} query heads.")
@@ -70,6 +72,12 @@ def packed_decode(
         for name, index in (("channels", s.channels), ("value_channels", s.value_channels)):
             if index is not None:
                 expect_shape(operation, name, index, "B Hs T", sizes)
+                if index.is_floating_point() or index.dtype == torch.bool:
+                    raise TypeError(f"{operation}: {name} should hold integers, found {index.dtype}.")
+        if not s.keys.dtype == s.values.dtype == q.dtype:
+            raise TypeError(
+                f"{operation}: keys and values should be {q.dtype} like q, found {s.keys.dtype} and {s.values.dtype}."
+            )
         if s.offset is not None:
             expect_shape(operation, "offset", s.offset, "B Hs D", sizes | {"D": (d_head,)})
         if s.bias is not None:
@@ -79,5 +87,10 @@ def packed_decode(
             f"{operation}: the last segment holds {segments[-1].keys.shape[2]} tokens, but there are {queries} "
             "queries, whose keys should be its last ones."
         )
+    if sinks is not None:
+        expect_float(operation, sinks=sinks)
+        expect_shape(operation, "sinks", sinks, "H", {"H": (heads,)})
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{operation}: softcap should be positive, found {softcap}; None means no cap.")
     call = Call(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full, mass)
     return choose(PATHS, q)(call)

@@ -109,6 +109,7 @@ def residual_census(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """Sum of squares [B, N], largest |x| of the channels [B, N], largest |x| and channels [B, N, top], medians [B]."""
     x, keep = x.contiguous(), keep_bytes(mask)
+    channels = None if channels is None else channels.contiguous()
     batch, tokens, size = x.shape
     share = max(LEAST_SHARE, triton.cdiv(batch * tokens, PROGRAMS))
     grid = (triton.cdiv(tokens, share), batch)
