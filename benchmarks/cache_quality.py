@@ -135,7 +135,7 @@ def equal_bytes(lens: interp.Lens) -> dict[Key, Intervention]:
                 if abs(held / full / share - 1) < 0.01:
                     found[name, share] = method(budget)
                     break
-                budget = min(1.0, max(0.01, budget * share * full / held))
+                budget = min(0.99, max(0.01, budget * share * full / held))
             print(f"{name} at {share:.0%} of the bytes: budget {budget:.3f}, {held / full:.3f}", flush=True)
     return found
 
@@ -235,7 +235,8 @@ def _publish(
     found, held, full = losses(policies, model(interp.load("demo")), chunk, excerpts)
     whole = held["full cache", 0.0]
     publish(name, [row(*key, values - full, held[key], whole) for key, values in found.items()])
-    publish(f"{name}_pairs", pairs(found, chain))
+    if compared := pairs(found, chain):
+        publish(f"{name}_pairs", compared)
 
 
 def main() -> None:
