@@ -85,6 +85,7 @@ def prefill_cases(make: Maker) -> list[Case]:
     q, k, v, y = make(heads, n, d), make(kv_heads, n, d), make(kv_heads, n, d), make(heads, n, COLUMNS)
     lse = attention_apply(q, k).lse
     product, keys, rows = 2 * heads * make.pairs, make.size * kv_heads * n * d, make.size * heads * n * d
+    out, given = 4 * heads * n, make.size * heads * n  # bytes of a column that is returned in fp32, or handed in
     torch_form = "SDPA, prefill"
 
     def case(name: str, run: Callable[[], Any], columns: float, nbytes: float, operation: str | None) -> Case:
@@ -92,21 +93,21 @@ def prefill_cases(make: Maker) -> list[Case]:
 
     return [
         case(torch_form, lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True), 2 * d, 2 * (keys + rows), None),
-        case("attention", lambda: attention_apply(q, k, v), 2 * d, 2 * keys + 3 * rows, "attention_apply"),
+        case("attention", lambda: attention_apply(q, k, v), 2 * d, 2 * keys + rows + d * out, "attention_apply"),
         case("lse", lambda: attention_apply(q, k), d, keys + rows, "attention_apply"),
         case("column mass", lambda: attention_transpose_apply(q, k, lse), d, keys + rows, "attention_transpose_apply"),
         case(
             f"transpose, {COLUMNS} columns", lambda: attention_transpose_apply(q, k, lse, y),
-            d + COLUMNS, keys + rows * (1 + 2 * COLUMNS / d), "attention_transpose_apply",
+            d + COLUMNS, keys + rows + COLUMNS * (given + out), "attention_transpose_apply",
         ),
         case(
             f"gram, {COLUMNS} columns", lambda: attention_gram_apply(q, k, lse, y),
-            d + 2 * COLUMNS, keys + rows * (1 + 2 * COLUMNS / d), "attention_gram_apply",
+            d + 2 * COLUMNS, keys + rows + COLUMNS * (given + 2 * out), "attention_gram_apply",
         ),
         Case("group reweighting, one pass", partial(_reweighted, q, k, v, "one_pass"), torch_form, 2 * product * d,
-             2 * keys + 3 * rows, "group_reweighted_attention"),
+             2 * keys + rows + d * out, "group_reweighted_attention"),
         Case("group reweighting, two passes", partial(_reweighted, q, k, v, "two_pass"), torch_form, 3 * product * d,
-             3 * keys + 4 * rows, "group_reweighted_attention"),
+             3 * keys + 2 * rows + d * out, "group_reweighted_attention"),
     ]  # fmt: skip
 
 
