@@ -152,8 +152,10 @@ class Site:
         k, v = self._new_keys_values(k, v, q.shape[2], mask)
         call = AttentionCall(module, q, k, v, mask, scaling, rest)
         stored = None if self.cache is None else self.cache.layers[self.layer]
-        under_policy = isinstance(stored, StoredLayer)
-        z, weights = self._attend_stored(call, stored) if under_policy else self._attend(call)  # type: ignore[arg-type]
+        if isinstance(stored, StoredLayer):
+            z, weights = self._attend_stored(call, stored)
+        else:
+            z, weights = self._attend(call)
         return (self.point("z")(z) if live(self.point("z")) else z), weights
 
     def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:

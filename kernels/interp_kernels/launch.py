@@ -48,6 +48,17 @@ class _Fixed:
         return launch
 
 
+def split(total: int, others: int, least: int, programs: int) -> tuple[int, int]:
+    """(parts, length of a part) into which programs cut `total` tokens, where `others` programs would run without.
+
+    As many parts as it takes to keep `programs` programs busy, but none shorter than `least`. It depends on shapes
+    alone, so that a call repeated gives the same bits.
+    """
+    parts = max(1, min(programs // max(1, others), triton.cdiv(total, least)))
+    length = triton.cdiv(total, parts)
+    return triton.cdiv(total, length), length
+
+
 def exact(x: torch.Tensor) -> bool:
     """Whether a kernel must widen x to fp32 before any arithmetic: the interpreter computes nonsense in bf16."""
     return interpreted() and x.dtype == torch.bfloat16

@@ -143,14 +143,31 @@ def score_block_transposed(
 
 
 @triton.jit
+def capped(scores, softcap):
+    """softcap * tanh(scores / softcap); scores themselves where softcap is None."""
+    if softcap is not None:
+        scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
+    return scores
+
+
+@triton.jit
+def raised(top, candidate):
+    """Of a running softmax: (the new top, the same to subtract from scores, by what sums under the old top shrink).
+
+    What has seen nothing so far has top -inf; 0 is subtracted there, and its sums stay 0.
+    """
+    higher = tl.maximum(top, candidate)
+    level = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, level, tl.exp2(top - level)
+
+
+@triton.jit
 def _masked(
     products, seen, batch, head, rows, keys, S,
     Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Scores from products of either shape; rows, keys and seen broadcast to it."""
-    scores = products * scale
-    if softcap is not None:
-        scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)  # tanh
+    scores = capped(products * scale, softcap)
     distance = rows + offset - keys
     if CAUSAL:
         seen = seen & (distance >= 0)

@@ -10,7 +10,7 @@ import torch
 
 from interp.explaining.attribution import Attribution, Reader, chosen
 from interp.explaining.case import Case
-from interp.explaining.restoring import with_channels
+from interp.explaining.restoring import stored_channels, with_channels
 from interp.explaining.scores import channel_scores, token_scores, value_channel_scores
 from interp.interventions.think import ThinK
 from tests.explaining.cases import THINK, Drop, G, S, ask, case_of
@@ -55,33 +55,6 @@ def test_channels_of_keys_and_values_come_back_by_themselves(lens):
         packed, was = stored.segments[0], case.policy.rest.stored[layer].segments[0]
         assert torch.equal(packed.dense_values(8), full[layer][:, :, : len(packed)])
         assert torch.equal(packed.dense_keys(8), was.dense_keys(8))
-
-
-def test_one_value_channel_put_back_against_a_hook_on_dense_values(lens):
-    """The same effect from the full model whose values are zeroed in all dropped channels but one."""
-    policy = ThinK(ratio=0.0, value_ratio=0.5, window=8, recent=8)
-    ds = ask(lens, policy, Attribution(samples=4, steps=1))
-    assert ds.attrs["of"] == "value_channels"
-    case = case_of(lens, policy)
-    kept = {i: s.segments[0].value_channels[0].long() for i, s in case.policy.rest.stored.items()}
-    rival = int(ds["rival_text"].item().strip("<>"))
-
-    @torch.no_grad()
-    def difference(back: tuple[int, int, int] | None) -> float:
-        lens(case.prompt, use_cache=True)
-        cache = lens.last_cache
-        for layer in range(3):
-            for head in range(2):
-                stays = kept[layer][head].tolist() + ([back[2]] if back and back[:2] == (layer, head) else [])
-                cache.layers[layer].values[0, head, : S - 8, [c for c in range(8) if c not in stays]] = 0.0
-        logits = lens(case.fed[:, :1], past_key_values=cache, use_cache=True)[0, -1]
-        return float(logits[int(case.continuation[0, 1])] - logits[rival])
-
-    pruned = difference(None)
-    assert ds["pruned"].item() == pytest.approx(pruned, abs=1e-4)
-    for i in range(4):
-        place = tuple(int(ds[name][i]) for name in ("layer", "kv_head", "channel"))
-        assert float(ds["effect"][i, 0]) == pytest.approx(difference(place) - pruned, abs=1e-4)
 
 
 @pytest.mark.parametrize("value_score", ["magnitude", "attn", "attn_wo"])
@@ -130,13 +103,21 @@ def check_all_put_back(case: Case, of: str, places: list) -> None:
     assert (some - pruned).abs().max() > 1e-3
 
 
-def test_one_channel_put_back_against_a_hook_on_dense_keys(lens):
-    """The same effect from the full model whose keys are zeroed in all dropped channels but one."""
-    ds = ask(lens, THINK, Attribution(samples=6, steps=1, batch=4))
-    case = case_of(lens, THINK)
-    kept = {i: s.segments[0].channels[0].long() for i, s in case.policy.rest.stored.items()}
-    answer, rival = int(case.continuation[0, 1]), ds["rival_text"].item()
-    rival = int(rival.strip("<>"))
+@pytest.mark.parametrize(
+    ("policy", "question", "part"),
+    [
+        (THINK, Attribution(samples=6, steps=1, batch=4), "keys"),
+        (ThinK(ratio=0.0, value_ratio=0.5, window=8, recent=8), Attribution(samples=4, steps=1), "values"),
+    ],
+    ids=["keys", "values"],
+)
+def test_one_channel_put_back_against_zeros_in_the_dense_cache(lens, policy, question, part):
+    """The same effect from the full model whose keys, or values, are zeroed in all dropped channels but one."""
+    ds = ask(lens, policy, question)
+    assert ds.attrs["of"] == {"keys": "channels", "values": "value_channels"}[part]
+    case = case_of(lens, policy)
+    kept = {i: stored_channels(s.segments[0], part)[0].long() for i, s in case.policy.rest.stored.items()}
+    rival = int(ds["rival_text"].item().strip("<>"))
 
     @torch.no_grad()
     def difference(back: tuple[int, int, int] | None) -> float:
@@ -145,14 +126,14 @@ def test_one_channel_put_back_against_a_hook_on_dense_keys(lens):
         for layer in range(3):
             for head in range(2):
                 stays = kept[layer][head].tolist() + ([back[2]] if back and back[:2] == (layer, head) else [])
-                drop = [c for c in range(8) if c not in stays]
-                cache.layers[layer].keys[0, head, : S - THINK.recent, drop] = 0.0
+                dense = getattr(cache.layers[layer], part)
+                dense[0, head, : S - policy.recent, [c for c in range(8) if c not in stays]] = 0.0
         logits = lens(case.fed[:, :1], past_key_values=cache, use_cache=True)[0, -1]
-        return float(logits[answer] - logits[rival])
+        return float(logits[int(case.continuation[0, 1])] - logits[rival])
 
     pruned = difference(None)
     assert ds["pruned"].item() == pytest.approx(pruned, abs=1e-4)
-    for i in range(6):
+    for i in range(question.samples):
         place = tuple(int(ds[name][i]) for name in ("layer", "kv_head", "channel"))
         assert float(ds["effect"][i, 0]) == pytest.approx(difference(place) - pruned, abs=1e-4)
 

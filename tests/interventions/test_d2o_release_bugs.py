@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
 from interp import D2O
 from interp.event import AttentionEvent
 from tests.interventions.d2o_reference import VARIANTS, Reference, deep
+from tests.interventions.largest import Largest
 from tests.models import tiny, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:d2o dropped nothing.*ended before it acts")
@@ -187,19 +187,6 @@ def test_8_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
-
-
 @pytest.mark.parametrize("variant", ["paper", "code"])
 def test_9_no_attention_map_is_ever_held(variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's own SDPA reads the prompt, and nothing as large as one head's map is made on the way to scores and
@@ -208,7 +195,7 @@ def test_9_no_attention_map_is_ever_held(variant: Any, monkeypatch: pytest.Monke
     lens = interp.load(deep("llama", layers=4, max_position_embeddings=2048))
     assert lens.model.config._attn_implementation == "sdpa"
     monkeypatch.setattr(AttentionEvent, "pattern", None)
-    with _Largest() as largest, lens.apply(D2O(budget=0.1, variant=variant)):
+    with Largest() as largest, lens.apply(D2O(budget=0.1, variant=variant)):
         lens.generate(tokens(1, length), max_new_tokens=3)
     assert lens.last_cache.stored[2].kept < length / 4
     assert largest.elements < length**2

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
 from interp import InterpError
@@ -16,6 +15,7 @@ from interp.event import AttentionEvent
 from interp.interventions._summaries import BLOCK, Readers
 from interp.interventions.base import Keeper
 from interp.interventions.recall import Recall, RecallPlan
+from tests.interventions.largest import Largest
 from tests.interventions.test_summaries import dense_clusters, dense_summaries
 from tests.models import shared, tokens
 
@@ -107,19 +107,6 @@ def test_readers_are_freed_where_nothing_is_dropped() -> None:
         assert plan.readers == {}
 
 
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
-
-
 @pytest.mark.parametrize(("tokens", "budget"), [(2048, 0.2), (4096, 0.6)])
 @torch.no_grad()
 def test_nothing_larger_than_a_block_is_ever_held(tokens: int, budget: float) -> None:
@@ -127,7 +114,7 @@ def test_nothing_larger_than_a_block_is_ever_held(tokens: int, budget: float) ->
     an eighth of one head's map at 2,048 tokens, and does not grow with the prompt."""
     q, k, v = layer(1, 4, 2, tokens, 32)
     assert q.numel() <= BLOCK == 2048**2 / 8
-    with _Largest() as largest:
+    with Largest() as largest:
         applied(Recall(budget=budget), q, k, v)
     assert k.numel() <= largest.elements <= BLOCK
 

@@ -143,3 +143,14 @@ def draw() -> Callable[..., SimpleNamespace]:
         return drawn
 
     return build
+
+
+WAYS = {"reference": ("reference", "auto"), "one pass": ("cpu", "one_pass"), "two passes": ("cpu", "two_pass")}
+
+
+@pytest.fixture(params=WAYS)
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way to compute group_reweighted_attention; on the reference's path the form does not matter."""
+    path, form = WAYS[request.param]
+    with use(path):
+        yield form

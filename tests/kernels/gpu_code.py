@@ -95,8 +95,9 @@ def operations(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "gram_product": lambda: ik.gram_product(q, k, query_mask=facts["query_mask"], key_mask=facts["key_mask"]),
         "think_pack": lambda: ik.think_pack(k, half),
         "packed_decode": lambda: ik.packed_decode(q[:, :, :3], [old, new], softcap=30.0, sinks=facts["sinks"]),
-        "nearest_merge": lambda: ik.merge_tokens(
-            k[:, :, :50], k[:, :, 50:], ik.nearest_key(k[:, :, 50:], k[:, :, :50]).target * 0 + target, weight
+        "nearest_merge": lambda: (
+            ik.nearest_key(k[:, :, 50:], k[:, :, :50]),
+            ik.merge_tokens(k[:, :, :50], k[:, :, 50:], target, weight),
         ),
         "decode_step": lambda: ik.decode_step(q[:, :, :1], k, v, torch.rand(2, stored, keys), at, keep_oldest=4),
         "group_reweighted_attention, one pass": lambda: ik.group_reweighted_attention(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import interp_kernels as ik
@@ -17,111 +16,7 @@ from interp_kernels.group_reweighted_attention import (
     visual_redistribution,
 )
 
-FORMS = ["one_pass", "two_pass"]
-WAYS = {"reference": ("reference", "auto"), "one pass": ("cpu", "one_pass"), "two passes": ("cpu", "two_pass")}
-CLEAN = ["causal", "window", "softcap", "sinks", "offset", "dense", "bidirectional"]  # facts that pad nothing
-
-
-@pytest.fixture(params=WAYS)
-def form(request):
-    """Each way to compute it; on the reference's path the form does not matter."""
-    path, form = WAYS[request.param]
-    with ik.use(path):
-        yield form
-
-
-def add_edit(drawn, count=3, per_head=False, seed=0, dtype=torch.float64):
-    """Put random groups, factors and edited rows next to drawn inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    batch, heads, queries, _ = drawn.q.shape
-    shape = (batch, heads, drawn.k.shape[2]) if per_head else (batch, drawn.k.shape[2])
-    drawn.groups = torch.randint(0, count, shape, generator=generator)
-    drawn.factors = 2 * torch.rand(batch, heads, queries, count, generator=generator, dtype=dtype)
-    drawn.factors[..., 0] *= torch.rand(batch, heads, queries, generator=generator) > 0.3  # some groups are removed
-    drawn.rows = torch.rand(batch, heads, queries, generator=generator) > 0.3
-    return drawn
-
-
-def visible(facts, b, h, i, j, queries, keys):
-    """Whether query i sees key j, read off the facts' documentation."""
-    kept = all(
-        mask[b, at] for mask, at in ((facts.get("key_mask"), j), (facts.get("query_mask"), i)) if mask is not None
-    )
-    mask = facts.get("mask")
-    if mask is not None:
-        return bool(kept and mask[b % mask.shape[0], h % mask.shape[1], i, j])
-    distance = i + facts.get("offset", keys - queries) - j
-    window = facts.get("window")
-    behind = distance >= 0 or (window is None and not facts.get("causal", True))
-    return bool(kept and behind and (window is None or distance < window))
-
-
-def row_of_a(drawn, b, h, i):
-    """A's row as a dictionary of its visible keys, and its lse, by the definition of a softmax."""
-    (_, heads, queries, size), (_, stored, keys, _) = drawn.q.shape, drawn.k.shape
-    facts = drawn.facts
-    scores = {}
-    for j in range(keys):
-        if visible(facts, b, h, i, j, queries, keys):
-            score = (drawn.q[b, h, i] @ drawn.k[b, h // (heads // stored), j]).item() * facts.get("scale", size**-0.5)
-            cap = facts.get("softcap")
-            scores[j] = score if cap is None else cap * math.tanh(score / cap)
-    total = sum(map(math.exp, scores.values()))
-    sink = math.exp(facts["sinks"][h]) if "sinks" in facts else 0.0
-    lse = math.log(total) if scores else -math.inf
-    return {j: math.exp(score) / (total + sink) for j, score in scores.items()}, lse
-
-
-def written_out(drawn, factors_of, renormalise=True):
-    """(z, lse, masses) by loops over every row; factors_of(b, h, i, A's row by key) -> factor by key."""
-    batch, heads, queries, _ = drawn.q.shape
-    count = drawn.factors.shape[-1]
-    z = torch.zeros(batch, heads, queries, drawn.v.shape[-1], dtype=torch.float64)
-    lse, masses = torch.zeros(z.shape[:3], dtype=torch.float64), torch.zeros(*z.shape[:3], count, dtype=torch.float64)
-    for b in range(batch):
-        for h in range(heads):
-            values = drawn.v[b, h // (heads // drawn.v.shape[1])]
-            for i in range(queries):
-                row, lse[b, h, i] = row_of_a(drawn, b, h, i)
-                factors = factors_of(b, h, i, row)
-                edited = {j: factors[j] * p for j, p in row.items()}
-                left = sum(edited.values())
-                scale = sum(row.values()) / left if renormalise and left else 1.0
-                for j, p in row.items():
-                    masses[b, h, i, group_of(drawn, b, h, j)] += p
-                    z[b, h, i] += scale * edited[j] * values[j]
-    return z, lse, masses
-
-
-def group_of(drawn, b, h, j):
-    return int(drawn.groups[b, j] if drawn.groups.ndim == 2 else drawn.groups[b, h, j])
-
-
-def given_factors(drawn):
-    """Factors by key from drawn.factors, where drawn.rows says that the row is edited."""
-
-    def factors(b, h, i, row):
-        edited = drawn.rows[b, h, i]
-        return {j: drawn.factors[b, h, i, group_of(drawn, b, h, j)].item() if edited else 1.0 for j in row}
-
-    return factors
-
-
-def assert_same(found, wanted, tolerance):
-    """Equal to tolerance, absolute below 1 and relative above; -inf only where wanted, and NaN nowhere."""
-    for one, other in zip(found, wanted, strict=True):
-        assert one.shape == other.shape
-        assert not one.isnan().any()
-        infinite = other == -torch.inf
-        assert torch.equal(one == -torch.inf, infinite)
-        error = (one - other).abs() / other.abs().clamp(min=1)
-        assert error.masked_fill(infinite, 0).max() <= tolerance
-
-
-def edit(drawn, **kwargs):
-    return group_reweighted_attention(
-        drawn.q, drawn.k, drawn.v, drawn.groups, drawn.factors, **({"rows": drawn.rows} | kwargs), **drawn.facts
-    )
+from tests.kernels.group_edits import CLEAN, FORMS, add_edit, assert_same, edit, given_factors, written_out
 
 
 @pytest.mark.parametrize("renormalise", [True, False])
@@ -388,94 +283,6 @@ def test_random_groups(draw, shape, ratio, count, per_head, name, form):
     with ik.use("cpu"):
         renamed = edit(drawn, form=form)
     assert_same([renamed.z, renamed.masses], [found.z, found.masses[..., order]], 1e-11)
-
-
-def small(draw, name="causal", **kwargs):
-    drawn = add_edit(draw(2, 1, 2, 3, torch.float64, name, size=2, columns=2), **kwargs)
-    drawn.leaves = [x.clone().requires_grad_() for x in (drawn.q, drawn.k, drawn.v)]
-    return drawn
-
-
-@pytest.mark.parametrize("name", CLEAN)
-def test_gradient_of_factors_given_outright(draw, form, name):
-    drawn = small(draw, name, per_head=name == "dense")
-    options = {"rows": drawn.rows, "form": form, "renormalise": name in ("causal", "sinks", "dense", "offset")}
-    sinks = drawn.facts.pop("sinks", torch.zeros(2)).double().requires_grad_() if name == "sinks" else None
-
-    def run(q, k, v, factors, sinks=None):
-        return group_reweighted_attention(q, k, v, drawn.groups, factors, sinks=sinks, **options, **drawn.facts)
-
-    def finite(*inputs):  # gradcheck cannot take the -inf of an empty row
-        z, lse, masses = run(*inputs)
-        return z, lse[lse > -torch.inf], masses
-
-    inputs = [*drawn.leaves, (drawn.factors + 0.1).requires_grad_()]
-    assert torch.autograd.gradcheck(finite, inputs if sinks is None else [*inputs, sinks])
-
-
-@pytest.mark.parametrize("rule", ["smooth", "VAR"])
-@pytest.mark.parametrize("name", ["causal", "softcap", "sinks"])
-def test_gradient_through_a_rule(draw, form, name, rule):
-    drawn = small(draw, name, count=4)
-    rules = {"smooth": lambda masses: (masses.mean(1, keepdim=True) - masses).exp()}
-    rules["VAR"] = visual_redistribution(0.4, 0.05, 0.1)
-
-    def run(*leaves):
-        return group_reweighted_attention(*leaves, drawn.groups, rules[rule], form=form, group_count=4, **drawn.facts).z
-
-    assert torch.autograd.gradcheck(run, drawn.leaves)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("per_head", [False, True])
-def test_blocked_gradient_equals_the_reference(draw, form, facts_name, dtype, per_head):
-    """With NaN in padding, whose gradient is zero, and a rule that divides by masses that may be zero."""
-    drawn = add_edit(draw(6, 2, 70, 90, dtype, facts_name), per_head=per_head)
-    drawn.v = drawn.x if per_head else drawn.v
-    leaves = [x.requires_grad_() for x in (drawn.q, drawn.k, drawn.v)]
-    weights = torch.randn(3, 2, 6, 70, 1, dtype=torch.float64)
-
-    def gradients(path):
-        with ik.use(path):
-            z, lse, masses = group_reweighted_attention(
-                *leaves, drawn.groups, lambda m: 1 / (0.1 + m), rows=drawn.rows, form=form, **drawn.facts
-            )
-        visible = lse.masked_fill(lse == -torch.inf, 0)[..., None]
-        loss = sum((w * x).sum() for w, x in zip(weights, (z, visible, masses), strict=True))
-        found = torch.autograd.grad(loss, leaves)
-        assert all(gradient.dtype == dtype for gradient in found)
-        return found
-
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
-    assert_same(gradients("cpu"), gradients("reference"), tolerance)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["offset", "right padding", "nothing visible"])
-def test_gradients_of_nan_stay_where_nothing_is_visible(draw, form, name):
-    """Rules that divide by a mass of 0, and a loss that compares rows without a key."""
-    drawn = add_edit(draw(4, 2, 20, 20, torch.float64, name))
-    leaves = [x.requires_grad_() for x in (drawn.q, drawn.k, drawn.v)]
-
-    def gradients(path):
-        with ik.use(path):
-            z, lse, _ = group_reweighted_attention(*leaves, drawn.groups, lambda m: 1 / m, form=form, **drawn.facts)
-        over_heads = lse.logsumexp(1)
-        return torch.autograd.grad((z, over_heads), leaves, (torch.ones_like(z), torch.ones_like(over_heads)))
-
-    assert_same(gradients("cpu"), gradients("reference"), 1e-10)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_nothing_that_backward_keeps_is_as_large_as_the_pattern(draw, form):
-    drawn = add_edit(draw(2, 1, 400, 400))
-    drawn.q.requires_grad_()
-    kept = []
-    with ik.use("cpu"), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        edit(drawn, form=form).z.sum().backward()
-    assert kept
-    assert max(kept) < 2 * 2 * 400 * 32
 
 
 def test_empty_inputs(form):

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import config, exact, power_of_two, tuned
-from ..score_block import LOG2E
+from ..launch import config, exact, power_of_two, split, tuned
+from ..score_block import LOG2E, capped, raised
 from .slots import Call, Evicted
 
 PROGRAMS = 256
@@ -29,7 +29,7 @@ def _attend(
     Q, K, V, Positions, Padding, Scores, Sums, Top, Total, Hs, n, length, parts, scale, softcap,
     k_batch, k_head, k_slot, k_channel, v_batch, v_head, v_slot, v_channel, p_batch, p_head, p_slot,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, DV: tl.constexpr,
-    WIDTH_V: tl.constexpr, WIDEN: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH_V: tl.constexpr, IN_FP32: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Scores in units of log 2 and, over one part of the slots, the sums of 2^(score - top) and of that times v."""
     part, head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -37,7 +37,7 @@ def _attend(
     row = (batch * Hs + head) * GROUP + rows  # query heads that share a stored head lie side by side
     mine = rows < GROUP
     q = tl.load(Q + row[:, None] * D + channel[None, :], mask=mine[:, None] & (channel < D)[None, :], other=0.0)
-    if WIDEN:
+    if IN_FP32:
         q = q.to(tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -54,20 +54,15 @@ def _attend(
         k = tl.load(K + theirs, mask=seen[:, None] & (channel < D)[None, :], other=0.0)
         theirs = batch * v_batch + head * v_head + far[:, None] * v_slot + column[None, :] * v_channel
         v = tl.load(V + theirs, mask=seen[:, None] & (column < DV)[None, :], other=0.0)
-        if WIDEN:
+        if IN_FP32:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if softcap is not None:
-            scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)  # tanh
+        scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, softcap)
         scores = tl.where(mine[:, None] & seen[None, :], scores * LOG2E, float("-inf"))
         tl.store(Scores + row[:, None] * n + slots[None, :], scores, mask=mine[:, None] & inside[None, :])
-        higher = tl.maximum(top, tl.max(scores, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(top - shift)
-        total = total * shrink + tl.sum(p, 1)
-        summed = summed * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = higher
+        top, level, fade = raised(top, tl.max(scores, 1))
+        p = tl.exp2(scores - level[:, None])
+        total = total * fade + tl.sum(p, 1)
+        summed = summed * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     place = row * parts + part
     tl.store(Top + place, top, mask=mine)
     tl.store(Total + place, total, mask=mine)
@@ -118,13 +113,11 @@ def _finish(
     for part in range(parts):
         place = row * parts + part
         its_top = tl.load(Top + place, mask=mine, other=float("-inf"))
-        higher = tl.maximum(top, its_top)
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        shrink, weight = tl.exp2(top - shift), tl.exp2(its_top - shift)
-        total = total * shrink + weight * tl.load(Total + place, mask=mine, other=0.0)
+        top, level, fade = raised(top, its_top)
+        weight = tl.exp2(its_top - level)
+        total = total * fade + weight * tl.load(Total + place, mask=mine, other=0.0)
         its_sum = tl.load(Sums + place[:, None] * DV + column[None, :], mask=shown, other=0.0)
-        z = z * shrink[:, None] + weight[:, None] * its_sum
-        top = higher
+        z = z * fade[:, None] + weight[:, None] * its_sum
     top = tl.where(top == float("-inf"), 0.0, top)
     inverse = 1.0 / tl.where(mine, total, 1.0)
     tl.store(Z + row[:, None] * DV + column[None, :], z * inverse[:, None], mask=shown)
@@ -180,9 +173,7 @@ def decode_step(call: Call) -> tuple[Tensor, Evicted]:
     batch, heads, _, size = q.shape
     stored, n = keys.shape[1:3]
     group, size_v = heads // stored, values.shape[-1]
-    parts = max(1, min(PROGRAMS // max(1, batch * stored), triton.cdiv(n, LEAST_PART)))
-    length = triton.cdiv(n, parts)
-    parts = triton.cdiv(n, length)
+    parts, length = split(n, batch * stored, LEAST_PART, PROGRAMS)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return q.new_empty(shape, dtype=dtype)
@@ -203,7 +194,7 @@ def decode_step(call: Call) -> tuple[Tensor, Evicted]:
     _attend[parts, stored, batch](
         q.to(keys.dtype).contiguous(), keys, values, positions, padding, scores, sums, top, total,
         stored, n, length, parts, scale, softcap, *keys.stride(), *values.stride(), *positions.stride(),
-        ROWS=power_of_two(group), WIDEN=exact(keys) or exact(values), **widths,
+        ROWS=power_of_two(group), IN_FP32=exact(keys) or exact(values), **widths,
     )  # fmt: skip
     rows = power_of_two(group, least=1)
     _finish[stored, batch](

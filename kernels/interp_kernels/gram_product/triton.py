@@ -19,7 +19,7 @@ SLICE_STEP = 256  # tokens; every BLOCK divides it
 @triton.jit
 def _gram(
     X, Keep, Out, N, heads, group, slices, slice_tokens, x_batch, x_head, x_token, x_channel,
-    D: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, IN_FP32: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     part, tile, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, stored = pair // heads, pair % heads
@@ -38,7 +38,7 @@ def _gram(
                 right = left
             else:
                 right = tl.load(at + column[None, :] * x_channel, mask=real & (column < D)[None, :], other=0.0)
-            if EXACT:
+            if IN_FP32:
                 left, right = left.to(tl.float32), right.to(tl.float32)
             total += tl.dot(tl.trans(left), right, input_precision="ieee")
     out = Out + (tl.cast(pair, tl.int64) * slices + part) * D * D
@@ -57,6 +57,6 @@ def channel_gram(x: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     if sums.numel():
         _gram[slices, tiles**2, batch * heads](
             x, keep_bytes(mask), sums, tokens, heads, total // heads, slices, slice_tokens, *x.stride(),
-            D=size, TILE=tile, TILES=tiles, EXACT=exact(x),
+            D=size, TILE=tile, TILES=tiles, IN_FP32=exact(x),
         )  # fmt: skip
     return sums.sum(2)  # always in the same order

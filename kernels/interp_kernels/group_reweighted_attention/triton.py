@@ -16,8 +16,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..facts import Facts
-from ..launch import config, exact, power_of_two, tuned
-from ..score_block import LOG2E, fact_arguments, key_range, real_rows, score_block
+from ..launch import config, power_of_two, tuned
+from ..score_block import (
+    LOG2E,
+    fact_arguments,
+    head_start,
+    in_fp32,
+    key_range,
+    load_rows,
+    raised,
+    real_rows,
+    score_block,
+    strided,
+    strides,
+)
 from .edit import Edit
 from .forms import reweight
 
@@ -33,16 +45,6 @@ def group_reweighted_attention(
     return reweight(group_sums, reweighted_sum, q, k, v, edit, facts)
 
 
-@triton.jit
-def _tile(X, base, rows, real, columns, COLUMNS: tl.constexpr, EXACT: tl.constexpr):
-    """X[base + rows, columns] of an array with COLUMNS columns; 0 beside it and where a row is not real."""
-    inside = real[:, None] & (columns < COLUMNS)[None, :]
-    x = tl.load(X + base * COLUMNS + rows[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0)
-    if EXACT:
-        x = x.to(tl.float32)
-    return x
-
-
 TABLE = [
     config(BLOCK_M=32, BLOCK_N=32),
     config(BLOCK_M=64, BLOCK_N=32),
@@ -56,36 +58,35 @@ TABLE = [
 @triton.jit
 def _shares(
     Q, K, Groups, Share, Lse, N, S, H, kv_ratio, group_batch, group_head,
+    q_batch, q_head, q_row, k_batch, k_head, k_row,
     KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window,
     D: tl.constexpr, D_WIDTH: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
-    CAUSAL: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     query_base = (batch * H + head) * N
-    key_base = (batch * (H // kv_ratio) + head // kv_ratio) * S
+    k_start = head_start(K, batch, head // kv_ratio, k_batch, k_head)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel, lane = tl.arange(0, D_WIDTH), tl.arange(0, LANES)
+    lane = tl.arange(0, LANES)
     kept = real_rows(batch, rows, N, QueryMask)
-    q = _tile(Q, query_base, rows, kept, channel, D, EXACT)
+    q = load_rows(head_start(Q, batch, head, q_batch, q_head), rows, kept, q_row, D, D_WIDTH, IN_FP32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK_M, LANES], tl.float32)
     low, high = key_range(block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, N) - 1, S, offset, window, CAUSAL)
     for start in range(low, high, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k = _tile(K, key_base, keys, keys < S, channel, D, EXACT)
+        k = load_rows(k_start, keys, keys < S, k_row, D, D_WIDTH, IN_FP32)
         group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
             KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
         )  # fmt: skip
-        higher = tl.maximum(top, tl.max(scores, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(scores - shift[:, None])
-        sums = sums * tl.exp2(top - shift)[:, None]
+        top, level, fade = raised(top, tl.max(scores, 1))
+        p = tl.exp2(scores - level[:, None])
+        sums = sums * fade[:, None]
         for g in tl.static_range(G):
             of_group = tl.sum(tl.where((group == g)[None, :], p, 0.0), 1)
             sums += tl.where((lane == g)[None, :], of_group[:, None], 0.0)
-        top = higher
     total = tl.sum(sums, 1)
     some = kept & (total > 0.0)
     total = tl.where(some, total, 1.0)
@@ -100,18 +101,19 @@ def _shares(
 @triton.jit
 def _reweighted(
     Q, K, V, Groups, Scaling, Lse, Out, N, S, H, kv_ratio, v_ratio, group_batch, group_head,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window,
     D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
-    CAUSAL: tl.constexpr, EXACT: tl.constexpr, EXACT_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     query_base = (batch * H + head) * N
-    key_base = (batch * (H // kv_ratio) + head // kv_ratio) * S
-    value_base = (batch * (H // v_ratio) + head // v_ratio) * S
+    k_start = head_start(K, batch, head // kv_ratio, k_batch, k_head)
+    v_start = head_start(V, batch, head // v_ratio, v_batch, v_head)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel, column = tl.arange(0, D_WIDTH), tl.arange(0, R_WIDTH)
+    column = tl.arange(0, R_WIDTH)
     kept = real_rows(batch, rows, N, QueryMask)
-    q = _tile(Q, query_base, rows, kept, channel, D, EXACT)
+    q = load_rows(head_start(Q, batch, head, q_batch, q_head), rows, kept, q_row, D, D_WIDTH, IN_FP32)
     lse = tl.load(Lse + query_base + rows, mask=kept, other=float("-inf"))
     some = lse > float("-inf")
     shift = tl.where(some, lse * LOG2E, 0.0)
@@ -121,8 +123,8 @@ def _reweighted(
     for start in range(low, high, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         real = real_rows(batch, keys, S, KeyMask)  # padding's values may be NaN, which 0 * v would keep
-        k = _tile(K, key_base, keys, real, channel, D, EXACT)
-        v = _tile(V, value_base, keys, real, column, R, EXACT_V)
+        k = load_rows(k_start, keys, real, k_row, D, D_WIDTH, IN_FP32)
+        v = load_rows(v_start, keys, real, v_row, R, R_WIDTH, V_IN_FP32)
         group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
@@ -150,21 +152,22 @@ def _reweighted(
 @triton.jit
 def _parts(
     Q, K, V, Groups, Part, PartLse, N, S, H, kv_ratio, v_ratio, group_batch, group_head, pieces, piece_keys,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window,
     D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
-    LANES: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr, EXACT_V: tl.constexpr,
+    LANES: tl.constexpr, CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     block, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     query_base = (batch * H + head) * N
-    key_base = (batch * (H // kv_ratio) + head // kv_ratio) * S
-    value_base = (batch * (H // v_ratio) + head // v_ratio) * S
+    k_start = head_start(K, batch, head // kv_ratio, k_batch, k_head)
+    v_start = head_start(V, batch, head // v_ratio, v_batch, v_head)
     copies = block * BLOCK_M + tl.arange(0, BLOCK_M)
     rows, lane = copies // LANES, copies % LANES
-    channel, column = tl.arange(0, D_WIDTH), tl.arange(0, R_WIDTH)
+    column = tl.arange(0, R_WIDTH)
     kept = real_rows(batch, rows, N, QueryMask)
-    q = _tile(Q, query_base, rows, kept, channel, D, EXACT)
+    q = load_rows(head_start(Q, batch, head, q_batch, q_head), rows, kept, q_row, D, D_WIDTH, IN_FP32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     y = tl.zeros([BLOCK_M, R_WIDTH], tl.float32)
@@ -174,8 +177,8 @@ def _parts(
     for start in range(low, high, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         real = real_rows(batch, keys, S, KeyMask)  # padding's values may be NaN, which 0 * v would keep
-        k = _tile(K, key_base, keys, real, channel, D, EXACT)
-        v = _tile(V, value_base, keys, real, column, R, EXACT_V)
+        k = load_rows(k_start, keys, real, k_row, D, D_WIDTH, IN_FP32)
+        v = load_rows(v_start, keys, real, v_row, R, R_WIDTH, V_IN_FP32)
         group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
@@ -183,13 +186,10 @@ def _parts(
         )  # fmt: skip
         mine = (keys < high)[None, :] & (group[None, :] == lane[:, None])
         scores = tl.where(mine, scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp2(scores - shift[:, None])
-        fade = tl.exp2(top - shift)
+        top, level, fade = raised(top, tl.max(scores, 1))
+        p = tl.exp2(scores - level[:, None])
         total = total * fade + tl.sum(p, 1)
         y = y * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = higher
     some = kept & (total > 0.0)
     total = tl.where(some, total, 1.0)
     y = tl.where(some[:, None], y / total[:, None], 0.0)
@@ -248,11 +248,11 @@ def _one_pass(q: Tensor, k: Tensor, v: Tensor, edit: Edit, facts: Facts) -> tupl
 def _arguments(q: Tensor, k: Tensor, edit: Edit, facts: Facts) -> dict[str, Any]:
     """What all three kernels are told."""
     _, heads, queries, keys = facts.shape
-    dtype = torch.promote_types(q.dtype, k.dtype)
+    q, k = strided(q), strided(k)
     groups = edit.groups.to(torch.uint8).contiguous()
     return {
-        "Q": q.to(dtype).contiguous(),
-        "K": k.to(dtype).contiguous(),
+        "Q": q,
+        "K": k,
         "Groups": groups,
         "group_batch": groups.stride(0),
         "group_head": 0 if groups.shape[1] == 1 else keys,
@@ -263,16 +263,19 @@ def _arguments(q: Tensor, k: Tensor, edit: Edit, facts: Facts) -> dict[str, Any]
         "D": q.shape[-1],
         "D_WIDTH": power_of_two(q.shape[-1]),
         "G": edit.count,
-        "EXACT": exact(q) or exact(k),
+        "IN_FP32": in_fp32(q, k),
+        **strides(q=q, k=k),
         **fact_arguments(facts),
     }
 
 
 def _value_arguments(v: Tensor, heads: int) -> dict[str, Any]:
+    v = strided(v)
     return {
-        "V": v.contiguous(),
+        "V": v,
         "v_ratio": heads // v.shape[1],
         "R": v.shape[-1],
         "R_WIDTH": power_of_two(v.shape[-1]),
-        "EXACT_V": exact(v),
+        "V_IN_FP32": in_fp32(v),
+        **strides(v=v),
     }

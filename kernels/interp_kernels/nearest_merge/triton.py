@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import config, exact, power_of_two, tuned
+from ..launch import config, exact, power_of_two, split, tuned
 from ..score_block import keep_bytes
 
 PROGRAMS = 512
@@ -27,7 +27,7 @@ LEAST_SLICE = 128
 def _nearest(
     Evicted, Retained, EvictedMask, RetainedMask, Similarity, Target, H, E, R, length, slices,
     e_batch, e_head, e_row, e_channel, r_batch, r_head, r_row, r_channel,
-    D: tl.constexpr, WIDTH: tl.constexpr, WIDEN: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, IN_FP32: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     part, flat = tl.program_id(1), tl.program_id(2).to(tl.int64)
     batch, head = flat // H, flat % H
@@ -39,7 +39,7 @@ def _nearest(
     own = rows.to(tl.int64)[:, None] * e_row + channel[None, :] * e_channel
     shown = live[:, None] & (channel < D)[None, :]
     e = tl.load(Evicted + batch * e_batch + head * e_head + own, mask=shown, other=0.0)
-    if WIDEN:
+    if IN_FP32:
         e = e.to(tl.float32)
     best = tl.full([BLOCK_E], float("-inf"), tl.float32)
     target = tl.full([BLOCK_E], -1, tl.int32)
@@ -52,7 +52,7 @@ def _nearest(
             real = real & (tl.load(RetainedMask + flat * R + places, mask=real, other=0) != 0)
         theirs = places.to(tl.int64)[:, None] * r_row + channel[None, :] * r_channel
         k = tl.load(keys + theirs, mask=real[:, None] & (channel < D)[None, :], other=0.0)
-        if WIDEN:
+        if IN_FP32:
             k = k.to(tl.float32)
         cosines = tl.dot(e, tl.trans(k), input_precision="ieee") / _length(k)[None, :]
         cosines = tl.where(real[None, :], cosines, float("-inf"))
@@ -82,16 +82,14 @@ def nearest_key(
     # exact products in fp32 are unrolled in full: with 64 rows they would take a minute to compile
     block = 16 if tokens <= 16 else 32 if evicted.element_size() == 4 else 64
     blocks = triton.cdiv(tokens, block)
-    slices = PROGRAMS // max(1, batch * heads * blocks)
-    length = triton.cdiv(keys, max(1, min(slices, triton.cdiv(keys, LEAST_SLICE))))
-    slices = triton.cdiv(keys, length)
+    slices, length = split(keys, batch * heads * blocks, LEAST_SLICE, PROGRAMS)
     similarity = evicted.new_empty(batch, heads, slices, tokens, dtype=torch.float32)
     target = torch.empty_like(similarity, dtype=torch.int32)
     if similarity.numel():
         _nearest[blocks, slices, batch * heads](
             evicted, retained, keep_bytes(evicted_mask), keep_bytes(retained_mask), similarity, target,
             heads, tokens, keys, length, slices, *evicted.stride(), *retained.stride(),
-            D=size, WIDTH=power_of_two(size), WIDEN=exact(evicted), BLOCK_E=block,
+            D=size, WIDTH=power_of_two(size), IN_FP32=exact(evicted), BLOCK_E=block,
         )  # fmt: skip
     similarity, best = similarity.max(2, keepdim=True)  # of equal slices the first
     return target.gather(2, best)[:, :, 0].long(), similarity[:, :, 0]

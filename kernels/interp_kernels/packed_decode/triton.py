@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import config, exact, power_of_two, tuned
-from ..score_block import LOG2E
+from ..score_block import LOG2E, capped, raised
 from .call import Call, Decoded, KeySegment, in_blocks
 
 PROGRAMS = 512  # wanted: four for each multiprocessor of a large GPU
@@ -77,7 +77,7 @@ class _Unfinished(NamedTuple):
 def _attend_part(
     Q, S, C, Out, batch, stored, block, part, tokens, newest, part_tokens, out_part, parts, column, columns,
     D: tl.constexpr, D_WIDTH: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-    EXACT: tl.constexpr, BLOCK: tl.constexpr,
+    IN_FP32: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Attend to one part of segment S, of whose `tokens` the last `newest` are the queries' own.
 
@@ -97,7 +97,7 @@ def _attend_part(
     if S.channels is not None:
         channel = tl.load(S.channels + pair * S.kept + place, mask=place < S.kept, other=0).to(tl.int32)
     q = tl.load(q_at[:, None] + channel[None, :] * C.q_channel, mask=real & kept, other=0.0)
-    q = q.to(tl.float32 if EXACT else S.k.dtype.element_ty)
+    q = q.to(tl.float32 if IN_FP32 else S.k.dtype.element_ty)
     shift = tl.zeros([ROWS], tl.float32)  # of all scores of a row: what the keys have in common
     if S.offset is not None:
         every = tl.arange(0, D_WIDTH)
@@ -118,11 +118,10 @@ def _attend_part(
         here = inner < last - start
         k = tl.load(key_base + first * S.key_token + key_at, mask=here[:, None] & kept, other=0.0)
         v = tl.load(value_base + first * S.value_token + value_at, mask=here[:, None] & kept_values, other=0.0)
-        if EXACT:
+        if IN_FP32:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        scores = (tl.dot(q, tl.trans(k), input_precision="ieee") + shift[:, None]) * C.scale
-        if C.softcap is not None:
-            scores = C.softcap * (2 * tl.sigmoid(2 * scores / C.softcap) - 1)  # tanh
+        products = tl.dot(q, tl.trans(k), input_precision="ieee") + shift[:, None]
+        scores = capped(products * C.scale, C.softcap)
         if S.bias is not None:
             bias_at = S.bias + batch * S.bias_batch + stored * S.bias_head + first * S.bias_token + inner * S.bias_token
             scores += tl.load(bias_at, mask=here, other=0.0).to(tl.float32)[None, :]
@@ -131,13 +130,10 @@ def _attend_part(
         if Out.scores is not None:
             at = (pair * C.group * C.queries + rows[:, None]) * columns + column + start + inner[None, :]
             tl.store(Out.scores + at, scores, mask=real & here[None, :])
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        level = tl.where(higher == float("-inf"), 0.0, higher)  # a row that saw nothing so far stays at zero
+        peak, level, fade = raised(peak, tl.max(scores, 1))
         weights = tl.exp2(scores - level[:, None])
-        fade = tl.exp2(peak - level)
         total = total * fade + tl.sum(weights, 1)
         read = read * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        peak = higher
 
     out = (pair * parts + out_part) * C.group * C.queries + rows
     tl.store(Out.peak + out, peak, mask=rows < C.group * C.queries)
@@ -166,7 +162,7 @@ def _attend_part(
 def _attend_two(
     Q, A, B, C, Out, a_tokens, b_tokens, a_newest, b_newest, a_parts, part_tokens, first_part, parts, column, columns,
     blocks, PAIR: tl.constexpr, D: tl.constexpr, D_WIDTH: tl.constexpr, ROWS: tl.constexpr, A_WIDTH: tl.constexpr,
-    B_WIDTH: tl.constexpr, A_VALUE_WIDTH: tl.constexpr, B_VALUE_WIDTH: tl.constexpr, EXACT: tl.constexpr,
+    B_WIDTH: tl.constexpr, A_VALUE_WIDTH: tl.constexpr, B_VALUE_WIDTH: tl.constexpr, IN_FP32: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Segment A, and B of a PAIR; programs are (part and block of rows, stored head, text)."""
@@ -175,12 +171,12 @@ def _attend_two(
     if PAIR and part >= a_parts:
         _attend_part(
             Q, B, C, Out, batch, stored, block, part - a_parts, b_tokens, b_newest, part_tokens, first_part + part,
-            parts, column + a_tokens, columns, D, D_WIDTH, ROWS, B_WIDTH, B_VALUE_WIDTH, EXACT, BLOCK,
+            parts, column + a_tokens, columns, D, D_WIDTH, ROWS, B_WIDTH, B_VALUE_WIDTH, IN_FP32, BLOCK,
         )  # fmt: skip
     else:
         _attend_part(
             Q, A, C, Out, batch, stored, block, part, a_tokens, a_newest, part_tokens, first_part + part, parts,
-            column, columns, D, D_WIDTH, ROWS, A_WIDTH, A_VALUE_WIDTH, EXACT, BLOCK,
+            column, columns, D, D_WIDTH, ROWS, A_WIDTH, A_VALUE_WIDTH, IN_FP32, BLOCK,
         )  # fmt: skip
 
 
@@ -201,12 +197,10 @@ def _put_together(Z, Lse, Out, Sinks, C, parts, WIDTH: tl.constexpr, CHUNK: tl.c
         totals = tl.load(Out.total + at, mask=there, other=0.0)
         read_at = Out.read + at[:, None] * C.d_value + channel[None, :]
         read = tl.load(read_at, mask=there[:, None] & (channel < C.d_value)[None, :], other=0.0)
-        higher = tl.maximum(peak, tl.max(peaks, 0))
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        weights, fade = tl.exp2(peaks - level), tl.exp2(peak - level)
+        peak, level, fade = raised(peak, tl.max(peaks, 0))
+        weights = tl.exp2(peaks - level)
         total = total * fade + tl.sum(weights * totals, 0)
         z = z * fade + tl.sum(weights[:, None] * read, 0)
-        peak = higher
     if Sinks is not None:  # one more column, without a value
         sink = tl.load(Sinks + stored * C.group + row // C.queries).to(tl.float32) * LOG2E
         higher = tl.maximum(peak, sink)
@@ -260,7 +254,7 @@ def _attend(call: Call) -> Decoded:
             q, _as_stored(segments[a]), _as_stored(segments[b]), asked, out, tokens[a], tokens[b], newest[a], newest[b],
             parts[a], part_tokens, sum(parts[:a]), sum(parts), sum(tokens[:a]), sum(tokens), blocks, PAIR=a < b,
             D=d_head, D_WIDTH=width, ROWS=row_block, **_widths("A", segments[a]),
-            **_widths("B", segments[b]), EXACT=exact(q),
+            **_widths("B", segments[b]), IN_FP32=exact(q),
         )  # fmt: skip
     return _finished(call, asked, out, sum(parts), [s.keys.shape[2] for s in call.segments])
 
