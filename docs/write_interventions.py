@@ -17,10 +17,22 @@ PAGE = Path(__file__).with_name("interventions.md")
 HEAD = """# Interventions
 
 `with lens.apply(interp.ThinK(ratio=0.5) | interp.SnapKV(budget=0.2)): lens.generate(...)` changes the running model and
-nothing in it: leaving the block restores it exactly. A cache policy decides what the cache of a full-attention layer
-keeps: which tokens, then which channels; `|` puts one of each together. Policies act after the prompt was read in
-full, so the first generated token is the model's own. What is dropped is freed: `lens.last_cache.nbytes()` sums the
-tensors held, `lens.last_cache.report()` gives them by layer and part.
+nothing in it: leaving the block restores it exactly. There are two families, and `|` puts members of both together.
+
+An *attention edit* multiplies the attention that rows pay to groups of keys, in layers and heads of your choice, with a
+cache or without: in every call inside the block, while a prompt is read, in pieces too, and at every generated token.
+Keys are named by their place in their own text, counted from 0, whatever padding stands before it and wherever a cache
+policy stored them. Several edits act in the order in which they were put together: each sees the attention that those
+before it left, and where they meet their factors multiply. Hooks and probes see the edited attention (scores and
+log-sum-exps are those of the model). Rows and heads that are not edited keep every bit, but for rounding in layers that
+a policy has compressed. No array of queries x keys is made unless somebody hooks scores or pattern, or asks for
+gradients through a compressed cache, or the model's own attention makes one.
+
+A *cache policy* decides what the cache of a full-attention layer keeps: which tokens, then which channels; one of each
+goes together. Policies act after the prompt was read in full, so the first generated token is the model's own, edited
+if an edit is in force: edits come first, and a policy observes the attention that the edited model pays. What is
+dropped is freed: `lens.last_cache.nbytes()` sums the tensors held, `lens.last_cache.report()` gives them by layer and
+part.
 
 Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated since, d channels, T of them kept, R
 recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values
@@ -28,9 +40,9 @@ e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d 
 (C + G) for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32);
 `Recall` adds 4 Hs bytes a summary token.
 
-Settings on the command line: `--with think:ratio=0.5,sinks=4`; in a file: `interp.interventions.save(policy,
-"p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a continuation under whatever is in
-force. This page is written by `python -m docs.write_interventions`.
+Settings on the command line: `--with think:ratio=0.5,sinks=4 --with knock_out:keys=[0,2],layers=3`; in a file:
+`interp.interventions.save(policy, "p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a
+continuation under whatever is in force. This page is written by `python -m docs.write_interventions`.
 """
 
 

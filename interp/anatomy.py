@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.attention import AttentionCall, Rotation, attention_through, refusal
+from interp.attention import AttentionCall, attention_through, refusal
 from interp.errors import UnsupportedModelError
+from interp.rotation import Rotation
 
 Tensor = torch.Tensor
 # How far logits may be from a map of the unembedding's output that is the right one, relative.

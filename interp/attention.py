@@ -28,8 +28,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from interp.cache import LensCache, StoredLayer
 from interp.errors import UnsupportedModelError
 from interp.event import AttentionEvent
+from interp.interventions._editing import LayerEdits
 from interp.masks import MaskFacts, additive_mask, first_new, kernel_facts
 from interp.points import live
+from interp.rotation import Rotation
 
 NAME = "interp"
 Tensor = torch.Tensor
@@ -77,6 +79,8 @@ class AttentionCall:
     mask: Any
     scaling: float | None
     rest: Mapping[str, Any]
+    places: Tensor | None = None
+    """Column in the input of every key `[batch, stored head, key]`, where keys are not simply the newest tokens."""
 
     @property
     def scale(self) -> float:
@@ -88,6 +92,11 @@ class AttentionCall:
         eager = implementation == "eager"
         function = _eager_of(type(self.module).__module__) if eager else ALL_ATTENTION_FUNCTIONS[implementation]
         return function(self.module, self.q, self.k, self.v, mask, scaling=self.scaling, **self.rest)
+
+    def maths(self) -> dict[str, Any]:
+        """What `interp_kernels` has to know of the call beside its tensors; refuses what the kernels would ignore."""
+        self.refuse_unknown()
+        return {"scale": self.scale, "softcap": self.rest.get("softcap"), "sinks": self.rest.get("s_aux")}
 
     def refuse_unknown(self) -> None:
         """Refuse to compute attention ourselves where the model passes something that we would ignore."""
@@ -104,7 +113,7 @@ class Site:
 
     `points` maps names relative to the block (`attn.hook_z`) to hook points. `position_embeddings` is filled by a pre-
     hook on the module, `stored_new` by the Lens' cache; both belong to the call in progress. `cache` is the Lens' cache
-    where policies act on it.
+    where policies act on it, `edits` the attention edits that act in this layer.
     """
 
     def __init__(self, layer: int, points: Mapping[str, nn.Module], delegate: str, rotation: Rotation | str) -> None:
@@ -113,6 +122,7 @@ class Site:
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
         self.cache: LensCache | None = None
+        self.edits: LayerEdits | None = None
 
     def point(self, name: str) -> nn.Module:
         """`q` and `k` are the rotated points where the model rotates; everything else is literal."""
@@ -160,7 +170,10 @@ class Site:
 
     def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         self._show(call)
-        return self._eager(call) if self._eagerly else call.delegate(self.delegate)
+        if self._eagerly:
+            return self._eager(call)
+        z, weights = call.delegate(self.delegate)
+        return (z, weights) if self.edits is None else self.edits.attend(call, self._event, z, weights)
 
     @property
     def _eagerly(self) -> bool:
@@ -169,30 +182,45 @@ class Site:
     def _attend_stored(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor | None]:
         """Attention over a layer that policies act on, and then the policies' turn."""
         assert self.cache is not None
+        if self._in_one_kernel(call, stored):
+            return self._attend_and_step(call, stored), None
         if not stored.compressed:
             z, weights = self._attend(call)
-        elif self._eagerly or self._looked_at or (torch.is_grad_enabled() and call.q.requires_grad):
+        elif self._in_the_open(call):
             z, weights = self._attend_dense(call, stored)
+        elif self.edits is not None:
+            z, weights = self._attend_edited(call, stored), None
         else:
             z, weights = self._attend_packed(call, stored), None
         self.cache.keeper.attended(self.layer, self.cache.layers, call.q, lambda: self._event(call))
         return z, weights
+
+    def _in_one_kernel(self, call: AttentionCall, stored: StoredLayer) -> bool:
+        """Whether a step's attention and the policy's turn are one kernel, in place.
+
+        So it is for one new token in a layer in slots, unless somebody wants the layer's attention in the open. In
+        slots lie layers that a policy of every step has compressed, if their tokens are dense (`stepping.fit`); several
+        new tokens, or code that is no Lens, take them out of there (`StoredLayer.update`).
+        """
+        return stored.newest_in_slot and self.edits is None and not self._in_the_open(call)
+
+    def _in_the_open(self, call: AttentionCall) -> bool:
+        """Whether somebody wants scores, pattern, all keys and values or observables, or gradients through them."""
+        return self._eagerly or self._looked_at or (torch.is_grad_enabled() and call.q.requires_grad)
 
     @property
     def _looked_at(self) -> bool:
         names = ("cached_k", "cached_v", *OBSERVABLES)
         return any(live(self.points.get(f"attn.hook_{name}")) for name in names)
 
+    def _attend_and_step(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+        assert self.cache is not None
+        z = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
+        return z.to(call.q.dtype).transpose(1, 2).contiguous()
+
     def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
-        call.refuse_unknown()
         z, mass = packed_decode(
-            call.q,
-            stored.for_kernel(),
-            scale=call.scale,
-            softcap=call.rest.get("softcap"),
-            sinks=call.rest.get("s_aux"),
-            d_value=stored.d_value,
-            mass=stored.keeps_mass,
+            call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass
         )
         if mass is not None:
             stored.receive(mass)
@@ -203,12 +231,24 @@ class Site:
         bias = stored.additive_mask(call.q.shape[2])
         bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
         keys, values = stored.dense()
-        open_call = replace(call, k=keys, v=values, mask=bias)
+        open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
         received = pattern.detach().float().sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
         stored.receive(received.split([len(segment) for segment in stored.segments], -1))
         return z, pattern
+
+    def _attend_edited(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+        """The same under attention edits, without scores of all new tokens and keys at once."""
+        assert self.edits is not None
+        keys, values = stored.dense()
+        bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
+        full = replace(call, k=keys, v=values, places=stored.places())
+        z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
+        if mass is not None:
+            received = mass.unflatten(1, (keys.shape[1], -1)).sum(2)
+            stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+        return z
 
     @torch.no_grad()
     def _show(self, call: AttentionCall) -> None:
@@ -223,19 +263,21 @@ class Site:
             for name, point in wanted.items():
                 show(point, OBSERVABLES[name](event))
 
-    def _event(self, call: AttentionCall) -> AttentionEvent:
+    def _event(self, call: AttentionCall, facts: dict[str, Any] | None = None) -> AttentionEvent:
+        """The call as probes and policies see it; facts of its mask, where the mask itself does not tell them."""
         call.refuse_unknown()
-        return AttentionEvent(
+        event = AttentionEvent(
             layer=self.layer,
             q=call.q,
             k=call.k,
             v=call.v,
             scale=call.scale,
-            facts=kernel_facts(call.module, call.q, call.k, call.mask),
+            facts=kernel_facts(call.module, call.q, call.k, call.mask) if facts is None else facts,
             softcap=call.rest.get("softcap"),
             sinks=call.rest.get("s_aux"),
             unrotate=self._unrotate(),
         )
+        return event if self.edits is None else self.edits.of(event, call.places)
 
     def _unrotate(self) -> Callable[[Tensor], Tensor] | None:
         if isinstance(self.rotation, str) or self.position_embeddings is None:
@@ -252,8 +294,10 @@ class Site:
         if (softcap := call.rest.get("softcap")) is not None:
             scores = torch.tanh(scores / softcap) * softcap
         scores = self.point("attn_scores")(scores + additive_mask(call.module, call.mask, scores))
-        pattern = softmax_with_sinks(scores, call.rest.get("s_aux")).to(call.q.dtype)
-        pattern = self.point("pattern")(pattern)
+        pattern = softmax_with_sinks(scores, call.rest.get("s_aux"))
+        if self.edits is not None:
+            pattern = self.edits.reweighting(call.q, call.k.shape[2], call.places).pattern(pattern)
+        pattern = self.point("pattern")(pattern.to(call.q.dtype))
         dropped = nn.functional.dropout(pattern, p=call.rest.get("dropout", 0.0), training=call.module.training)
         return (dropped @ v).transpose(1, 2).contiguous(), pattern
 
@@ -277,37 +321,6 @@ def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
         return scores.softmax(-1, dtype=dtype)
     column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
-
-
-class Rotation:
-    """Undoes a model's rotary embedding with the modelling file's own rotation, run with the opposite sine.
-
-    `width` channels are rotated, the first ones of each head (Phi, GPT-NeoX and StableLM rotate only a part). Rotating
-    by θ and back multiplies by cos² + sin², which is 1 except where the model scales its tables (gpt-oss: 1.81).
-    """
-
-    def __init__(self, rotate: Callable[..., tuple[Tensor, Tensor]], width: int) -> None:
-        self.rotate, self.width = rotate, width
-
-    @classmethod
-    def of(cls, module: nn.Module, d_head: int) -> Rotation | str:
-        """The rotation of an attention module, or the reason why keys cannot be rotated back."""
-        if hasattr(module, "kv_lora_rank"):
-            return "keys of latent attention are made of a rotated and an unrotated part"
-        rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
-        if rotate is None:
-            return "the modelling file defines no apply_rotary_pos_emb"
-        config = getattr(module, "config", None)
-        parameters = getattr(config, "rope_parameters", None) or {}
-        fraction = parameters.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-        return cls(rotate, int(getattr(module, "rotary_ndims", d_head * fraction)))
-
-    def undo(self, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`k [batch, kv_head, pos, d_head]` as it was before rotation, in fp32; `cos`, `sin` `[batch, pos, ...]`."""
-        k, cos, sin = k.float(), cos.float(), sin.float()
-        turned, rest = k[..., : self.width], k[..., self.width :]
-        _, back = self.rotate(turned[:, :0], turned, cos, -sin)  # it rotates queries too: give it none
-        return torch.cat([back / (cos**2 + sin**2).mean(-1)[:, None, :, None], rest], -1)
 
 
 _sites: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()

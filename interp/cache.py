@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from interp_kernels import KeySegment
+from jaxtyping import Int
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp.errors import InterpError
 from interp.segments import Segment, joined
+from interp.stepping import Slots, fit, newest_apart
 
 Tensor = torch.Tensor
 NewKeysValues = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -190,6 +192,8 @@ class StoredLayer(DynamicLayer):
 
     While nothing was compressed there is one dense segment, and the layer behaves as transformers' own. `seam` says
     whether the attention seam is in place: it attends to the segments, so `update` need not build a dense view.
+
+    A layer that keeps its size may hold its tokens in `slots` instead, as its only segment, see `interp.stepping`.
     """
 
     def __init__(self) -> None:
@@ -198,7 +202,9 @@ class StoredLayer(DynamicLayer):
         self.padding: Tensor | None = None
         """Padding columns on the left of each text `[batch]`, None where there is none; set by the keeper."""
         self.at_rest = 0
-        """Tokens in the last segment right after compression; policies that act at every step bring it back to that."""
+        """Tokens in the last segment right after compression; policies that act at every step bring it back to that.
+        Of tokens in slots, as many are the newest ones."""
+        self.slots: Slots | None = None
         self.kv_heads = self.d_head = self.d_value = 0
         self.seam = False
         super().__init__()
@@ -222,7 +228,9 @@ class StoredLayer(DynamicLayer):
 
     def _dense(self, part: Callable[[Segment], Tensor]) -> Tensor | None:
         parts = [part(segment) for segment in self.segments]
-        return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        if len(parts) == 1 and not self.in_slots:  # those are written in place, and what is handed out should stay
+            return parts[0]
+        return torch.cat(parts, 2) if parts else None
 
     def _replace(self, value: Tensor | None, name: str) -> None:
         if value is not None:
@@ -256,10 +264,17 @@ class StoredLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        tail = self.segments[-1]
         new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
-        self.segments[-1] = joined([tail, new.per_head(tail.keys.shape[1])])
-        self.seen += key_states.shape[2]
+        new = new.per_head(self.segments[-1].keys.shape[1])
+        free = self.in_slots and not self.newest_in_slot
+        if free and self.seam and len(new) == 1 and not key_states.requires_grad:
+            assert self.slots is not None
+            self.slots.write(new)
+            self.segments = [self.slots.whole]
+        else:
+            self.leave_slots()
+            self.segments[-1] = joined([self.segments[-1], new])
+        self.seen += len(new)
         if self.compressed and self.seam:
             return key_states, value_states  # the seam attends to the segments
         return self.dense()
@@ -270,6 +285,10 @@ class StoredLayer(DynamicLayer):
         assert keys is not None, "nothing was stored yet"
         assert values is not None
         return keys, values
+
+    def places(self) -> Int[Tensor, "batch head token"]:
+        """Column in the input of every stored token, in storage order."""
+        return torch.cat([segment.at().expand(segment.keys.shape[:3]) for segment in self.segments], 2)
 
     def for_kernel(self) -> list[KeySegment]:
         """The segments as `interp_kernels.packed_decode` takes them."""
@@ -295,6 +314,34 @@ class StoredLayer(DynamicLayer):
             if segment.mass is not None:
                 segment.mass.add_(received)
 
+    @property
+    def in_slots(self) -> bool:
+        """Whether the tokens lie in slots; segments that others put here do not."""
+        return self.slots is not None and (self.newest_in_slot or self.segments[0] is self.slots.held)
+
+    @property
+    def newest_in_slot(self) -> bool:
+        """Whether the newest token lies in the slot to spare, and another one has yet to go."""
+        return self.slots is not None and self.segments[0] is self.slots.whole
+
+    def settle(self) -> None:
+        """Let the tokens, which are as many as a policy lets stay, lie in slots if they may."""
+        if fit(self.segments):
+            self.slots = Slots.of(self.segments)
+            self.free_slot()
+
+    def free_slot(self) -> None:
+        """One token of each head has gone, and the newest one lies in its slot."""
+        assert self.slots is not None
+        self.segments = [self.slots.held]
+
+    def leave_slots(self) -> None:
+        """Let tokens that lie in slots lie in segments of their own again, the newest in the last one."""
+        if self.in_slots:
+            (tokens,) = self.segments
+            self.segments = newest_apart(tokens, self.at_rest + self.newest_in_slot)
+        self.slots = None
+
     def get_seq_length(self) -> int:
         """Tokens seen, stored or not: position ids follow it."""
         return self.seen
@@ -306,9 +353,15 @@ class StoredLayer(DynamicLayer):
 
     def reset(self) -> None:
         self.segments, self.seen, self.padding, self.is_initialized = [], 0, None, False
+        self.slots = None
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.segments = [segment.map(function) for segment in self.segments]
+        if self.in_slots:
+            assert self.slots is not None
+            full, self.slots = self.newest_in_slot, self.slots.map(function)
+            self.segments = [self.slots.whole if full else self.slots.held]
+        else:
+            self.segments = [segment.map(function) for segment in self.segments]
         self.padding = None if self.padding is None else function(self.padding)
 
     def offload(self) -> None:
@@ -334,6 +387,7 @@ class StoredLayer(DynamicLayer):
         drop = -tokens if tokens <= 0 else max(0, self.seen - tokens)
         if drop == 0 or not self.is_initialized:
             return
+        self.leave_slots()
         tail = self.segments[-1]
         spared = self.compressed and len(self.segments) == 1  # a layer of nothing would count as uncompressed
         if drop > len(tail) - spared:

@@ -165,7 +165,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             stack.callback(setattr, self, "_inside", False)
             watched = stack.enter_context(self._watching())
             keeper = getattr(cache, "keeper", None)
-            if watched or keeper is not None:
+            if watched or keeper is not None or self._edits:
                 self._attach(watched, cache, stack)
             yield
 
@@ -182,7 +182,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         for layer, part in enumerate(self.anatomy.blocks):
             self._attach_residual(part, self.blocks[layer], stack, on)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
-        if under_policy or any(".attn." in name for name in watched):
+        if under_policy or self._edits or any(".attn." in name for name in watched):
             sites = [self._site(layer, stack) for layer in range(self.cfg.n_layers)]
             by_module = {part.attention: site for part, site in zip(self.anatomy.blocks, sites, strict=True)}
             stack.enter_context(attention_through(self.model, by_module))
@@ -192,6 +192,8 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             if under_policy:
                 for site in sites:
                     site.cache = cache
+            if self._edits:
+                self._attach_edits(sites, cache, stack)
 
     def _attach_residual(self, part: BlockParts, room: Any, stack: ExitStack, on: Callable) -> None:
         point = lambda name: getattr(room, name, None)  # noqa: E731

@@ -11,8 +11,10 @@ from typing import Any
 from interp.discovery import classes_in, unknown
 from interp.interventions._specs import check_names, load, parse, parse_all, save
 from interp.interventions.base import CachePolicy, Composition, Intervention, Plan, Prompt, parts
+from interp.interventions.edits import AttentionEdit
 
 __all__ = [
+    "AttentionEdit",
     "CachePolicy",
     "Composition",
     "Intervention",

@@ -4,20 +4,24 @@ A method says how it scores tokens and how many recent ones it always keeps; `Ev
 first, sinks and recent tokens never go, of equal scores the earlier token stays.
 
 A method that also acts at every step keeps its cache at one size: the token that leaves the recent window and the old
-tokens compete, and the loser's place is overwritten, so a step moves one token and not the cache.
+tokens compete, and the loser's place is overwritten, so a step moves one token and not the cache. Where tokens are
+dense, one kernel does that and the attention before it (`attend_and_step`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from interp_kernels import Merge, Merged, decode_step
 from jaxtyping import Bool, Float, Int
 
 from interp.errors import InterpError
 from interp.event import AttentionEvent
+from interp.interventions._merging import merge_into, places
 from interp.interventions.base import CachePolicy, Entry, Plan, Prompt
 from interp.segments import Segment, joined
 
@@ -103,6 +107,8 @@ class EvictionPlan(Plan):
         self.scored: dict[int, Float[Tensor, "batch head token"]] = {}
         self.recent: dict[int, int] = {}
         """Newest tokens that are never evicted, of each layer that was compressed."""
+        self.threshold: dict[int, Float[Tensor, "batch head"]] = {}
+        """What similarity had to reach for the last merge, by layer, of methods that merge."""
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         self.scored[layer] = self._by_stored_head(self.policy.scores(layer, event), event.k.shape[1])
@@ -129,33 +135,80 @@ class EvictionPlan(Plan):
         kept, dropped = chosen(scores, stored.padding, capacity - recent, recent, self.policy.sinks)
         old, tail = whole.take(kept), whole.part(slice(len(whole) - recent, len(whole)))
         lost = replace(whole, mass=scores).take(dropped)
-        self.note(layer, stored, lost, *self.lose(layer, stored, lost, old, tail))
+        self.lose(layer, stored, lost, old, tail)
         stored.segments = [old, tail] if len(old) else [tail]
         self.recent[layer] = recent
 
-    def lose(self, layer: int, stored: StoredLayer, lost: Segment, *retained: Segment) -> tuple[Tensor | None, ...]:
-        """What becomes of tokens that are evicted: nothing. Methods that merge override this and change `retained`.
+    def merge(self, layer: int) -> Merge | None:
+        """What becomes of tokens that are evicted; None: nothing. Methods that merge override this."""
+        return None
 
-        Returns (target positions, similarity, threshold, merged) for the ledger, see `Entry`.
+    def lose(self, layer: int, stored: StoredLayer, lost: Segment, *retained: Segment) -> None:
+        """Tokens are evicted: merge them into retained ones, in place, if the method does, and write it down."""
+        merge = self.merge(layer)
+        merged = None if merge is None else merge_into(retained, lost, merge, stored.padding)
+        self.note(layer, stored, lost, retained, merged)
+
+    def note(
+        self,
+        layer: int,
+        stored: StoredLayer,
+        lost: Segment,
+        retained: Sequence[Segment] = (),
+        merged: Merged | None = None,
+    ) -> None:
+        """Write an eviction down, if somebody keeps account: `lost.mass` is the score, and padding has position -1.
+
+        merged: what became of the tokens, `[batch, head, n]`; its places count through all of `retained`.
         """
-        return None, None, None, None
-
-    def note(self, layer: int, stored: StoredLayer, lost: Segment, *where: Tensor | None) -> None:
-        """Write an eviction down, if somebody keeps account: `lost.mass` is the score, padding has position -1."""
         if self.ledger is None:
             return
         assert lost.mass is not None
-        at = lost.at().long().expand(lost.keys.shape[:3]).clone()
+        at = places([lost]).long()
         if stored.padding is not None:
-            at[at < stored.padding[:, None, None]] = -1
-        self.ledger.append(Entry(layer, stored.seen, at, lost.mass.clone(), *where))
+            at = at.masked_fill(at < stored.padding[:, None, None], -1)
+        entry = Entry(layer, stored.seen, at, lost.mass.clone())
+        if merged is not None:
+            into = places(retained).long().gather(2, merged.target.clamp(min=0)).masked_fill(merged.target < 0, -1)
+            entry = replace(
+                entry, target=into, similarity=merged.similarity, threshold=self.threshold[layer], merged=merged.merged
+            )
+        self.ledger.append(entry)
+
+    def settle(self, layer: int, stored: StoredLayer) -> None:
+        if layer in self.recent and len(stored.segments[-1]) == stored.at_rest:
+            stored.settle()
+
+    def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
+        """One kernel: keep account of attention, then what `replace_one` does, though on slots in no order."""
+        slots = stored.slots
+        assert slots is not None
+        z, lost, merged = decode_step(
+            q,
+            slots.keys,
+            slots.values,
+            slots.mass,
+            slots.positions,
+            keep_oldest=self.policy.sinks,
+            keep_newest=self.recent[layer],
+            padding=stored.padding,
+            merge=self.merge(layer),
+            **maths,
+        )
+        stored.free_slot()
+        victim = Segment(lost.key, lost.value, lost.position[..., None], mass=lost.mass[..., None])
+        merged = None if merged is None else Merged(*(x[..., None] for x in merged))
+        self.note(layer, stored, victim, [slots.whole], merged)
+        return z
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
             return
+        stored.leave_slots()
         for _ in range(len(stored.segments[-1]) - stored.at_rest):
             aged, stored.segments[-1] = _first_off(stored.segments[-1])
             self.replace_one(layer, stored, aged)
+        self.settle(layer, stored)
 
     def replace_one(self, layer: int, stored: StoredLayer, aged: Segment) -> None:
         """Let the token that left the tail and the old ones compete, and drop the least attended in each head."""
@@ -169,7 +222,7 @@ class EvictionPlan(Plan):
         old.overwrite(slot, aged, goes_in)
         if len(old) <= self.policy.sinks:
             victim = self._keep_sink(layer, stored, aged, least.isposinf() & aged_worth.isposinf(), victim)
-        self.note(layer, stored, victim, *self.lose(layer, stored, victim, *stored.segments))
+        self.lose(layer, stored, victim, *stored.segments)
 
     def _keep_sink(self, layer: int, stored: StoredLayer, aged: Segment, stuck: Tensor, victim: Segment) -> Segment:
         """The token that is lost where, in heads that are `stuck`, both the old tokens and the aged one are sinks.

@@ -9,39 +9,64 @@ all tokens merged into it. With u the cosine of two keys, the weights of (target
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from interp_kernels import merge_tokens, nearest_key
-from jaxtyping import Bool, Float, Int
+from interp_kernels import Merge, Merged, merge_tokens, nearest_key
+from jaxtyping import Float, Int
+
+from interp.segments import Segment
 
 Tensor = torch.Tensor
 Weights = Literal["paper", "code"]
 
 
-def nearest(
-    evicted: Float[Tensor, "batch head E d"],
-    retained: Float[Tensor, "batch head R d"],
-    hidden: Bool[Tensor, "batch head R"] | None = None,
-) -> tuple[Float[Tensor, "batch head E"], Int[Tensor, "batch head E"]]:
-    """(cosine, place) of the most similar retained key of every evicted one, not counting keys with `hidden`."""
-    found = nearest_key(evicted, retained, None, None if hidden is None else ~hidden)
-    return found.similarity, found.target.clamp_min(0)  # -1 where all are hidden: no similarity lets that merge
+def own_weight(weights: Weights, centre: float) -> float:
+    """Weight of a target. centre: that with "paper", e = exp(1) as its similarity to itself is 1 (a port uses 0.1)."""
+    return centre if weights == "paper" else 1.0
 
 
-def merged(
-    retained: Float[Tensor, "batch head R d"],
-    evicted: Float[Tensor, "batch head E d"],
-    target: Int[Tensor, "batch head E"],
-    similarity: Float[Tensor, "batch head E"],
-    gate: Bool[Tensor, "batch head E"],
-    weights: Weights,
-    centre: float = torch.e,
-) -> Float[Tensor, "batch head R d"]:
-    """Retained tokens after the evicted ones with `gate` were merged into their targets; others stay untouched.
+def factors(similarity: Float[Tensor, "batch head E"], weights: Weights) -> tuple[Tensor, Tensor | None]:
+    """(weight, share of the divisor) `[batch, head, E]` of evicted tokens, as `merge_tokens` takes them; None: the
+    weight is that share."""
+    return (similarity.exp(), None) if weights == "paper" else (similarity, torch.ones_like(similarity))
 
-    centre: the target's own weight with "paper", e = exp(1) as its similarity to itself is 1 (a port uses 0.1).
+
+def merge_into(
+    retained: Sequence[Segment], lost: Segment, merge: Merge, padding: Int[Tensor, " batch"] | None
+) -> Merged:
+    """Merge evicted tokens, which are dense, into the most similar retained ones, in place, as `decode_step` does with
+    one of each head.
+
+    Returns places and outcomes `[batch, head, E]`; places count through all of `retained`, and are -1 where there is
+    nothing similar, as for padding.
     """
-    if weights == "code":
-        return merge_tokens(retained, evicted, target, similarity, counted=torch.ones_like(similarity), merged=gate)
-    return merge_tokens(retained, evicted, target, similarity.exp(), own=centre, merged=gate)
+    d_head, d_value = lost.keys.shape[-1], lost.values.shape[-1]
+    keys = torch.cat([segment.dense_keys(d_head) for segment in retained], 2)
+    masks: tuple[Tensor | None, Tensor | None] = (None, None)
+    if padding is not None:
+        first = padding[:, None, None]
+        masks = places([lost]) >= first, places(retained) >= first
+    target, similarity = nearest_key(lost.keys, keys, *masks)
+    real = target >= 0
+    gate, weight, counted = merge.decide(similarity, real)
+    gate = gate & real
+    lengths = [len(segment) for segment in retained]
+
+    def after(x: Tensor, lost: Tensor) -> tuple[Tensor, ...]:
+        new = merge_tokens(x, lost, target, weight, counted=counted, own=merge.own, merged=gate)
+        return new.split(lengths, 2)
+
+    values = torch.cat([segment.dense_values(d_value) for segment in retained], 2)
+    for segment, part in zip(retained, after(values, lost.values), strict=True):
+        segment.write_values(part)
+    if merge.keys:
+        for segment, part in zip(retained, after(keys, lost.keys), strict=True):
+            segment.write_keys(part)
+    return Merged(target, similarity, gate)
+
+
+def places(segments: Sequence[Segment]) -> Int[Tensor, "batch head token"]:
+    """Positions of the tokens of several segments, one after the other."""
+    return torch.cat([segment.at().expand(segment.keys.shape[:3]) for segment in segments], 2)

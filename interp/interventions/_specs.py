@@ -225,7 +225,7 @@ def _typed(value: Any, kind: Any) -> Any:
     elif origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in arguments):
             return value
-    elif origin is tuple and isinstance(value, (tuple, list)):
+    elif origin is tuple and isinstance(value, (tuple, list, range)):
         inner = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
         if len(inner) == len(value):
             return tuple(_typed(item, member) for item, member in zip(value, inner, strict=True))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from interp_kernels import attention_apply
 from jaxtyping import Float
 
 from interp.event import AttentionEvent
@@ -29,15 +29,16 @@ def last_queries(event: AttentionEvent, window: int) -> tuple[Tensor, dict[str, 
 
 def window_mass(event: AttentionEvent, window: int) -> Float[Tensor, "batch head key"]:
     """Attention that each key receives from the last `window` queries."""
-    q, maths = last_queries(event, window)
-    mass = attention_apply(q, event.k, statistics=("column_mass",), **maths).column_mass
-    assert mass is not None
-    return mass
+    return _of_last_queries(event, window).column_mass
 
 
 def window_read(event: AttentionEvent, window: int) -> Float[Tensor, "batch head query d_value"]:
     """What the last `window` queries read: z = A[window] V."""
+    return _of_last_queries(event, window).apply(event.v)
+
+
+def _of_last_queries(event: AttentionEvent, window: int) -> AttentionEvent:
+    """The event as if its last `window` queries were all there are."""
     q, maths = last_queries(event, window)
-    z = attention_apply(q, event.k, event.v, **maths).z
-    assert z is not None
-    return z
+    facts = {name: fact for name, fact in maths.items() if name not in ("scale", "softcap", "sinks")}
+    return replace(event, q=q, facts=facts)

@@ -111,7 +111,7 @@ class Entry:
     score: Tensor
     """What the policy ranked them by `[batch, head, n]`."""
     target: Tensor | None = None
-    """Position of the most similar retained token `[batch, head, n]`, for policies that merge."""
+    """Position of the most similar retained token `[batch, head, n]`, for policies that merge; -1 where none is."""
     similarity: Tensor | None = None
     threshold: Tensor | None = None
     """What the similarity had to reach `[batch, head]`."""
@@ -139,6 +139,18 @@ class Plan(ABC):
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         """A layer has attended for newly generated tokens, already stored. Only called with `each_step`."""
+
+    def settle(self, layer: int, stored: StoredLayer) -> None:
+        """All policies have compressed a layer: let its tokens lie in slots, if `attend_and_step` is to act on them.
+        Only called with `each_step`."""
+
+    def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
+        """Attention and `step` at once, for a layer in slots whose last one holds the newest token.
+
+        q `[batch, head, 1, d_head]`; maths: scale, softcap and sinks as `interp_kernels.decode_step` takes them.
+        Returns z `[batch, head, 1, d_value]`. Only called after `settle` has let the layer lie in slots.
+        """
+        raise NotImplementedError
 
     def reorder(self, rows: Tensor) -> None:
         """Beam search goes on with `rows [batch]` of the batch: reorder what the plan itself keeps by batch."""
@@ -224,6 +236,10 @@ class Keeper:
             for each in self.layers:
                 self.compress(each, stored[each])
 
+    def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
+        """Attention of a layer in slots, and what `attended` would do after it."""
+        return self.plans["tokens"].attend_and_step(layer, stored, q, **maths)
+
     def _keep_queries(self, layer: int, q: Tensor) -> None:
         """Keep the queries of a chunk of the prompt, as far as a plan may want to see them when the prompt is read."""
         needed = [plan.queries_needed for plan in self.plans.values()]
@@ -257,6 +273,8 @@ class Keeper:
                 self.plans[stage].compress(layer, stored)
         stored.at_rest = len(stored.segments[-1])
         self.compressed.add(layer)
+        if "tokens" in self.plans and self.plans["tokens"].each_step:
+            self.plans["tokens"].settle(layer, stored)
 
     def reset(self) -> None:
         """Forget the sequence: the next tokens are a new prompt."""

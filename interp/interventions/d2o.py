@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from interp_kernels import Merge
 from jaxtyping import Bool, Float
 
 from interp.errors import InterpError
@@ -14,7 +15,6 @@ from interp.interventions import _layer_budgets as budgets
 from interp.interventions import _merging as merging
 from interp.interventions._eviction import Eviction, EvictionPlan, tokens_of
 from interp.interventions.base import Moment, Plan, Prompt, padding_of
-from interp.segments import Segment
 
 if TYPE_CHECKING:
     from interp.cache import StoredLayer
@@ -131,7 +131,6 @@ class D2OPlan(EvictionPlan):
         self.variance: dict[int, Float[Tensor, " head"]] = {}
         self.shares: dict[int, float] = {}
         """Of the prompt, by layer; known once all layers have been seen."""
-        self.threshold: dict[int, Float[Tensor, "batch head"]] = {}
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         seen = self._by_stored_head(event.column_mass, event.k.shape[1])
@@ -158,21 +157,17 @@ class D2OPlan(EvictionPlan):
         if capacity < tokens:
             self.evict(layer, stored, scores, capacity, recent)
 
-    def lose(self, layer: int, stored: StoredLayer, lost: Segment, *retained: Segment) -> tuple[Tensor | None, ...]:
-        """Merge evicted tokens into the most similar retained ones, in place."""
+    def merge(self, layer: int) -> Merge | None:
+        """Into the most similar retained token, if that is similar enough."""
         if self.policy.merge == "none":
-            return None, None, None, None
-        keys = torch.cat([segment.dense_keys(stored.d_head) for segment in retained], 2)
-        at = torch.cat([segment.at().expand(segment.keys.shape[:3]) for segment in retained], 2)
-        is_padding = None if stored.padding is None else at < stored.padding[:, None, None]
-        similarity, target = merging.nearest(lost.keys, keys, is_padding)
-        real = torch.ones_like(similarity, dtype=torch.bool)
-        if stored.padding is not None:
-            real = (lost.at() >= stored.padding[:, None, None]) & similarity.isfinite()
-        self._update_threshold(layer, similarity, real)
-        gate = self._gate(layer, similarity, real)
-        self._merge_into(stored, retained, keys, lost, target, similarity, gate)
-        return at.gather(2, target).long(), similarity, self.threshold[layer], gate
+            return None
+        weights = self.policy.setting("weights")
+
+        def decide(similarity: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            return self._gate(layer, similarity, real), *merging.factors(similarity, weights)
+
+        own = merging.own_weight(weights, self.policy.centre)
+        return Merge(decide, own, keys=self.policy.merge == "key_value")
 
     def _update_threshold(self, layer: int, similarity: Tensor, real: Tensor) -> None:
         """Threshold `[batch, head]`; with the released gate it is the same for all heads."""
@@ -186,32 +181,12 @@ class D2OPlan(EvictionPlan):
         self.threshold[layer] = updated.where(real.any(over, keepdim=True)[..., 0], before)
 
     def _gate(self, layer: int, similarity: Tensor, real: Tensor) -> Bool[Tensor, "batch head E"]:
-        """Which evicted tokens are similar enough to be merged."""
+        """Which evicted tokens are similar enough to be merged, by the threshold that they have moved."""
+        self._update_threshold(layer, similarity, real)
         threshold = self.threshold[layer][..., None]
         if self.policy.setting("gate") == "slot_mean":
             similarity = similarity.where(real, 0.0).mean(1, keepdim=True).expand_as(similarity)
         return (similarity >= threshold) & real
-
-    def _merge_into(
-        self,
-        stored: StoredLayer,
-        retained: tuple[Segment, ...],
-        keys: Tensor,
-        lost: Segment,
-        target: Tensor,
-        similarity: Tensor,
-        gate: Tensor,
-    ) -> None:
-        weights, centre = self.policy.setting("weights"), self.policy.centre
-        lengths = [len(segment) for segment in retained]
-        values = torch.cat([segment.dense_values(stored.d_value) for segment in retained], 2)
-        new = merging.merged(values, lost.values, target, similarity, gate, weights, centre)
-        for segment, part in zip(retained, new.split(lengths, 2), strict=True):
-            segment.write_values(part)
-        if self.policy.merge == "key_value":
-            new = merging.merged(keys, lost.keys, target, similarity, gate, weights, centre)
-            for segment, part in zip(retained, new.split(lengths, 2), strict=True):
-                segment.write_keys(part)
 
     def reorder(self, rows: Tensor) -> None:
         # scores are there between the prompt and the first decoded token

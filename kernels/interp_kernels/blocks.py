@@ -24,6 +24,8 @@ MOST_ROWS = 128  # more rows waste more work on hidden keys beside the diagonal
 FEWEST_ROWS = 32  # fewer rows make the matrix products slow, so long contexts get larger blocks instead
 HIDDEN = -1e30  # a score whose exponential is 0; finite, so that 0 * score is 0 and not NaN
 EMPTY_SHIFT = 1e30  # a log denominator under which every score's exponential is 0
+HALF_LIFT = 15.0
+"""Log 2 of what multiplies A where it is rounded to fp16, which has nothing between 0 and 6e-8; taken out of sums."""
 
 
 class Task(NamedTuple):
@@ -72,11 +74,24 @@ class HeadScores:
 
     def scores(self, rows: slice, keys: slice) -> Tensor:
         """Scores [rows, keys] in units of log 2, hidden keys included."""
+        return self.add_bias(self.unbiased(rows, keys), rows, keys)
+
+    def unbiased(self, rows: slice, keys: slice) -> Tensor:
+        """Scores [rows, keys] as they are before the bias."""
         scores = self.buffer[: cells((rows, keys))].view(-1, keys.stop - keys.start)
         torch.mm(self.query[rows], self.key_transposed[:, keys], out=scores)
         if self.facts.softcap is not None:
             scores.tanh_().mul_(self.facts.softcap * LOG2E)
         return scores
+
+    def add_bias(self, block: Tensor, rows: slice, keys: slice) -> Tensor:
+        """Add the bias to scores [rows, keys], in place."""
+        bias = self.facts.bias
+        if bias is not None:
+            of_head = bias[self.task.batch % bias.shape[0], self.task.head % bias.shape[1]]
+            part = of_head[rows if len(of_head) > 1 else slice(0, 1), keys].to(block.dtype)
+            block.add_((part * LOG2E).clamp_(min=HIDDEN))
+        return block
 
     def hide(self, block: Tensor, rows: slice, keys: slice, value: float) -> Tensor:
         """Set the cells of block [rows, keys] whose key is hidden from the query to value, in place."""

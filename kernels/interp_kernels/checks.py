@@ -11,7 +11,7 @@ LETTERS = "B batch, H query heads, Hk key/value heads, N queries, S keys, D head
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The dtype in which everything is summed and returned: fp64 for fp64 inputs, else fp32."""
+    """The dtype in which everything is summed and returned: fp64 for fp64 inputs, else fp32. Of attention q decides."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

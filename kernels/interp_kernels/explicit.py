@@ -9,16 +9,19 @@ from .checks import accumulator
 from .facts import Facts
 
 
-def per_query_head(x: Tensor, heads: int) -> Tensor:
-    """x [B, Hk, ...] -> [B, heads, ...] in accumulation dtype; query head h reads kv head h // (heads // Hk)."""
-    return x.to(accumulator(x)).repeat_interleave(heads // x.shape[1], dim=1)
+def per_query_head(x: Tensor, heads: int, dtype: torch.dtype | None = None) -> Tensor:
+    """x [B, Hk, ...] -> [B, heads, ...] in dtype, or x's own accumulation dtype; head h reads h // (heads // Hk)."""
+    return x.to(dtype or accumulator(x)).repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def masked_scores(q: Tensor, k: Tensor, facts: Facts) -> Tensor:
-    """Scaled, soft-capped scores [B, H, N, S], -inf where the key is hidden from the query."""
-    scores = facts.scale * per_query_head(q, q.shape[1]) @ per_query_head(k, q.shape[1]).mT
+    """Scaled, soft-capped and biased scores [B, H, N, S], -inf where the key is hidden from the query."""
+    wide = q.to(accumulator(q))
+    scores = facts.scale * wide @ per_query_head(k, q.shape[1], wide.dtype).mT
     if facts.softcap is not None:
         scores = facts.softcap * torch.tanh(scores / facts.softcap)
+    if facts.bias is not None:
+        scores = scores + facts.bias.to(scores.dtype)
     return scores.masked_fill(~facts.visible(), -torch.inf)
 
 

@@ -44,6 +44,8 @@ class MaskFacts(TypedDict, total=False):
     """Scores become softcap * tanh(scores / softcap) before masking. Default None."""
     sinks: Tensor | None
     """Learned sink logits [H]: one more softmax column, then dropped, so A's rows sum to less than 1. Not in lse."""
+    bias: Tensor | None
+    """Floats [B or 1, H or 1, N or 1, S], added to the scores after the softcap; -inf hides a key. No gradient."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Facts:
     scale: float
     softcap: float | None
     sinks: Tensor | None
+    bias: Tensor | None
 
     def key_range(self, start: int, stop: int) -> tuple[int, int]:
         """(first, past-the-last) key that rows start..stop may see; equal where there is none."""
@@ -107,6 +110,8 @@ class Facts:
             seen &= distance >= 0
         if self.window is not None:
             seen &= distance < self.window
+        if self.bias is not None:
+            seen &= self.bias > -torch.inf
         if self.key_mask is not None:
             seen &= self.key_mask[:, None, None, :]
         if self.query_mask is not None:
@@ -135,16 +140,18 @@ def resolve(operation: str, q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) ->
             f"{operation}: k's {kv_heads} heads should divide q's {heads} evenly, "
             f"found q {list(q.shape)} and k {list(k.shape)}."
         )
-    sizes = {"B": (batch,), "N": (queries,), "S": (keys,), "H": (heads,), "B|1": (batch, 1), "H|1": (heads, 1)}
+    sizes: dict[str, tuple[int, ...]] = {"B": (batch,), "N": (queries,), "S": (keys,), "H": (heads,)}
+    sizes |= {"B|1": (batch, 1), "H|1": (heads, 1), "N|1": (queries, 1)}
     tensors = [
         ("key_mask", facts.get("key_mask"), "B S"),
         ("query_mask", facts.get("query_mask"), "B N"),
         ("mask", facts.get("mask"), "B|1 H|1 N S"),
         ("sinks", facts.get("sinks"), "H"),
+        ("bias", facts.get("bias"), "B|1 H|1 N|1 S"),
     ]
     for name, tensor, pattern in tensors:
         if tensor is not None:
-            (expect_float if name == "sinks" else expect_bool)(operation, **{name: tensor})
+            (expect_float if name in ("sinks", "bias") else expect_bool)(operation, **{name: tensor})
             expect_shape(operation, name, tensor, pattern, sizes)
     window, softcap, mask = facts.get("window"), facts.get("softcap"), facts.get("mask")
     if window is not None and window < 1:
@@ -164,4 +171,11 @@ def resolve(operation: str, q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) ->
         scale=size**-0.5 if scale is None else scale,
         softcap=softcap,
         sinks=facts.get("sinks"),
+        bias=_without_gradient(operation, facts.get("bias")),
     )
+
+
+def _without_gradient(operation: str, bias: Tensor | None) -> Tensor | None:
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{operation}: bias gets no gradient; pass bias.detach().")
+    return bias

@@ -12,8 +12,6 @@ from torch import Tensor
 from .facts import Facts
 from .launch import exact
 
-HALF_LIFT = 15.0
-"""Log 2 of what multiplies A where it is rounded to fp16, which has nothing between 0 and 6e-8; taken out of sums."""
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1e30)  # below every score; finite, so that differences of two are 0 and not NaN
 
@@ -23,12 +21,17 @@ def fact_arguments(facts: Facts) -> dict[str, Any]:
     mask = facts.mask
     if mask is not None:
         mask = mask.contiguous().view(torch.uint8)
+    bias = None if facts.bias is None else facts.bias.float().contiguous()
     return {
         "KeyMask": keep_bytes(facts.key_mask),
         "QueryMask": keep_bytes(facts.query_mask),
         "Mask": mask,
         "mask_batch": 0 if mask is None or mask.shape[0] == 1 else mask.stride(0),
         "mask_head": 0 if mask is None or mask.shape[1] == 1 else mask.stride(1),
+        "Bias": bias,
+        "bias_batch": 0 if bias is None or bias.shape[0] == 1 else bias.stride(0),
+        "bias_head": 0 if bias is None or bias.shape[1] == 1 else bias.stride(1),
+        "bias_row": 0 if bias is None or bias.shape[2] == 1 else bias.stride(2),
         "scale": facts.scale,
         "softcap": facts.softcap,
         "offset": facts.offset,
@@ -114,7 +117,8 @@ def row_range(first_key, last_key, N, offset, window, CAUSAL: tl.constexpr):
 @triton.jit
 def score_block(
     q, k, batch, head, rows, keys, N, S,
-    KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+    KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Scores [rows, keys] of q [rows, D] and k [keys, D] in units of log 2; -inf where the query does not see the key.
 
@@ -124,21 +128,22 @@ def score_block(
     seen = (rows < N)[:, None] & real_rows(batch, keys, S, KeyMask)[None, :]
     return _masked(
         products, seen, batch, head, rows[:, None], keys[None, :], S,
-        Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+        Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row, scale, softcap, offset, window, CAUSAL,
     )  # fmt: skip
 
 
 @triton.jit
 def score_block_transposed(
     q, k, batch, head, rows, keys, N, S,
-    KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+    KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """`score_block` as [keys, rows]: a product that sums over rows then takes it as it is, without a transposition."""
     products = tl.dot(k, tl.trans(q), input_precision="ieee")
     seen = (rows < N)[None, :] & real_rows(batch, keys, S, KeyMask)[:, None]
     return _masked(
         products, seen, batch, head, rows[None, :], keys[:, None], S,
-        Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+        Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row, scale, softcap, offset, window, CAUSAL,
     )  # fmt: skip
 
 
@@ -164,7 +169,8 @@ def raised(top, candidate):
 @triton.jit
 def _masked(
     products, seen, batch, head, rows, keys, S,
-    Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+    Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Scores from products of either shape; rows, keys and seen broadcast to it."""
     scores = capped(products * scale, softcap)
@@ -176,4 +182,7 @@ def _masked(
     if Mask is not None:
         cells = rows.to(tl.int64) * S + keys
         seen = seen & (tl.load(head_start(Mask, batch, head, mask_batch, mask_head) + cells, mask=seen, other=0) != 0)
+    if Bias is not None:
+        cells = rows.to(tl.int64) * bias_row + keys
+        scores += tl.load(head_start(Bias, batch, head, bias_batch, bias_head) + cells, mask=seen, other=0.0)
     return tl.where(seen, scores * LOG2E, float("-inf"))

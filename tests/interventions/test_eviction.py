@@ -130,7 +130,7 @@ def test_a_share_of_the_prompt_is_rounded_down_once(tokens: int, percent: int) -
 @every_example
 def test_bytes_are_those_of_what_is_kept(policy: Any, kind: str) -> None:
     """Keys and values in fp32 for every kept and every new token; an int32 position for each kept old one, whose order
-    is no plain run; fp32 mass for all where it is kept account of."""
+    is no plain run; where account is kept, fp32 mass and a position for all, and one slot to spare."""
     lens = interp.load(shared(kind))
     _, cache = generated(lens, policy, tokens(2, PROMPT))
     prompt, new = Prompt(lens.cfg, (0, 1, 2), PROMPT, lens.output_norms), GENERATED["max_new_tokens"] - 1
@@ -141,7 +141,8 @@ def test_bytes_are_those_of_what_is_kept(policy: Any, kind: str) -> None:
         steps = isinstance(policy, H2O)
         tokens_held = capacity + (0 if steps else new)
         assert cache.stored[layer].kept == tokens_held
-        total += 2 * heads * (tokens_held * (8 + 8 + steps) * 4 + (capacity - recent) * 4)
+        slots, placed = (capacity + 1, capacity + 1) if steps else (tokens_held, capacity - recent)
+        total += 2 * heads * (slots * (8 + 8 + steps) * 4 + placed * 4)
     assert cache.nbytes() == total
     report = cache.report()
     assert report["bytes"].sum() == total

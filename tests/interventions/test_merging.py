@@ -9,12 +9,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interp_kernels import merge_tokens, nearest_key
 
-from interp.interventions._merging import merged, nearest
+from interp.interventions._merging import factors, own_weight
 
 MODES = ["paper", "code"]
 quick = settings(max_examples=40, deadline=None)
 seeds, few, many = st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 12)
+
+
+def nearest(evicted: torch.Tensor, retained: torch.Tensor, hidden: torch.Tensor | None = None) -> Any:
+    """(similarity, target), 0 where all are hidden."""
+    found = nearest_key(evicted, retained, None, None if hidden is None else ~hidden)
+    return found.similarity, found.target.clamp(min=0)
+
+
+def merged(
+    retained: torch.Tensor,
+    evicted: torch.Tensor,
+    target: torch.Tensor,
+    similarity: torch.Tensor,
+    gate: torch.Tensor,
+    weights: Any,
+    centre: float = math.e,
+) -> torch.Tensor:
+    weight, counted = factors(similarity, weights)
+    own = own_weight(weights, centre)
+    return merge_tokens(retained, evicted, target, weight, counted=counted, own=own, merged=gate)
 
 
 def drawn(seed: int, batch: int, heads: int, evicted: int, retained: int, d: int = 5) -> dict[str, Any]:

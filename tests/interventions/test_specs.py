@@ -73,6 +73,10 @@ def made(cls: type, key: str, value: object) -> interventions.Intervention | Non
         return None
 
 
+def as_toml(value: object) -> object:
+    return "none" if value is None else list(value) if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_of_every_method_survives(name: str, tmp_path: Path) -> None:
     cls = interventions.available()[name]
@@ -85,7 +89,7 @@ def test_every_setting_of_every_method_survives(name: str, tmp_path: Path) -> No
         back = interventions.load(path)
         assert back == one
         assert type(back) is cls
-        written = {key: "none" if value is None else value for key, value in one.settings().items()}
+        written = {key: as_toml(value) for key, value in one.settings().items()}
         assert tomllib.loads(path.read_text()) == {"intervention": [written]}
 
 

@@ -25,6 +25,8 @@ FACT_NAMES = [
     "dense",
     "dense broadcast",
     "nothing visible",
+    "bias",
+    "bias by key",
     "all at once",
 ]
 
@@ -95,7 +97,10 @@ def facts_named(name: str, heads: int, queries: int, keys: int, generator: torch
         "dense": {"mask": rand(2, heads, queries, keys) > 0.5},
         "dense broadcast": {"mask": rand(1, 1, queries, keys) > 0.5, "key_mask": right, "window": 1},
         "nothing visible": {"key_mask": torch.zeros(2, keys, dtype=torch.bool), "sinks": rand(heads)},
+        "bias": {"bias": (3 * rand(2, heads, queries, keys) - 1).masked_fill(rand(2, 1, 1, keys) > 0.8, -torch.inf)},
+        "bias by key": {"bias": 3 * rand(1, 1, 1, keys) - 1, "softcap": 1.5},
         "all at once": {
+            "bias": 3 * rand(1, heads, 1, keys) - 1,
             "window": max(1, keys // 2),
             "softcap": 4.0,
             "sinks": rand(heads),

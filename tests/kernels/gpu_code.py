@@ -77,7 +77,7 @@ def operations(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     y, lse = torch.randn(2, heads, queries, 48).to(dtype), torch.randn(2, heads, queries)
     facts = {
         "key_mask": torch.rand(2, keys) > 0.2, "query_mask": torch.rand(2, queries) > 0.2, "window": 50,
-        "softcap": 30.0, "sinks": torch.randn(heads),
+        "softcap": 30.0, "sinks": torch.randn(heads), "bias": torch.randn(2, 1, 1, keys),
     }  # fmt: skip
     half = torch.arange(size // 2).expand(2, stored, -1)
     old, new = ik.KeySegment(k[..., : size // 2], v, half.short()), ik.KeySegment(k[:, :, -9:], v[:, :, -9:])

@@ -8,7 +8,8 @@ import torch
 from interp_kernels.group_reweighted_attention import group_reweighted_attention
 
 FORMS = ["one_pass", "two_pass"]
-CLEAN = ["causal", "window", "softcap", "sinks", "offset", "dense", "bidirectional"]  # facts that pad nothing
+CLEAN = ["causal", "window", "softcap", "sinks", "offset", "dense", "bidirectional", "bias by key"]
+"""Facts that pad nothing."""
 
 
 def add_edit(drawn, count=3, per_head=False, seed=0, dtype=torch.float64):
@@ -47,6 +48,9 @@ def row_of_a(drawn, b, h, i):
             score = (drawn.q[b, h, i] @ drawn.k[b, h // (heads // stored), j]).item() * facts.get("scale", size**-0.5)
             cap = facts.get("softcap")
             scores[j] = score if cap is None else cap * math.tanh(score / cap)
+            if "bias" in facts:
+                bias = facts["bias"]
+                scores[j] += bias[b % bias.shape[0], h % bias.shape[1], i % bias.shape[2], j].item()
     total = sum(map(math.exp, scores.values()))
     sink = math.exp(facts["sinks"][h]) if "sinks" in facts else 0.0
     lse = math.log(total) if scores else -math.inf

@@ -364,11 +364,16 @@ MISTAKES = [
     ((Q, K, V, MASS.double(), AT), {}, "mass should be torch.float32, found torch.float64 with torch.float32 q."),
     ((Q, K, V, MASS, AT[..., 0]), {}, "positions should be [B=2, Hs=3, n=7], found [2, 3]"),
     ((Q, K, V, MASS, MASS), {}, "positions should hold integers, found torch.float32."),
+    ((Q, K, V, MASS, AT[:, :1].expand(-1, 3, -1)), {}, "positions is written in place and must not be expanded"),
+    ((Q, K[:1].expand(2, -1, -1, -1), V, MASS, AT), {}, "keys is written in place and must not be expanded"),
     ((Q, K, V, MASS, AT), {"padding": torch.zeros(3).int()}, "padding should be [B=2], found [3]"),
     ((Q, K, V, MASS, AT), {"padding": torch.zeros(2)}, "padding should hold integers, found torch.float32."),
     ((Q, K, V, MASS, AT), {"sinks": torch.zeros(3)}, "sinks should be [H=6], found [3]"),
     ((Q, K, V, MASS, AT), {"keep_newest": -1}, "should be at least 0, found 0 and -1."),
     ((Q, K, V, MASS, AT), {"merge": Merge(lambda *_: None, own=0.0)}, "own, the retained token's weight, should be"),
+    ((Q, K, V, MASS, AT), {"merge": Merge(lambda u, real: (u, u, None))}, "merged must be bool with True for"),
+    ((Q, K, V, MASS, AT), {"merge": Merge(lambda u, real: (real, u[0], None))}, "weight should be [B=2, Hs=3, E=1]"),
+    ((Q, K, V, MASS, AT), {"merge": Merge(lambda u, real: (real, u, real))}, "counted must be floating point"),
 ]  # fmt: skip
 
 

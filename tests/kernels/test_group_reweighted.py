@@ -304,7 +304,8 @@ GOOD = SimpleNamespace(
 MISTAKES = [
     ({"v": GOOD.v[:, :2]}, "v should be [B=2, Hk|H=3 or 6, S=7, R], found [2, 2, 7, 4]"),
     ({"groups": GOOD.groups[:, :5]}, "groups should be [B=2, S=7], found [2, 5]"),
-    ({"groups": GOOD.groups[:, None]}, "groups should be [B=2, H=6, S=7], found [2, 1, 7]"),
+    ({"groups": GOOD.groups[:, None].repeat(1, 5, 1)}, "groups should be [B=2, H|1=6 or 1, S=7], found [2, 5, 7]"),
+    ({"bias": torch.zeros(1, 1, 1, 7, requires_grad=True)}, "bias gets no gradient; pass bias.detach()"),
     ({"groups": GOOD.groups.float()}, "groups must be integers, found torch.float32"),
     ({"groups": GOOD.groups == 0}, "groups must be integers, found torch.bool"),
     ({"groups": GOOD.groups + 2}, "groups should lie in 0 to 1, found 2 to 2"),

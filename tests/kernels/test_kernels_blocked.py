@@ -60,6 +60,35 @@ def test_blocked_equals_reference(draw, facts_name, heads, kv_heads, dtype, tole
             assert_equal(found[output], wanted[output], tolerance)
 
 
+DOUBLE_OR_SINGLE = [torch.float64, torch.float32]
+
+
+@pytest.mark.parametrize("v_dtype", DOUBLE_OR_SINGLE, ids=str)
+@pytest.mark.parametrize("k_dtype", DOUBLE_OR_SINGLE, ids=str)
+@pytest.mark.parametrize("q_dtype", DOUBLE_OR_SINGLE, ids=str)
+@pytest.mark.parametrize("path", ["reference", "cpu"])
+def test_the_dtype_of_q_decides(draw, path, q_dtype, k_dtype, v_dtype):
+    """With k and v in fp64 beside q in fp32, results are those of fp32 inputs, and the other way round."""
+    drawn = draw(4, 2, 13, 21, torch.float32, "all at once")
+    groups = torch.arange(21).expand(2, -1) % 2
+    factors = torch.tensor([0.5, 2.0]).view(1, 1, 1, 2)
+    edit = {"rule": factors.to(v_dtype), **drawn.facts}
+    drawn.q, drawn.k = drawn.q.to(q_dtype), drawn.k.to(k_dtype)
+    for name in ("v", "x", "y"):
+        setattr(drawn, name, getattr(drawn, name).to(v_dtype))
+    found = every_operation(drawn, path)
+    with ik.use(path):
+        edited = ik.group_reweighted_attention(drawn.q, drawn.k, drawn.v, groups, **edit)
+    for name in ("q", "k", "v", "x", "y"):
+        setattr(drawn, name, getattr(drawn, name).to(q_dtype))
+    wanted = every_operation(drawn, "reference")
+    with ik.use("reference"):
+        alike = ik.group_reweighted_attention(drawn.q, drawn.k, drawn.v, groups, factors.to(q_dtype), **drawn.facts)
+    for output, value in {**wanted, **alike._asdict()}.items():
+        assert value.dtype == q_dtype
+        assert_equal({**found, **edited._asdict()}[output], value, 1e-12 if q_dtype == torch.float64 else 1e-5)
+
+
 @pytest.mark.parametrize("name", ["causal", "window", "all at once"])
 def test_threads_give_the_same_answer(draw, set_threads, name):
     """Long enough for worker threads and for blocks of fewer than the most rows."""

@@ -32,7 +32,14 @@ MISTAKES = [
     (APPLY, (Q, K), {"statistics": ("variance",)}, "a list of lse, entropy, square, column_mass, found ('variance',)"),
     (APPLY, (Q, K), {"statistics": "lse"}, "a list of lse, entropy, square, column_mass, found 'lse'"),
     (APPLY, (Q, K), {"windows": 3}, 'no mask fact is called "windows"; did you mean "window"?'),
-    (APPLY, (Q, K), {"bias": 3}, 'no mask fact is called "bias"; there are causal, offset, window'),
+    (APPLY, (Q, K), {"alibi": 3}, 'no mask fact is called "alibi"; there are causal, offset, window'),
+    (
+        APPLY,
+        (Q, K),
+        {"bias": torch.zeros(1, 1, 5, 3)},
+        "bias should be [B|1=2 or 1, H|1=6 or 1, N|1=5 or 1, S=7], found [1, 1, 5, 3]",
+    ),
+    (APPLY, (Q, K), {"bias": torch.ones(1, 1, 1, 7).bool()}, "bias must be floating point, found torch.bool"),
     (APPLY, (Q, K), {"window": 0}, "window should be at least 1 (a query sees itself), found 0"),
     (APPLY, (Q, K), {"softcap": 0.0}, "softcap should be positive, found 0.0; None means no cap"),
     (

@@ -30,6 +30,12 @@ def sees(facts, b, h, i, j, queries, keys):
     return distance >= 0 or not facts.get("causal", True)
 
 
+def bias_of(facts, b, h, i, keys):
+    """What is added to the scores of a row [S]."""
+    bias = facts.get("bias", torch.zeros(1, 1, 1, keys)).double()
+    return bias[b if len(bias) > 1 else 0, h if bias.shape[1] > 1 else 0, i if bias.shape[2] > 1 else 0]
+
+
 def pattern_by_loops(drawn):
     """(A [B, H, N, S], lse [B, H, N]) in fp64, one row at a time with torch.softmax over the visible keys only."""
     q, k, facts = drawn.q.double(), drawn.k.double(), drawn.facts
@@ -41,12 +47,14 @@ def pattern_by_loops(drawn):
         for h in range(heads):
             key = k[b, h * k.shape[1] // heads]
             for i in range(queries):
-                visible = [j for j in range(keys) if sees(facts, b, h, i, j, queries, keys)]
+                bias = bias_of(facts, b, h, i, keys)
+                visible = [j for j in range(keys) if sees(facts, b, h, i, j, queries, keys) and bias[j] > -torch.inf]
                 if not visible:
                     continue
                 scores = key[visible] @ q[b, h, i] * facts.get("scale", 1 / math.sqrt(size))
                 if "softcap" in facts:
                     scores = facts["softcap"] * (scores / facts["softcap"]).tanh()
+                scores = scores + bias[visible]
                 lse[b, h, i] = scores.exp().sum().log()
                 if "sinks" in facts:
                     scores = torch.cat([scores, facts["sinks"][h : h + 1].double()])

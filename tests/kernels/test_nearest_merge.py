@@ -119,6 +119,24 @@ def test_keys_of_zeros_are_like_nothing():
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_without_a_length_take_no_part(path, odd, masked):
+    """As if they were hidden; one number is enough."""
+    e, r = randn(1, 2, 6, 8), randn(1, 2, 9, 8, seed=1)
+    e[:, 0, 2, 3] = r[:, 0, 4, 0] = r[:, 0, 5, 7] = odd
+    r[:, 1] = odd
+    masks = (some(1, 2, 6), some(1, 2, 9, seed=1)) if masked else (None, None)
+    finite = [x.isfinite().all(-1) for x in (e, r)]
+    hidden = [fits if mask is None else fits & mask for fits, mask in zip(finite, masks, strict=True)]
+    wanted = nearest_by_loops(e, r, *hidden)
+    with use(path):
+        target, similarity = nearest_key(e, r, *masks)
+    assert target.equal(wanted[0])
+    torch.testing.assert_close(similarity.double(), wanted[1], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("evicted", "retained", "size"), SHAPES)
 @pytest.mark.parametrize("variant", ["paper", "code"])

@@ -108,6 +108,7 @@ def test_views_and_mixed_dtypes(draw, same):
     q, k, facts, lse = drawn.q, drawn.k, drawn.facts, lse_of(drawn)
     same(torch.bfloat16, ik.attention_apply, q, k.bfloat16(), drawn.v.half(), **facts)
     same(torch.float16, ik.attention_gram_apply, q.half(), k.half(), lse, drawn.x, **facts)
+    same(torch.float32, ik.attention_apply, q, k.double(), drawn.v.double(), statistics=STATISTICS, **facts)
 
 
 def test_given_lse_rules_not_the_rows_own(draw, same):

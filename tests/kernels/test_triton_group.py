@@ -109,6 +109,39 @@ def test_what_a_sink_leaves_is_not_lost_to_rounding(form, dtype, same):
         assert group_reweighted_attention(*arguments, **facts).masses[..., 0].min() > 1 - 1e-5
 
 
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_many_small_probabilities_are_not_lost_in_fp16(form, renormalise):
+    """300 keys with about 3e-8 of the row each, half of what fp16 can tell from 0, add up to most of z."""
+    q = torch.full((1, 1, 20, 16), 1.0, device=DEVICE, dtype=F16)
+    k = torch.zeros(1, 1, 301, 16, device=DEVICE, dtype=F16)
+    k[:, :, 0] = 4.33  # exp(-17.3) is 3e-8
+    v = torch.full((1, 1, 301, 3), 1e4, device=DEVICE, dtype=F16)
+    v[:, :, 0] = 0
+    groups = torch.arange(301, device=DEVICE)[None] % 2
+    factors = torch.tensor([1.0, 2.0], device=DEVICE).view(1, 1, 1, 2)
+    facts = {"form": form, "renormalise": renormalise, "causal": False}
+    with use("triton"):
+        found = group_reweighted_attention(q, k, v, groups, factors, **facts).z
+    with use("reference"):
+        wanted = group_reweighted_attention(q, k, v, groups, factors, **facts).z
+    assert wanted.min() > 0.1
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e5])
+def test_factors_of_any_size_stay_within_fp16(draw, factor, same):
+    drawn = on_device(draw(2, 1, 9, 33, F16))
+    groups, factors = edit_of(drawn, 3)
+    with use("reference"):
+        wanted = group_reweighted_attention(drawn.q, drawn.k, drawn.v, groups, factors, renormalise=False).z
+    with use("triton"):
+        found = group_reweighted_attention(
+            drawn.q, drawn.k, drawn.v, groups, factor * factors, renormalise=False, form="two_pass"
+        ).z
+    torch.testing.assert_close(found / factor, wanted, rtol=1e-2, atol=2e-3)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_and_two_runs(draw, form):
     drawn = on_device(draw(2, 1, 9, 33, F32, "right padding"))
@@ -131,3 +164,4 @@ def test_mixed_dtypes_and_inputs_that_are_not_contiguous(draw, form, same):
     groups, factors = edit_of(drawn, 3)
     q, k = drawn.q.mT.contiguous().mT.half(), drawn.k.transpose(1, 2).contiguous().transpose(1, 2)
     same(F16, group_reweighted_attention, q, k, drawn.v.bfloat16(), groups, factors, form=form)
+    same(F32, group_reweighted_attention, q.float(), k.double(), drawn.v.double(), groups, factors, form=form)

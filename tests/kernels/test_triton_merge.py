@@ -48,6 +48,15 @@ def test_nearest_key(evicted, retained, size, dtype, masked, same) -> None:
     return same(dtype, nearest_key, padded(e, masks[0]), padded(r, masks[1]), *masks)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, of the interpreter
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_keys_without_a_length_take_no_part(odd, same) -> None:
+    e, r = randn(1, 2, 6, 16), randn(1, 2, 70, 16, seed=1)
+    e[:, 0, 2, 3] = r[:, 0, 4, 0] = r[:, 0, 65, 7] = odd
+    r[:, 1] = odd
+    same(torch.float32, nearest_key, e, r)
+
+
 @pytest.mark.parametrize("evicted", [1, 20])
 def test_slices_of_retained_keys_change_nothing(evicted, many_slices, same) -> None:
     e, r = randn(2, 3, evicted, 32), randn(2, 3, 130, 32, seed=1)

@@ -22,7 +22,7 @@ STATISTICS = ("lse", "entropy", "square", "column_mass")
 
 
 class Attended(NamedTuple):
-    """What `attention_apply` returns; all in fp32 (fp64 for fp64 inputs)."""
+    """What `attention_apply` returns; all in fp32 (fp64 where q is fp64)."""
 
     z: Tensor | None
     """A @ v, [B, H, N, R]; None without v."""
@@ -51,7 +51,7 @@ def attention_apply(
         query head h reads kv head h // (H // Hk).
     statistics: any of "lse" (always returned), "entropy", "square", "column_mass".
     facts: see `MaskFacts`.
-    Returns `Attended`, summed and returned in fp32 (fp64 for fp64 inputs).
+    Returns `Attended`, summed and returned in fp32 (fp64 where q is fp64, whatever k and v are).
     Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
 
     Cost for P visible (query, key) pairs a head: 2 H P (D + R) FLOPs, and H P exponentials; reads q, k, v once a head

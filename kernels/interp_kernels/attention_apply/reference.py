@@ -18,7 +18,7 @@ def attention_apply(
     scores = masked_scores(q, k, facts)
     lse = torch.logsumexp(scores, dim=-1)
     p = pattern(scores, lse, facts)
-    z = None if v is None else p @ per_query_head(clear_padding(v, facts.key_mask), q.shape[1])
+    z = None if v is None else p @ per_query_head(clear_padding(v, facts.key_mask), q.shape[1], p.dtype)
     entropy = torch.special.entr(p).sum(-1) if "entropy" in statistics else None
     square = p.square().sum(-1) if "square" in statistics else None
     column_mass = p.sum(-2) if "column_mass" in statistics else None

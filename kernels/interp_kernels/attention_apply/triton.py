@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention_transpose_apply.triton import attention_transpose_apply
+from ..blocks import HALF_LIFT
 from ..facts import Facts
 from ..launch import config, power_of_two, tuned
 from ..score_block import (
-    HALF_LIFT,
     HIDDEN,
     LOG2E,
     fact_arguments,
@@ -35,7 +35,8 @@ MOST_COLUMNS = 256
 def _attend(
     Q, K, V, Sinks, Z, Lse, Entropy, Square, H, N, S, R, group, value_group,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, z_row, lift,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window, CAUSAL: tl.constexpr,
     D: tl.constexpr, D_WIDTH: tl.constexpr, WIDTH: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +62,8 @@ def _attend(
         k = load_rows(k_start, keys, present, k_row, D, D_WIDTH, IN_FP32)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+            scale, softcap, offset, window, CAUSAL,
         )  # fmt: skip
         higher = tl.maximum(highest, tl.max(scores, 1))
         fade = tl.exp2(highest - higher)

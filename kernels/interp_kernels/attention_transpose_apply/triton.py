@@ -11,11 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..blocks import row_shift
+from ..blocks import HALF_LIFT, row_shift
 from ..facts import Facts
 from ..launch import config, power_of_two, tuned
 from ..score_block import (
-    HALF_LIFT,
     fact_arguments,
     head_start,
     in_fp32,
@@ -35,7 +34,8 @@ MOST_COLUMNS = 128
 def _attend_back(
     Q, K, Y, Shift, Out, H, N, S, R, group, lift,
     q_batch, q_head, q_row, k_batch, k_head, k_row, y_batch, y_head, y_row, out_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL: tl.constexpr,
+    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window, CAUSAL: tl.constexpr,
     D: tl.constexpr, D_WIDTH: tl.constexpr, WIDTH: tl.constexpr, IN_FP32: tl.constexpr, Y_IN_FP32: tl.constexpr,
     KEYS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -60,7 +60,8 @@ def _attend_back(
         q = load_rows(q_start, rows, real, q_row, D, D_WIDTH, IN_FP32)
         scores = score_block_transposed(
             q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+            scale, softcap, offset, window, CAUSAL,
         )  # fmt: skip
         shift = tl.load(Shift + base * N + rows, mask=rows < N, other=0.0)
         pattern = tl.exp2(scores - (shift - lift)[None, :])  # [keys, rows]

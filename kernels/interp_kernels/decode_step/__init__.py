@@ -56,6 +56,7 @@ def decode_step(
     mass [B, Hs, n]: attention that each token has received so far, summed over the heads that read it, fp32 (fp64 is
         allowed with fp64 q); what the last slot holds counts as 0.
     positions [B, Hs, n]: integers, where in the text each token stands; slots are in no particular order.
+    Of these four every slot has its own memory: expanded tensors are refused.
     keep_oldest: tokens at the text's beginning that never go. keep_newest: how many of the newest never go, counted
         back from the new token's position.
     padding: integers [B]; tokens at positions below it are padding on the text's left, which is not attended to,
@@ -68,7 +69,7 @@ def decode_step(
     On a GPU it is two launches: the first cuts the slots into parts, reads each key and value once for all heads that
     share it, and writes raw scores and partial sums; the second, one program a stored head, finishes z, turns the
     scores into attention received, finds the token that goes and puts the new one in its place. A merge adds
-    `nearest_key` for one token a head, and `merge_tokens` on one row.
+    `nearest_key` for one token a head, and a few sums over one row.
     Source: H2O (Zhang et al. 2023, arXiv:2306.14048), algorithm 1; D2O (Wan et al. 2025, arXiv:2406.13035) merges.
     """
     operation = "decode_step"
@@ -85,6 +86,9 @@ def decode_step(
     expect_shape(operation, "values", values, "B Hs n Dv", sizes)
     expect_shape(operation, "mass", mass, "B Hs n", sizes)
     expect_shape(operation, "positions", positions, "B Hs n", sizes)
+    for name, cache in (("keys", keys), ("values", values), ("mass", mass), ("positions", positions)):
+        if any(stride == 0 and length > 1 for stride, length in zip(cache.stride(), cache.shape, strict=True)):
+            raise ValueError(f"{operation}: {name} is written in place and must not be expanded; pass a copy.")
     if mass.dtype != torch.float32 and not mass.dtype == q.dtype == torch.float64:
         raise TypeError(f"{operation}: mass should be torch.float32, found {mass.dtype} with {q.dtype} q.")
     for name, tensor in (("positions", positions), ("padding", padding)):

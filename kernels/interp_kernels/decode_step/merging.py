@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nearest_merge import merge_tokens, nearest_key
+from ..checks import accumulator, expect_bool, expect_float, expect_shape
+from ..nearest_merge import nearest_key
 from .slots import Evicted
 
 
@@ -49,11 +50,23 @@ def absorb(
         masks = evicted.position[..., None] >= first, positions[:, :, :-1] >= first
     target, similarity = nearest_key(evicted.key, keys[:, :, :-1], *masks)
     real = target >= 0
-    merged, weight, counted = merge.decide(similarity, real)
-    merged = merged & real
+    merged, weight, counted = checked(real, *merge.decide(similarity, real))
+    row = target.clamp(min=0)[..., None]
     for x, lost in ((values, evicted.value), (keys, evicted.key))[: 1 + merge.keys]:
-        row = target.clamp(min=0)[..., None].expand(-1, -1, 1, x.shape[-1])
-        alone = torch.zeros_like(target)  # the place of the target among one row
-        new = merge_tokens(x.gather(2, row), lost, alone, weight, counted=counted, own=merge.own, merged=merged)
-        x.scatter_(2, row, new)
-    return Merged(target[..., 0], similarity[..., 0], merged[..., 0])
+        where = row.expand(-1, -1, 1, x.shape[-1])
+        old = x.gather(2, where)
+        wide = accumulator(x)
+        mean = (merge.own * old.to(wide) + weight.to(wide) * lost.to(wide)) / (merge.own + counted.to(wide))
+        x.scatter_(2, where, torch.where(merged, mean.to(x.dtype), old))
+    return Merged(target[..., 0], similarity[..., 0], merged[..., 0, 0])
+
+
+def checked(real: Tensor, merged: Tensor, weight: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(merged, weight, counted) [B, Hs, 1, 1] of what a merge decided."""
+    counted = weight if counted is None else counted
+    expect_bool("decode_step", merged=merged)
+    expect_float("decode_step", weight=weight, counted=counted)
+    sizes = {"B": (real.shape[0],), "Hs": (real.shape[1],), "E": (1,)}
+    for name, tensor in (("merged", merged), ("weight", weight), ("counted", counted)):
+        expect_shape("decode_step", name, tensor, "B Hs E", sizes)
+    return (merged & real)[..., None], weight[..., None], counted[..., None]

@@ -24,7 +24,7 @@ PATHS = {
 
 
 class Reweighted(NamedTuple):
-    """What `group_reweighted_attention` returns; all in fp32 (fp64 for fp64 inputs)."""
+    """What `group_reweighted_attention` returns; all in fp32 (fp64 where q is fp64, whatever k and v are)."""
 
     z: Tensor
     """A' @ v, [B, H, N, R]."""
@@ -51,7 +51,8 @@ def group_reweighted_attention(
 
     q [B, H, N, D], k [B, Hk, S, D], v [B, Hk or H, S, R]: fp64, fp32, bf16 or fp16, any R. Hk divides H; query head h
         reads kv head h // (H // Hk).
-    groups: which group every key is in, integers 0 .. G-1 with G <= 8: [B, S], or [B, H, S] to differ by query head.
+    groups: which group every key is in, integers 0 .. G-1 with G <= 8: [B, S] or [B, 1, S], or [B, H, S] to differ by
+        query head.
         At padding keys it may hold anything.
     rule: the factors c, [B or 1, H or 1, N or 1, G]; or a function from the masses [B, H, N, G] to such factors. It is
         called once, after all masses are known, and may run any torch code. c = 0 removes a group from a row.

@@ -101,8 +101,9 @@ def score_gradients(
             outputs = d_z[b, h].to(dtype)
             share_v = torch.zeros_like(d_v[b, h])
         for rows, seen in blocks:
-            scores = head.scores(rows, seen)
+            scores = head.unbiased(rows, seen)
             slope = None if facts.softcap is None else 1 - (scores / (facts.softcap * LOG2E)).square_()
+            scores = head.add_bias(scores, rows, seen)
             block = head.hide(scores.sub_(shift[b, h, rows, None]).exp2_(), rows, seen, 0.0)
             scale = cells[b, h, rows] @ member[:, seen]
             if d_v is not None:

@@ -57,8 +57,8 @@ def checked_groups(operation: str, groups: Tensor, count: int | None, facts: Fac
     batch, heads, _, keys = facts.shape
     if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
         raise TypeError(f"{operation}: groups must be integers, found {groups.dtype}.")
-    pattern = "B S" if groups.ndim == 2 else "B H S"
-    expect_shape(operation, "groups", groups, pattern, {"B": (batch,), "H": (heads,), "S": (keys,)})
+    pattern = "B S" if groups.ndim == 2 else "B H|1 S"
+    expect_shape(operation, "groups", groups, pattern, {"B": (batch,), "H|1": (heads, 1), "S": (keys,)})
     groups = groups if groups.ndim == 3 else groups[:, None]
     if facts.key_mask is not None:
         groups = groups.masked_fill(~facts.key_mask[:, None], 0)

@@ -26,4 +26,4 @@ def group_reweighted_attention(
         left = edited.sum(-1, keepdim=True)
         nothing = left == 0
         edited = edited * torch.where(nothing, 0.0, a.sum(-1, keepdim=True) / torch.where(nothing, 1.0, left))
-    return edited @ per_query_head(v, q.shape[1]), lse, masses
+    return edited @ per_query_head(v, q.shape[1], a.dtype), lse, masses

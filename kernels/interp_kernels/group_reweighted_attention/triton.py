@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..blocks import HALF_LIFT
 from ..facts import Facts
 from ..launch import config, power_of_two, tuned
 from ..score_block import (
@@ -31,7 +32,7 @@ from ..score_block import (
     strides,
 )
 from .edit import Edit
-from .forms import reweight
+from .forms import reweight, rounds_to_half
 
 FEW_ROWS = 16
 PIECE = 512
@@ -59,7 +60,8 @@ TABLE = [
 def _shares(
     Q, K, Groups, Share, Lse, N, S, H, kv_ratio, group_batch, group_head,
     q_batch, q_head, q_row, k_batch, k_head, k_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window,
+    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window,
     D: tl.constexpr, D_WIDTH: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
     CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -79,7 +81,8 @@ def _shares(
         group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+            scale, softcap, offset, window, CAUSAL,
         )  # fmt: skip
         top, level, fade = raised(top, tl.max(scores, 1))
         p = tl.exp2(scores - level[:, None])
@@ -102,7 +105,8 @@ def _shares(
 def _reweighted(
     Q, K, V, Groups, Scaling, Lse, Out, N, S, H, kv_ratio, v_ratio, group_batch, group_head,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window,
+    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window,
     D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
     CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -128,7 +132,8 @@ def _reweighted(
         group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+            scale, softcap, offset, window, CAUSAL,
         )  # fmt: skip
         scaled = tl.exp2(scores - shift[:, None])
         factor = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -153,8 +158,9 @@ def _reweighted(
 def _parts(
     Q, K, V, Groups, Part, PartLse, N, S, H, kv_ratio, v_ratio, group_batch, group_head, pieces, piece_keys,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, scale, softcap, offset, window,
-    D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
+    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+    scale, softcap, offset, window,
+    lift, D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
     LANES: tl.constexpr, CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -182,17 +188,18 @@ def _parts(
         group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
         scores = score_block(
             q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, scale, softcap, offset, window, CAUSAL,
+            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
+            scale, softcap, offset, window, CAUSAL,
         )  # fmt: skip
         mine = (keys < high)[None, :] & (group[None, :] == lane[:, None])
         scores = tl.where(mine, scores, float("-inf"))
         top, level, fade = raised(top, tl.max(scores, 1))
-        p = tl.exp2(scores - level[:, None])
-        total = total * fade + tl.sum(p, 1)
-        y = y * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        t = scores - level[:, None]
+        total = total * fade + tl.sum(tl.exp2(t), 1)
+        y = y * fade[:, None] + tl.dot(tl.exp2(t + lift).to(v.dtype), v, input_precision="ieee")
     some = kept & (total > 0.0)
     total = tl.where(some, total, 1.0)
-    y = tl.where(some[:, None], y / total[:, None], 0.0)
+    y = tl.where(some[:, None], y * (tl.exp2(-lift) / total)[:, None], 0.0)
     lse = tl.where(some, top + tl.log2(total), float("-inf"))
     inside = (rows < N) & (lane < G)
     place = (piece * tl.num_programs(2).to(tl.int64) * H * N + query_base + rows) * G + lane
@@ -236,6 +243,7 @@ def _one_pass(q: Tensor, k: Tensor, v: Tensor, edit: Edit, facts: Facts) -> tupl
     if part_lse.numel():
         _parts[lambda block: (triton.cdiv(queries * lanes, block["BLOCK_M"]) * pieces, heads, batch)](
             Part=parts, PartLse=part_lse, LANES=lanes, pieces=pieces, piece_keys=PIECE if pieces > 1 else keys,
+            lift=HALF_LIFT if rounds_to_half(v) else 0.0,
             **_value_arguments(v, heads), **_arguments(q, k, edit, facts),
         )  # fmt: skip
     top = part_lse.amax((0, -1)).clamp(min=torch.finfo(torch.float32).min)  # an empty row's -inf would give NaN

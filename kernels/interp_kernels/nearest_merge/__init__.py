@@ -42,6 +42,7 @@ def nearest_key(
         0 with all others.
     evicted_mask, retained_mask: Bool [B, H, E] and [B, H, R], False for what does not take part, whatever it contains;
         None: everything takes part.
+    A key that holds NaN or infinity has no cosine: it takes no part either.
     Returns `Nearest`. "Equals" are cosines that agree to the last bit as they were summed.
     Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
 

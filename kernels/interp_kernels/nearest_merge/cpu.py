@@ -26,15 +26,17 @@ def nearest_key(
     for heads in runs(len(keys), retained.shape[2] * max(min(shape[2], BLOCK_ROWS), evicted.shape[3])):
         wide = keys[heads].to(dtype)
         lengths = norm(wide)[:, None]
+        absent = ~(lengths < torch.inf)  # NaN and infinity show in the length
+        if hidden is not None:
+            absent |= hidden[heads]
         for start in range(0, shape[2], BLOCK_ROWS):
             block = heads, slice(start, start + BLOCK_ROWS)
             some = rows[block].to(dtype)
             # dividing the products and not the keys spares a copy of the keys
-            cosines = (some / norm(some)[..., None] @ wide.mT).div_(lengths)
-            if hidden is not None:
-                cosines.masked_fill_(hidden[heads], -torch.inf)
+            cosines = (some / norm(some)[..., None] @ wide.mT).div_(lengths).masked_fill_(absent, -torch.inf)
             torch.max(cosines, -1, out=(similarity[block], target[block]))
     similarity, target = similarity.view(shape), target.view(shape)
+    similarity.masked_fill_(similarity.isnan(), -torch.inf)  # what is left of NaN is that of the evicted key itself
     if evicted_mask is not None:
         similarity.masked_fill_(~evicted_mask, -torch.inf)
     return target.masked_fill_(similarity == -torch.inf, -1), similarity

@@ -14,12 +14,16 @@ def nearest_key(
 ) -> tuple[Tensor, Tensor]:
     """(target, similarity) as documented in the package."""
     cosines = normalize(evicted.double(), dim=-1) @ normalize(retained.double(), dim=-1).mT
-    if retained_mask is not None:
-        cosines.masked_fill_(~retained_mask[:, :, None, :], -torch.inf)
-    if evicted_mask is not None:
-        cosines.masked_fill_(~evicted_mask[:, :, :, None], -torch.inf)
+    cosines.masked_fill_(~taking_part(retained, retained_mask)[:, :, None, :], -torch.inf)
+    cosines.masked_fill_(~taking_part(evicted, evicted_mask)[:, :, :, None], -torch.inf)
     similarity, target = cosines.to(accumulator(evicted)).max(-1)
     return target.masked_fill(similarity == -torch.inf, -1), similarity
+
+
+def taking_part(keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Which keys have a cosine."""
+    finite = keys.isfinite().all(-1)
+    return finite if mask is None else finite & mask
 
 
 def merge_tokens(

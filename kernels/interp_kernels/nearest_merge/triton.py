@@ -41,6 +41,7 @@ def _nearest(
     e = tl.load(Evicted + batch * e_batch + head * e_head + own, mask=shown, other=0.0)
     if IN_FP32:
         e = e.to(tl.float32)
+    live = live & (_length(e) < float("inf"))  # an infinity; NaN shows in the cosines
     best = tl.full([BLOCK_E], float("-inf"), tl.float32)
     target = tl.full([BLOCK_E], -1, tl.int32)
     keys = Retained + batch * r_batch + head * r_head
@@ -55,7 +56,7 @@ def _nearest(
         if IN_FP32:
             k = k.to(tl.float32)
         cosines = tl.dot(e, tl.trans(k), input_precision="ieee") / _length(k)[None, :]
-        cosines = tl.where(real[None, :], cosines, float("-inf"))
+        cosines = tl.where(real[None, :] & (cosines == cosines), cosines, float("-inf"))
         highest, winner = tl.max(cosines, 1, return_indices=True)  # of equals the first
         better = highest > best
         best = tl.where(better, highest, best)

@@ -1,0 +1,73 @@
+"""What attention edits remember of the texts that they are at work on, and the cache that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+
+from interp.cache import LensCache
+from interp.errors import InterpError
+from interp.interventions.edits import AttentionEdit
+
+Tensor = torch.Tensor
+Place = tuple[int, int]
+"""A layer, and the number of an edit among those in force."""
+
+
+class Memory:
+    """Of every token so far its id and, in each layer, what edits said of it when it arrived."""
+
+    def __init__(self) -> None:
+        self.ids: Int[Tensor, "batch token"] | None = None
+        self.groups: dict[Place, Int[Tensor, "batch token"]] = {}
+        self.rows: dict[Place, Bool[Tensor, "batch token"]] = {}
+
+    def goes_on(self, seen: int, ids: Int[Tensor, "batch new"]) -> Int[Tensor, "batch token"]:
+        """Take in tokens that follow the first `seen` ones, forgetting what came after those; all ids so far."""
+        known = 0 if self.ids is None else self.ids.shape[1]
+        if known < seen:
+            raise InterpError(
+                f"the cache holds {seen} tokens, of which {seen - known} were read without the attention edits in "
+                "force; start a new one inside the block."
+            )
+        self._map(lambda kept: kept[:, :seen])
+        self.ids = ids if seen == 0 or self.ids is None else torch.cat([self.ids, ids], 1)
+        return self.ids
+
+    def learn(self, place: Place, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
+        for known, new in ((self.groups, groups.to(torch.uint8)), (self.rows, rows)):
+            known[place] = torch.cat([known[place], new], 1) if place in known else new
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.ids = None if self.ids is None else function(self.ids)
+        for known in (self.groups, self.rows):
+            known.update({place: function(tensor) for place, tensor in known.items()})
+
+    def take(self, rows: Int[Tensor, " text"]) -> None:
+        """Go on with `rows` of the batch."""
+        self._map(lambda kept: kept.index_select(0, rows.to(kept.device)))
+
+
+class EditedCache(LensCache):
+    """The cache of texts that are read under attention edits."""
+
+    def __init__(self, config: Any, keeper: Any, edits: tuple[AttentionEdit, ...]) -> None:
+        super().__init__(config, keeper)
+        self.edits, self.memory = edits, Memory()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.memory.take(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = self._rows().repeat_interleave(repeats)
+        super().batch_repeat_interleave(repeats)
+        self.memory.take(rows)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        rows = self._rows()[indices.cpu()]
+        super().batch_select_indices(indices)
+        self.memory.take(rows)

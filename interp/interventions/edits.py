@@ -1,0 +1,115 @@
+"""What an attention edit is: rows of the pattern whose mass moves between groups of keys.
+
+An `AttentionEdit` sorts keys into a few groups, says which rows it may change, and from the masses of a row's groups
+decides by what factor each is multiplied; everything else (chunks, padding, caches, hooks, gradients, what is fused) is
+`_editing.py`'s part. A new method is one new file: its groups, its rows, its factors.
+
+Several edits act in the order in which `|` puts them: each sees the masses as those before it left them, and where two
+meet their factors multiply. Edits act before cache policies: what a policy observes is the attention that the edited
+model pays.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+
+from interp.errors import InterpError
+from interp.interventions.base import Intervention
+
+if TYPE_CHECKING:
+    from interp.config import LensConfig
+
+Tensor = torch.Tensor
+Numbers = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The texts of a batch when a layer attends: all tokens so far, of which the last `new` have just arrived."""
+
+    layer: int
+    new: int
+    positions: Int[Tensor, "batch token"]
+    """Place in its own text, counted from 0; -1 at padding."""
+    ids: Int[Tensor, "batch token"]
+    residual: Float[Tensor, "batch new d_model"] | None
+    """The residual stream of the new tokens as it enters the layer, for edits with `reads_residual`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionEdit(Intervention, ABC):
+    """Multiplies the attention that rows pay to groups of keys.
+
+    Args:
+        layers: numbers of the layers that are edited; None: all.
+        heads: numbers of the query heads that are edited; None: all.
+    """
+
+    group_count: ClassVar[int]
+    """How many groups of keys it tells apart; what it knows nothing of belongs to one of them too."""
+    layers: Numbers | None = None
+    heads: Numbers | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._as_tuples("layers", "heads")
+
+    def _as_tuples(self, *names: str) -> None:
+        """Make settings that name tokens, layers or heads tuples of distinct numbers, however they were given."""
+        for name in names:
+            given = getattr(self, name)
+            if given is None:
+                continue
+            numbers = (given,) if isinstance(given, int) else tuple(int(number) for number in given)
+            if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+                found = list(numbers)
+                raise InterpError(f"{self.name}: {name} should be distinct numbers counted from 0, found {found}.")
+            object.__setattr__(self, name, numbers)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the settings ask for no change at all: then attention is left to the model, bit for bit."""
+        return False
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether `groups` and `rows` look at the residual stream."""
+        return False
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether an edited row is scaled back to the sum that it had."""
+        return True
+
+    def check(self, cfg: LensConfig) -> None:
+        """Raise InterpError where the settings name something that the model does not have."""
+        for name, given, count in (("layers", self.layers, cfg.n_layers), ("heads", self.heads, cfg.n_heads)):
+            if beyond := [number for number in given or () if number >= count]:  # type: ignore[union-attr]
+                raise InterpError(
+                    f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(map(str, beyond))}."
+                )
+
+    def acts_in(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers  # type: ignore[operator]
+
+    @abstractmethod
+    def groups(self, text: Arrived) -> Int[Tensor, "batch new"]:
+        """The group of each new token's key, 0 to group_count - 1. Asked once a token and layer, when it arrives."""
+
+    def rows(self, text: Arrived) -> Bool[Tensor, "batch new"]:
+        """Which of the new tokens' rows may change."""
+        return torch.ones_like(text.positions[:, -text.new :], dtype=torch.bool)
+
+    @abstractmethod
+    def factors(self, masses: Float[Tensor, "batch head row group"]) -> Tensor:
+        """What each group's attention is multiplied by, `[batch or 1, head or 1, row or 1, group]`, from the attention
+        that a row pays to each group. A rule of `interp_kernels` will do; factors carry gradients."""
+
+    def unmet(self, longest: int) -> str | None:
+        """What the settings name that texts of up to `longest` tokens do not have, in words; None: nothing."""
+        return None
