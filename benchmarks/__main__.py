@@ -13,6 +13,7 @@ BENCHMARKS = (
     "cache_decode",
     "cache_memory",
     "gram_loss",
+    "icl_training",
 )
 
 

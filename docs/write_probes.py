@@ -24,7 +24,8 @@ HEAD = """# Probes
 A probe listens at hook points during one forward pass and keeps a few numbers of each layer.
 `interp.probe(lens, text, names)` runs any number of them in the same pass and returns an `xarray.Dataset` for each.
 Pass a probe object instead of a name to change its parameters: `TextSinks(epsilon=(0.3, 0.8))` from
-`interp.probes.text_sinks`. This page is written by `python -m docs.write_probes`.
+`interp.probes.text_sinks`. Probes of models that read regression tasks instead of text come last:
+`interp.probe(regressor, tasks, names)`. This page is written by `python -m docs.write_probes`.
 """
 
 
@@ -35,6 +36,11 @@ def tiny_lens() -> interp.Lens:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
     return interp.load(LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **shape)).eval())
+
+
+def tiny_regressor() -> interp.icl.AttentionRegressor:
+    """One layer of gradient descent."""
+    return interp.icl.construct_gd(interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=4)), 1.0)
 
 
 def section(probe: type[Probe], result: xr.Dataset) -> str:
@@ -55,7 +61,9 @@ def section(probe: type[Probe], result: xr.Dataset) -> str:
 
 def page() -> str:
     results = interp.probe(tiny_lens(), torch.arange(1, 31))
-    return HEAD + "".join(section(probe, results[name]) for name, probe in available().items())
+    results |= interp.probe(tiny_regressor(), interp.icl.make_regression(40, 4, 3))
+    probes = available() | available("tasks")
+    return HEAD + "".join(section(probe, results[name]) for name, probe in probes.items())
 
 
 if __name__ == "__main__":

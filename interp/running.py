@@ -1,4 +1,4 @@
-"""`interp.probe`: all requested probes in one forward pass for each text."""
+"""`interp.probe`: all requested probes in one forward pass for each text, or one after another on regression tasks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from interp.errors import InterpError, UnknownNameError
-from interp.probes import Context, Fold, Probe, resolve
+from interp.icl.regression import Tasks
+from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 
 if TYPE_CHECKING:
     import xarray as xr
 
 Progress = Callable[[int, int], None]
-"""Called as `progress(layers done, layers in all)` while a model reads."""
+"""Called as `progress(layers done, layers in all)` while a model reads text; on tasks it counts probes."""
 
 
 def probe(
     lens: Any,
-    inputs: str | torch.Tensor | Sequence[str],
+    inputs: str | torch.Tensor | Sequence[str] | Tasks,
     probes: Iterable[str | Probe] | str | Probe | None = None,
     *,
     tokens: int | None = None,
@@ -32,6 +33,9 @@ def probe(
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run probes on a model reading text; returns their results by name.
+
+    A model of regression tasks (`interp.icl.AttentionRegressor`) is read with `Tasks` from `interp.icl.make_regression`
+    as inputs, by the probes that read those; `tokens` and `attention_mask` are for text.
 
     Args:
         lens: from `interp.load`.
@@ -49,7 +53,16 @@ def probe(
     """
     from interp.storage import provenance
 
+    if isinstance(inputs, Tasks):
+        if tokens is not None or attention_mask is not None:
+            raise InterpError("tokens and attention_mask cut a text; of tasks take a part with tasks[:n].")
+        return _probe_tasks(lens, inputs, cast("list[TaskProbe]", resolve(probes, "tasks")), progress)
     wanted = resolve(probes)
+    if not hasattr(lens, "tokens_and_mask"):
+        raise InterpError(
+            f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
+            "reads those that interp.icl.make_regression makes."
+        )
     rows = _rows(lens, inputs, tokens, attention_mask)
     facts = provenance(lens.device) | {"special_tokens": _special_tokens(lens)}
     total, done = lens.cfg.n_layers * len(rows), 0
@@ -65,6 +78,19 @@ def probe(
     from interp.several import gather
 
     return {p.name: gather([r[p.name] for r in results]) for p in wanted}
+
+
+def _probe_tasks(model: Any, tasks: Tasks, wanted: list[TaskProbe], progress: Progress | None) -> dict[str, xr.Dataset]:
+    from interp.storage import provenance
+
+    results = {}
+    for done, probe in enumerate(wanted, start=1):
+        began = time.perf_counter()
+        results[probe.name] = probe.measure(model, tasks)
+        results[probe.name].attrs |= {"seconds": round(time.perf_counter() - began, 3), **provenance(tasks.X.device)}
+        if progress is not None:
+            progress(done, len(wanted))
+    return results
 
 
 def _report(progress: Progress, before: int, total: int, layer: int, _: Any = None) -> None:

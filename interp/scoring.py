@@ -23,9 +23,9 @@ class ScoreMixin:
 
         The prompt is read first, cache policies in force act, and then the true continuation is fed `chunk` tokens at a
         time: policies that act at every step want `chunk=1`, as in generation. The first token is predicted from the
-        prompt alone, so no cache policy changes it. A policy that waits for the first token after the prompt (D2O by
-        default) gets that one by itself and then acts, so the second token's prediction is the full cache's too. Text
-        is tokenised with special tokens in the prompt only.
+        prompt alone, so no cache policy changes it (an attention edit does). A policy that waits for the first token
+        after the prompt (D2O by default) gets that one by itself and then acts, so the second token's prediction is the
+        full cache's too. Text is tokenised with special tokens in the prompt only.
         """
         if chunk < 1:
             raise InterpError(f"score: chunk should be at least 1, found {chunk}.")

@@ -7,28 +7,39 @@ from functools import cache
 
 from interp.discovery import classes_in, made
 from interp.errors import InterpError
-from interp.probes.base import Context, Fold, Probe
+from interp.probes.base import Context, Fold, Probe, TaskProbe
 
-__all__ = ["Context", "Fold", "Probe", "available", "resolve"]
+__all__ = ["Context", "Fold", "Probe", "TaskProbe", "available", "resolve"]
+
+
+def available(reads: str = "text") -> dict[str, type[Probe]]:
+    """All probes that read a "text", or those that read regression "tasks", by name, in alphabetical order."""
+    return {name: cls for name, cls in _all().items() if cls.reads == reads}
 
 
 @cache
-def available() -> dict[str, type[Probe]]:
-    """All probes by name, in alphabetical order."""
+def _all() -> dict[str, type[Probe]]:
     return classes_in(__name__, __path__, Probe)  # type: ignore[type-abstract]
 
 
-def resolve(probes: Iterable[str | Probe] | str | Probe | None) -> list[Probe]:
-    """Probe objects from names (with default parameters) and probes; None means all.
+def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "text") -> list[Probe]:
+    """Probe objects from names (with default parameters) and probes; None means all that read a text (or `reads`).
 
-    Raises UnknownNameError for a name that is none, InterpError for something else or the same probe twice.
+    Raises UnknownNameError for a name that is none, InterpError for something else, the same probe twice, or a probe
+    that reads something else.
     """
+    known = available(reads)
     if probes is None:
-        return [cls() for cls in available().values()]
+        return [cls() for cls in known.values()]
     wanted = [probes] if isinstance(probes, (str, Probe)) else list(probes)
-    found = [made("probe", p, Probe, available()) for p in wanted]  # type: ignore[type-abstract]
+    found = [made("probe", p, Probe, _all()) for p in wanted]  # type: ignore[type-abstract]
     if not found:
-        raise InterpError(f"no probe was asked for; there are {', '.join(available())}.")
+        raise InterpError(f"no probe was asked for; there are {', '.join(known)}.")
+    for probe in found:
+        if isinstance(probe, TaskProbe) and reads == "text":
+            raise probe.refusal()
+        if probe.reads != reads:
+            raise InterpError(f"{probe.name} reads text, not regression tasks; those are read by {', '.join(known)}.")
     names = [p.name for p in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InterpError(f"{', '.join(twice)} is asked for twice; results go by name, so run one setting at a time.")

@@ -2,7 +2,8 @@
 
 A new probe is one new file in this folder: a frozen dataclass that derives from `Probe` and a `Fold` that says at which
 hook points it listens. `interp.probe` attaches the folds of all requested probes to the same forward pass, so that each
-sees a layer's values while they exist and keeps only the few numbers it needs.
+sees a layer's values while they exist and keeps only the few numbers it needs. What is observed on regression tasks
+instead of a text derives from `TaskProbe`, which has one method in place of the fold.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from interp.errors import InterpError
+
 if TYPE_CHECKING:
     import xarray as xr
+
+    from interp.icl.regression import Tasks
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Probe(ABC):
     """A named observation with its parameters. Subclasses are frozen dataclasses with a class attribute `name`."""
 
     name: ClassVar[str]
+    reads: ClassVar[Literal["text", "tasks"]] = "text"
+    """What a model is shown while it is observed."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Findings are about one text, for every probe: `_of_one_text` is the one place that sees to it."""
@@ -77,6 +84,26 @@ class Probe(ABC):
         text had been read alone. Raises InterpError where none was picked.
         """
         return []
+
+
+class TaskProbe(Probe):
+    """A probe of a model that reads regression tasks (`interp.icl.make_regression`); it calls the model itself."""
+
+    reads = "tasks"
+
+    @abstractmethod
+    def measure(self, model: Any, tasks: Tasks) -> xr.Dataset:
+        """What was seen, with named dimensions and units. Raises `self.refusal()` for a model that reads text."""
+
+    def begin(self, context: Context) -> Fold:
+        raise self.refusal()
+
+    def refusal(self) -> InterpError:
+        """Why this probe has nothing to say about text."""
+        return InterpError(
+            f"{self.name} reads an interp.icl.AttentionRegressor on tasks from interp.icl.make_regression, not text; "
+            "what a language model learns from examples in its text is measured by interp.icl.language."
+        )
 
 
 def _of_one_text(findings: Callable[[Any, xr.Dataset], list[str]]) -> Callable[[Any, xr.Dataset], list[str]]:

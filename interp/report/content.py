@@ -91,7 +91,7 @@ def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes
         model=model,
         text=str(run.get("text", "a text")),
         n_tokens=n_tokens,
-        facts=_facts({"model": model, "n_tokens": n_tokens, **run}),
+        facts=facts_of({"model": model, "n_tokens": n_tokens, **run}),
         sections=sections,
         table=layer_table(results),
         command=str(run.get("command", "")),
@@ -105,7 +105,7 @@ def _all_probes() -> list[Probe]:
     return [probe() for probe in available().values()]
 
 
-def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts_of(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, as (label, value): the known ones first, in the order of `LABELS`."""
     flat: dict[str, str] = {}
     for key, value in run.items():

@@ -42,27 +42,38 @@ def write_report(
 
     Raises InterpError where there are no results, or where they are of several texts.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     content = content_of(results, run, probes)
-    scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["visible"] = visible
-    page = environment.get_template("page.html").render(
-        content=content,
-        figures={section.name: _figures(section) for section in content.sections},
-        policy=f"{POLICY}; script-src {' '.join(map(_source, scripts))}",
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-    )
+    drawn = {section.name: _figures(section) for section in content.sections}
+    page = render(HERE / "page.html", content=content, figures=drawn)
     path = Path(path)
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
     return path
+
+
+def render(template: Path, style: str = "", **values: Any) -> str:
+    """A page in the look of all reports: self-contained, with a policy that allows its own two scripts and no other.
+
+    Args:
+        template: a jinja2 template that puts `policy`, `style` and `scripts` where `page.html` does.
+        style: CSS that goes after the shared one.
+        values: what else the template names; every string is escaped.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
+    environment = Environment(
+        loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["visible"] = visible
+    return environment.get_template(template.name).render(
+        policy=f"{POLICY}; script-src {' '.join(map(_source, scripts))}",
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8") + style),
+        scripts=[Markup(script) for script in scripts],
+        **values,
+    )
 
 
 def _figures(section: Section) -> list[dict[str, Any]]:

@@ -60,8 +60,8 @@ def _page(content: Content, files: Mapping[str, str]) -> str:
     parts.append("; ".join(f"**{title}**: {escape(about)}" for title, about, _ in content.table.columns) + ".")
     parts.append("## How to regenerate")
     if content.command:
-        parts += ["On the command line:", _code(content.command, "sh")]
-    parts += ["In Python:", _code(content.python, "python")]
+        parts += ["On the command line:", code_block(content.command, "sh")]
+    parts += ["In Python:", code_block(content.python, "python")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -76,7 +76,7 @@ def _table(table: Table) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
-def _code(text: str, language: str) -> str:
+def code_block(text: str, language: str) -> str:
     """A fenced block whose fence is longer than any run of backticks inside."""
     shown = "\n".join(visible(line) for line in text.split("\n"))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))

@@ -12,7 +12,9 @@ import xarray as xr
 from interp import figures
 from interp.figures._need import FigureError
 from tests.example_results import HOSTILE, example_results
+from tests.example_sides import example_sides
 from tests.explaining.example_answers import example_answers
+from tests.icl.example_measurements import example_measurements
 
 SHAPES = {
     "demo": {},
@@ -23,9 +25,14 @@ SHAPES = {
 FIGURES = figures.names()
 
 
+def every_result(**shape: int) -> dict[str, xr.Dataset]:
+    """A result of each kind that some figure draws, by the name of what makes it."""
+    return example_results(**shape) | example_answers(**shape) | example_measurements(**shape) | example_sides(**shape)
+
+
 @pytest.fixture(scope="module", params=SHAPES)
 def results(request) -> dict[str, xr.Dataset]:
-    return example_results(**SHAPES[request.param]) | example_answers(**SHAPES[request.param])
+    return every_result(**SHAPES[request.param])
 
 
 @pytest.fixture(params=FIGURES)
@@ -90,7 +97,9 @@ def test_hostile_text_is_shown_letter_by_letter():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_wrong_dataset_is_refused_by_name(name):
-    said = rf"figure {name} draws a result of the (probe|question) '\w+', which has .*; this dataset holds other\."
+    said = (
+        rf"figure {name} draws a result of the (probe|question|function) '\w+', which has .*; this dataset holds other"
+    )
     with pytest.raises(FigureError, match=said):
         getattr(figures, name)(xr.Dataset({"other": ("layer", [1.0])}))
 
@@ -98,7 +107,7 @@ def test_wrong_dataset_is_refused_by_name(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_results_of_several_texts_are_refused_with_the_way_out(name):
     shape = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 8, "tokens": 40}
-    results = example_results(**shape) | example_answers(**shape)
+    results = every_result(**shape)
     ds = next(results[result] for result in results if name in figures.figures_of(result))
     several = xr.concat([ds, ds], dim="text")
     with pytest.raises(FigureError, match=r"this result holds 2: choose one with \.isel\(text=0\)"):

@@ -7,9 +7,10 @@ import pytest
 import xarray as xr
 
 from interp import figures
+from interp.figures._lines import LINE
 from interp.figures._need import FigureError
 from interp.figures._text import escape, visible
-from interp.figures.token_mass import LINE, LINES, SHOWN
+from interp.figures.token_mass import LINES, SHOWN
 from tests.example_results import example_results
 
 RESULTS = example_results(layers=5, heads=4, kv_heads=2, width=16, tokens=600)
@@ -53,6 +54,22 @@ def test_channel_surface_chooses_the_most_unbalanced_head(results):
     assert fig.layout.scene.zaxis.range == fig.layout.scene2.zaxis.range, "keys and values share one scale"
     assert "layer 4, key/value head 0" in figures.channel_surface(ds, layer=4, kv_head=0).layout.title.text
     assert "layer 2, key/value head 0" in figures.channel_surface(ds, layer=2, kv_head=0).layout.title.text
+
+
+def test_spectrum_draws_a_chosen_head_on_top(results):
+    ds = results["attention_rank"]
+    fig = figures.spectrum(ds, layer=3, head=2)
+    chosen = [trace for trace in fig.data if trace.line.dash == "dash"]
+    sigma = ds["singular_value"].sel(layer=3, head=2).values
+    score_energy = ds["score_energy"].sel(layer=3, head=2).values
+    assert len(chosen) == 4
+    np.testing.assert_allclose(chosen[0].y, sigma / sigma[0], rtol=1e-5)
+    np.testing.assert_allclose(chosen[3].y, score_energy, rtol=1e-5)
+    assert "layer 3 head 2" in fig.layout.title.text
+    with pytest.raises(FigureError, match="both layer and head"):
+        figures.spectrum(ds, layer=3)
+    with pytest.raises(FigureError, match="head 99"):
+        figures.spectrum(ds, layer=3, head=99)
 
 
 def test_spectrum_shows_median_band_and_bounds(results):

@@ -1,0 +1,123 @@
+"""What a model is made to read: random sequences, stretches of text, demonstrations before a query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+
+from interp.errors import InterpError
+
+Tensor = torch.Tensor
+
+OUTER_SHARE = 0.05
+"""Share of the ids at either end of the vocabulary that random sequences leave out."""
+
+
+def random_tokens(lens: Any, samples: int, length: int, seed: int) -> Int[Tensor, "sample length"]:
+    """Rows of distinct random ids from the middle of the vocabulary.
+
+    Byte-pair vocabularies are in order of merging, so the ends hold the most and the least frequent tokens; special
+    tokens are left out too. Raises InterpError where the vocabulary is too small.
+    """
+    outer = int(OUTER_SHARE * lens.cfg.d_vocab)
+    special = set() if lens.tokenizer is None else set(lens.tokenizer.all_special_ids)
+    ids = torch.tensor([i for i in range(outer, lens.cfg.d_vocab - outer) if i not in special])
+    if len(ids) < length:
+        raise InterpError(
+            f"{length} distinct random tokens are needed and {lens.cfg.model_name} has {len(ids)} that are neither "
+            "special nor among the most or least frequent; ask for a shorter sequence."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rows = [ids[torch.randperm(len(ids), generator=generator)[:length]] for _ in range(samples)]
+    return torch.stack(rows).to(lens.device)
+
+
+def after_bos(lens: Any, rows: Int[Tensor, "sample pos"]) -> Int[Tensor, "sample pos"]:
+    """`rows` with the tokenizer's first token before each, where it names one: a place on which heads can rest."""
+    bos = None if lens.tokenizer is None else lens.tokenizer.bos_token_id
+    if bos is None:
+        return rows
+    return torch.cat([torch.full_like(rows[:, :1], bos), rows], 1)
+
+
+def rows_of_text(
+    lens: Any, text: str | Sequence[str] | Tensor, length: int, most: int, asked_by: str
+) -> Int[Tensor, "sample length"]:
+    """At most `most` rows of `length` tokens, special tokens that the tokenizer puts first included.
+
+    One text is cut into consecutive stretches, of several texts each gives its beginning, and tokens `[sample, pos]`
+    are rows already. Raises InterpError where a text is shorter than `length`.
+    """
+    if isinstance(text, Tensor):
+        rows = list(lens.tokens_and_mask(text)[0][:most])
+    elif isinstance(text, str):
+        tokens, first = lens.to_tokens(text)[0], special_tokens(lens)
+        stretches = tokens[len(first) :].split(length - len(first))
+        whole = [stretch for stretch in stretches if len(first) + len(stretch) == length]
+        rows = [torch.cat([first, stretch]) for stretch in (whole or stretches)[:most]]
+    else:
+        rows = [lens.to_tokens(one)[0] for one in text[:most]]
+    if short := next(((i, len(row)) for i, row in enumerate(rows) if len(row) < length), None):
+        raise InterpError(
+            f"{asked_by} needs {length} tokens of each text and text {short[0]} has {short[1]}; pass longer texts."
+        )
+    return torch.stack([row[:length] for row in rows])
+
+
+def special_tokens(lens: Any) -> Int[Tensor, " pos"]:
+    """What the tokenizer puts before a text; nothing without a tokenizer."""
+    ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
+    return torch.tensor(ids, dtype=torch.long, device=lens.device)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A query alone and after demonstrations, with the same special tokens first."""
+
+    first: Int[Tensor, " special"]
+    demos: tuple[Int[Tensor, " demo"], ...]
+    query: Int[Tensor, " query"]
+
+    @classmethod
+    def of(cls, lens: Any, demos: str | Tensor | Sequence[str | Tensor], query: str | Tensor) -> Prompt:
+        """Texts are tokenised one by one, so that no token spans a boundary; tokens `[pos]` come without special ones.
+
+        Raises InterpError where a demonstration or the query is empty.
+        """
+        listed = [demos] if isinstance(demos, (str, Tensor)) else list(demos)
+        parts = [_tokens(lens, part) for part in (*listed, query)]
+        if not listed or not all(len(part) for part in parts):
+            raise InterpError("an in-context prompt needs demonstrations and a query, and none of them empty.")
+        return cls(special_tokens(lens), tuple(parts[:-1]), parts[-1])
+
+    @property
+    def zero_shot(self) -> Int[Tensor, "1 pos"]:
+        return torch.cat([self.first, self.query])[None]
+
+    @property
+    def in_context(self) -> Int[Tensor, "1 pos"]:
+        return torch.cat([self.first, *self.demos, self.query])[None]
+
+    @property
+    def alone(self) -> list[Int[Tensor, "1 pos"]]:
+        """Each demonstration by itself."""
+        return [torch.cat([self.first, demo])[None] for demo in self.demos]
+
+    @property
+    def is_demo(self) -> Bool[Tensor, " pos"]:
+        """True for the tokens of the in-context prompt that are demonstrations."""
+        sizes = torch.tensor([len(self.first), sum(map(len, self.demos)), len(self.query)])
+        return torch.tensor([False, True, False]).repeat_interleave(sizes).to(self.query.device)
+
+
+def _tokens(lens: Any, part: str | Tensor) -> Int[Tensor, " pos"]:
+    if isinstance(part, Tensor):
+        return part.reshape(-1).to(lens.device)
+    if lens.tokenizer is None:
+        raise InterpError("this Lens has no tokenizer; pass demonstrations and query as tokens.")
+    ids = lens.tokenizer(part, add_special_tokens=False).input_ids
+    return torch.tensor(ids, dtype=torch.long, device=lens.device)

@@ -1,0 +1,46 @@
+"""Studies: experiments from papers on in-context learning, re-run with verdicts computed from the numbers.
+
+One file a study; every `Study` in this folder is found by its name.
+
+    from interp.icl import studies
+
+    study = studies.make("single-layer", quick=True)
+    result = study.run("runs/single-layer")
+    for row in study.verdicts(result):
+        print(row.claim, row.expected, row.found, row.verdict)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+from interp.discovery import classes_in, unknown
+from interp.errors import InterpError
+from interp.icl.studies.base import Choice, Picture, Progress, Study
+from interp.icl.studies.parts import Parts
+from interp.icl.studies.verdicts import Verdict, between, near
+
+__all__ = ["Choice", "Parts", "Picture", "Progress", "Study", "Verdict", "available", "between", "make", "near"]
+
+
+@cache
+def available() -> dict[str, type[Study]]:
+    """All studies by name, in alphabetical order."""
+    return classes_in(__name__, __path__, Study)  # type: ignore[type-abstract]
+
+
+def make(name: str, **settings: Any) -> Study:
+    """The study called `name` with these settings, and its defaults for all others.
+
+    Raises UnknownNameError for a name that is none, with the nearest one, and InterpError for a setting that the study
+    does not have.
+    """
+    if name not in available():
+        raise unknown("study", name, available())
+    cls = available()[name]
+    known = [field.name for field in dataclasses.fields(cls)]
+    if wrong := [setting for setting in settings if setting not in known]:
+        raise InterpError(f"the study {name} has no setting {wrong[0]!r}; it has {', '.join(known)}.")
+    return cls(**settings)

@@ -1,0 +1,331 @@
+"""Which learning algorithm is it? Distances between algorithms, ridge against noise, Newton against gradient "
+"descent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interp.icl.algorithms import Algorithm, bayes_ridge, gd, knn, newton, ols, ridge
+from interp.icl.alignment import Model, align
+from interp.icl.function_classes import DecisionTree, Quadratic, ReLUNetwork, SparseLinear
+from interp.icl.optimal import lsa_optimal
+from interp.icl.regression import Tasks, make_regression
+from interp.icl.shifts import CopiedQuery, HalfSubspace, OrthogonalQuery, Quadrants, SkewedCovariance
+from interp.icl.similarity import best_matching_steps
+from interp.icl.studies import _algorithms_figures as drawn
+from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, trained_regressor
+from interp.icl.studies.base import Choice, Picture, Progress, Study, share
+from interp.icl.studies.parts import Parts
+from interp.icl.studies.verdicts import Verdict, between, near
+from interp.icl.training import recipe
+from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+
+D = 8
+X_VARIANCE = 1 / 12
+"""Inputs are N(0, I/12), so that three layers of linear attention stay stable; with a twelfth of the noise as well this
+is the law N(0, I) of the papers, all labels and errors in a smaller unit."""
+NOISES = {"0": 0.0, "1/16": 1 / 16, "1/9": 1 / 9, "1/4": 1 / 4, "4/9": 4 / 9}
+"""σ²/τ², noise of the labels over the teacher's variance, in the unit of inputs N(0, I)."""
+LONGEST = 12
+NEWTON_STEPS = tuple(range(1, 9))
+GD_STEPS = tuple(sorted({*range(1, 8), *(round(2 ** (k / 4)) for k in range(12, 49))}))
+GD_ETA = 0.01 / X_VARIANCE
+AKYUREK, GARG, FU = "Akyürek et al. 2023", "Garg et al. 2022", "Fu et al. 2024"
+
+
+@dataclass(frozen=True)
+class Algorithms(Study):
+    """Compares learning algorithms with each other, and small trained transformers with them."""
+
+    name: ClassVar[str] = "algorithms"
+    title: ClassVar[str] = (
+        "Which learning algorithm is it? Ridge follows the noise, Newton doubles, shifts tell them apart"
+    )
+    paper: ClassVar[str] = (
+        "Akyürek et al. 2023 (arXiv:2211.15661), Garg et al. 2022 (arXiv:2208.01066), Fu et al. 2024 (arXiv:2310.17086)"
+    )
+    description: ClassVar[str] = (
+        "Gradient descent, Newton's method, least squares, ridge and nearest neighbours are compared with each other "
+        "on the same prompts by their predictions, implicit weights and errors. Small transformers (three layers of "
+        "linear attention) are trained at five levels of label noise and compared with ridge at five penalties. "
+        "Newton steps are matched with steps of gradient descent; and everything is tested on shifts of the inputs "
+        "and on other classes of functions."
+    )
+    summary: ClassVar[str] = "distances between algorithms, ridge against noise, Newton against descent, shifts"
+
+    @property
+    def steps(self) -> int:
+        return 60 if self.quick else 3000
+
+    @property
+    def tasks(self) -> int:
+        return 100 if self.quick else 500
+
+    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+        jobs = len(NOISES) + 4
+        settings = {"quick": self.quick}
+        progress(0, "pairs of algorithms")
+        found = [parts.measured("pairs", settings, lambda: _pairs(self.tasks))]
+        progress(1 / jobs, "Newton and descent")
+        found.append(parts.measured("newton", settings, lambda: self._newton()))
+        progress(2 / jobs, "noise and penalty")
+        found.append(parts.measured("noise", settings, lambda: _risks(40 * self.tasks)))
+        models = {}
+        for place, noise in enumerate(NOISES):
+            models[noise] = self._trained(parts, noise, share(progress, 3 + place, jobs, f"noise {noise}"))
+        progress(1 - 1 / jobs, "trained models")
+        found.append(parts.measured("trained", settings, lambda: _against_ridge(models, self.tasks)))
+        found.append(parts.measured("layers", settings, lambda: self._layers(models["0"])))
+        found.append(parts.measured("shifts", settings, lambda: _elsewhere(models["0"], 20 * self.tasks)))
+        return xr.merge(found, combine_attrs="drop").assign_attrs(
+            x_variance=X_VARIANCE, training_steps=self.steps, tasks=self.tasks
+        )
+
+    def _trained(self, parts: Parts, noise: str, report: Report) -> AttentionRegressor:
+        used = recipe(RegressorConfig(d_in=D, n_ctx=LONGEST, n_layers=3))
+        held_out = draw(20 * self.tasks, D, noise)
+
+        def watch(_: int, model: AttentionRegressor) -> Mapping[str, float]:
+            return {"loss_model": half_mse(model, held_out)}
+
+        model, _ = trained_regressor(
+            parts, f"noise-{noise.replace('/', '-over-')}", AttentionRegressor(used.cfg, seed=0),
+            {"noise": noise, "pairs": f"1 to {LONGEST}"}, self.steps, sample=partial(_any_length, noise=noise),
+            seed=0, every=self.steps // 20, watch=watch, report=report, **{**used.optimiser, "batch": 1024},
+        )  # fmt: skip
+        return model
+
+    def _newton(self) -> xr.Dataset:
+        """Steps of descent that resemble each Newton step most."""
+        steps = NEWTON_STEPS[:3] if self.quick else NEWTON_STEPS
+        tasks = draw(self.tasks // 5, 2 * D, "0", dtype=torch.float64)
+        family = {k: newton(k) for k in steps}
+        found = best_matching_steps(family, _descent, tasks, [s for s in GD_STEPS if s <= (64 if self.quick else 4096)])
+        names = {
+            "layer": "newton_step",
+            "step": "gd_step",
+            "similarity": "newton_similarity",
+            "best_step": "newton_best_gd",
+        }
+        return found[["similarity", "best_step"]].rename(names)
+
+    def _layers(self, model: AttentionRegressor) -> xr.Dataset:
+        """Newton steps that resemble each layer of the model trained without noise."""
+        tasks = draw(2 * self.tasks, LONGEST, "0", seed=EVALUATION_SEED + 3)
+        found = best_matching_steps(model, newton, tasks, NEWTON_STEPS)
+        names = {"step": "newton_steps", "similarity": "layer_similarity", "best_step": "layer_best_newton"}
+        return found[["similarity", "best_step"]].rename(names)
+
+    def verdicts(self, ds: xr.Dataset) -> list[Verdict]:
+        bounded, close = partial(between, measured=not self.quick), partial(near, measured=not self.quick)
+        return [
+            *self._noise_verdicts(ds, bounded),
+            *self._newton_verdicts(ds, bounded),
+            *_shift_verdicts(ds, bounded, close),
+        ]
+
+    def _noise_verdicts(self, ds: xr.Dataset, bounded: Any) -> list[Verdict]:
+        count = len(NOISES)
+        risk, mspd = (_least_on_diagonal(ds[name]) for name in ("risk", "mspd"))
+        ranks = [int(i) for i in ds["mspd"].argmin("penalty")]
+        off = max(abs(rank - place) for place, rank in enumerate(ranks))
+        margin = ds["mspd"].sel(penalty="4/9", noise="0") / ds["mspd"].sel(penalty="0", noise="0")
+        return [
+            bounded(f"ridge: of {count} noises, those whose matching penalty has the least error", "Bayes", risk,
+                    low=count),
+            bounded(f"trained transformers: of {count} noises, those closest to ridge with the matching penalty",
+                    f"{AKYUREK}, figure 2: all", mspd, low=count),
+            bounded("trained transformers: penalties between the closest ridge and the matching one, at most",
+                    f"{AKYUREK}, figure 2: 0", off, high=1),
+            bounded("trained without noise: distance to ridge 4/9 over that to least squares",
+                    f"{AKYUREK}, figure 2: 387", float(margin), low=2),
+            bounded("GD(.04) over the best step, 4 pairs: error", f"closed form; {AKYUREK} use .02 and .04",
+                    _gd_error(4, 0.04) / _gd_error(4, None), low=1.05),
+        ]  # fmt: skip
+
+    def _newton_verdicts(self, ds: xr.Dataset, bounded: Any) -> list[Verdict]:
+        slope, r2 = drawn.doubling(ds)
+        layers = ds["layer_best_newton"].sel(measure="predictions")
+        return [
+            bounded("steps of descent that match Newton step k: growth of log2 per Newton step", f"{FU}: exponential; "
+                    "(I − M S) is squared: 1", slope, low=0.7, high=1.3),
+            bounded("the same: share of variance of log2 that a line explains", f"{FU}: exponential", r2, low=0.95),
+            bounded("three trained layers: Newton steps that match the last less the first",
+                    f"{FU}: they rise with depth", float(layers[-1] - layers[0]), low=1),
+        ]  # fmt: skip
+
+    def figures(self, ds: xr.Dataset) -> list[Picture]:
+        return drawn.all_of(ds)
+
+    def choices(self) -> list[Choice]:
+        return [
+            Choice("trained model", "three layers of linear attention, prompts of 1 to 12 pairs, loss on the query",
+                   "ours", "Akyürek et al.: 16 layers, width 512, 500,000 steps, loss on every pair"),
+            Choice("Newton's start", "M₀ = Sᵀ / ‖S Sᵀ‖_F", "released code", "paper: the factor is left open"),
+            Choice("step of the descent that Newton is matched with", "0.01 on the sum", "released code"),
+            Choice("read-out of a layer", "least squares", "ours", "Fu et al.: trained by SGD"),
+        ]  # fmt: skip
+
+
+def draw(B: int, pairs: int, noise: str, seed: int | torch.Generator = EVALUATION_SEED, **law: Any) -> Tasks:
+    """Linear tasks with inputs N(0, I/12) and the noise of a column of `NOISES`."""
+    return make_regression(B, pairs, D, cov=X_VARIANCE, noise=(NOISES[noise] * X_VARIANCE) ** 0.5, seed=seed, **law)
+
+
+def penalised(penalty: str) -> Algorithm:
+    """Ridge with the penalty that suits a noise of `NOISES`."""
+    return ridge(NOISES[penalty] * X_VARIANCE) if NOISES[penalty] else ols()
+
+
+def compared(pairs: int) -> dict[str, Algorithm]:
+    """The algorithms whose distances are measured, on prompts of so many pairs."""
+    best = float(lsa_optimal(pairs, X_VARIANCE, d=D).matrix[0, 0])
+    return {
+        "GD(.02)": gd(1, 0.02 / X_VARIANCE, step="sum"),
+        "GD(.04)": gd(1, 0.04 / X_VARIANCE, step="sum"),
+        "GD(best)": gd(1, best, step="sum"),
+        "10 GD(best)": gd(10, best, step="sum"),
+        "3 Newton": newton(3),
+        "8 Newton": newton(8),
+        "ridge 1/4": penalised("1/4"),
+        "OLS": ols(),
+        "3-NN": knn(3),
+        "3-NN, 1/r²": knn(3, "distance"),
+    }
+
+
+def _any_length(B: int, /, *, seed: torch.Generator, noise: str) -> Tasks:
+    """A batch of prompts of one random length."""
+    pairs = int(torch.randint(1, LONGEST + 1, (1,), generator=seed))
+    tasks = draw(B, pairs, noise, seed)
+    return Tasks(tasks.X, tasks.y, tasks.xq, tasks.yq, tasks.w, {**tasks.about, "N": f"1 to {LONGEST}"})
+
+
+def _pairs(B: int) -> xr.Dataset:
+    """All distances between all algorithms, on prompts of six pairs without noise."""
+    tasks = draw(B, 6, "0", dtype=torch.float64)
+    algorithms = compared(6)
+    rows = [align(one, algorithms, tasks, parts=("function", "prefixes")) for one in algorithms.values()]
+    names = ["spd", "ilwd", "sim_e", "sim_p", "sim_w", "fit_r2"]
+    found = xr.concat([row[names] for row in rows], "row", combine_attrs="drop").assign_coords(row=list(algorithms))
+    unit = 1 / (X_VARIANCE * D)  # back to inputs N(0, I), over d
+    return found.assign(spd=found["spd"] * unit, ilwd=found["ilwd"] / D).rename(algorithm="column")
+
+
+def _risks(B: int) -> xr.Dataset:
+    """Error of ridge by penalty and noise, mean over under-determined lengths, in the unit of inputs N(0, I), over "
+    "d."""
+    risk = [
+        [
+            np.mean([2 * half_mse(penalised(p), draw(B, n, noise, dtype=torch.float64)) for n in range(1, D)])
+            for noise in NOISES
+        ]
+        for p in NOISES
+    ]
+    return _by_noise(risk=np.array(risk) / (X_VARIANCE * D))
+
+
+def _against_ridge(models: Mapping[str, Model], B: int) -> xr.Dataset:
+    """Mean squared distance of each trained model's predictions to those of ridge, over under-determined lengths."""
+    rows = {penalty: penalised(penalty) for penalty in NOISES}
+    columns = []
+    for noise, model in models.items():
+        each = [align(model, rows, draw(B, n, noise), parts="function")["spd"].values for n in range(3, D)]
+        columns.append(np.mean(each, 0))
+    return _by_noise(mspd=np.array(columns).T / (X_VARIANCE * D))
+
+
+def _by_noise(**tables: np.ndarray) -> xr.Dataset:
+    coords = {"penalty": list(NOISES), "noise": list(NOISES)}
+    return xr.Dataset({name: (("penalty", "noise"), values) for name, values in tables.items()}, coords)
+
+
+def _least_on_diagonal(table: xr.DataArray) -> int:
+    """Columns of `table(penalty, noise)` whose least entry has the penalty of that noise."""
+    return int((table.argmin("penalty").values == np.arange(len(NOISES))).sum())
+
+
+def _gd_error(pairs: int, eta: float | None) -> float:
+    """Population error of one "sum" step of size `eta` (None: the best) for inputs N(0, I)."""
+    best = lsa_optimal(pairs, d=D)
+    eta = float(best.matrix[0, 0]) if eta is None else eta
+    return D * (1 - 2 * eta * pairs + eta**2 * pairs * (pairs + D + 1))
+
+
+def _descent(steps: int) -> Algorithm:
+    return gd(steps, GD_ETA, step="sum")
+
+
+def _elsewhere(model: Model, B: int) -> xr.Dataset:
+    """Error over the label's variance on shifts and function classes, for algorithms and a trained model."""
+    pairs = LONGEST
+    best = float(lsa_optimal(pairs, X_VARIANCE, d=D).matrix[0, 0])
+    subjects: dict[str, Model] = {
+        "trained": model, "OLS": ols(), "Bayes, noise 1/4": bayes_ridge(X_VARIANCE / 4), "GD(best)": gd(1, best,
+                step="sum"),
+        "3-NN": knn(3),
+    }  # fmt: skip
+    laws = {"training law": draw(B, pairs, "0")}
+    laws |= {f"x × {scale:g}": _scaled(laws["training law"], scale, scale) for scale in (0.5, 2.0)}
+    laws |= {"y × 2": _scaled(laws["training law"], 1.0, 2.0), "noise 1/4": draw(B, pairs, "1/4")}
+    shifts = {
+        "skewed covariance": SkewedCovariance(), "half the dimensions": HalfSubspace(), "one quadrant": Quadrants(),
+        "opposite quadrant": Quadrants("opposite"), "query copied": CopiedQuery(),
+    }  # fmt: skip
+    laws |= {name: draw(B, pairs, "0", shift=shift) for name, shift in shifts.items()}
+    laws["query orthogonal (4 pairs)"] = draw(B, 4, "0", shift=OrthogonalQuery())
+    classes = {
+        "3-sparse": SparseLinear(3),
+        "quadratic": Quadratic(),
+        "ReLU network": ReLUNetwork(100),
+        "tree": DecisionTree(4),
+    }
+    laws |= {name: draw(B, pairs, "0", teacher=teacher) for name, teacher in classes.items()}
+    errors = [
+        [2 * half_mse(subject, tasks) / float(tasks.yq.double().square().mean()) for subject in subjects.values()]
+        for tasks in laws.values()
+    ]
+    return xr.Dataset(
+        {"error": (("law", "subject"), errors, {"description": "mean squared error over that of predicting 0"})},
+        coords={"law": list(laws), "subject": list(subjects)},
+    )
+
+
+def _scaled(tasks: Tasks, inputs: float, labels: float) -> Tasks:
+    return Tasks(tasks.X * inputs, tasks.y * labels, tasks.xq * inputs, tasks.yq * labels, None, tasks.about)
+
+
+def _shift_verdicts(ds: xr.Dataset, bounded: Any, close: Any) -> list[Verdict]:
+    error, trained = ds["error"].sel(subject="OLS"), ds["error"].sel(subject="trained")
+    spanned = [law for law in ("training law", *SPANNED) if law in ds["law"].values]
+    doubled = gd_error_at_twice_the_inputs()
+    return [
+        between("least squares: greatest relative error on shifts whose context spans the query", f"{GARG}: none",
+                error.sel(law=spanned).max(), high=1e-4),
+        between("least squares: relative error at a query orthogonal to its context", f"{GARG}: it predicts 0",
+                float(error.sel(law="query orthogonal (4 pairs)")), low=1 - 1e-4, high=1 + 1e-4),
+        close("one gradient step, inputs doubled: relative error", "closed form", doubled,
+              float(ds["error"].sel(subject="GD(best)", law="x × 2")), within=0.05),
+        bounded("trained model: relative error at doubled inputs over that on the training law",
+                f"{GARG}: scale is a weakness", float(trained.sel(law="x × 2") / trained.sel(law="training law")),
+                low=10),
+        bounded("trained model: relative error at doubled labels over that on the training law",
+                "linear in y", float(trained.sel(law="y × 2") / trained.sel(law="training law")), low=0.8, high=1.25),
+    ]  # fmt: skip
+
+
+SPANNED = ("x × 0.5", "x × 2", "y × 2", "skewed covariance", "half the dimensions", "one quadrant", "opposite quadrant",
+           "query copied")  # fmt: skip
+
+
+def gd_error_at_twice_the_inputs() -> float:
+    """Relative error of the best training step when inputs and labels double, in closed form."""
+    u = 4 * float(lsa_optimal(LONGEST, d=D).matrix[0, 0])
+    return 1 - 2 * u * LONGEST + u**2 * LONGEST * (LONGEST + D + 1)

@@ -1,0 +1,83 @@
+"""`interp icl`: run a study and write its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.icl.studies.base import Progress
+
+
+def icl(
+    name: Annotated[str | None, typer.Argument(help="a study; without it, lists them")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for report, result and trained parts")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="under a minute; some claims are then not judged")] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="how many seeds, where the study has any")] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="code or paper, where they disagree and the study has both")
+    ] = None,
+    list_studies: Annotated[bool, typer.Option("--list", help="list the studies")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Re-run a paper's experiment on in-context learning: trains or loads, measures, compares, writes a report.
+
+    Continues a study that was interrupted, when it is given the same folder and settings.
+    """
+    if list_studies or name is None:
+        if list_studies and name is not None:
+            raise InterpError(f"--list lists all studies; leave it out to run {name}.")
+        _list(as_json)
+        return
+    from interp.icl import studies
+
+    asked = {"quick": quick or None, "seeds": seeds, "variant": variant}
+    study = studies.make(name, **{setting: value for setting, value in asked.items() if value is not None})
+    if out is None:
+        raise InterpError(f"--out names the folder for the report of {name}; add --out DIR.")
+    from interp.cli import command_line
+    from interp.icl.studies import report
+
+    with _bar(name) as progress:
+        ds = study.run(out, progress)
+    files = report.write(study, ds, out, command_line())
+    rows = study.verdicts(ds)
+    paths = {"result": str(out / "result.nc"), **{kind: str(path) for kind, path in files.items()}}
+    if as_json:
+        told = {"study": name, "settings": study.settings(), "seconds": ds.attrs["seconds"]}
+        print(json.dumps({**told, "verdicts": report.as_rows(rows), "notes": study.notes(ds), "files": paths}))
+        return
+    print(f"{study.title}\n{study.paper}\n")
+    for row in rows:
+        print(f"  {row.verdict:22} {row.claim}: expected {row.expected}, found {row.found}")
+    print("\n" + "\n".join([report.tally(rows), *study.notes(ds), *(f"wrote {path}" for path in paths.values())]))
+
+
+def _list(as_json: bool) -> None:
+    from interp.icl import studies
+
+    known = {name: cls.summary for name, cls in studies.available().items()}
+    if as_json:
+        print(json.dumps(known))
+        return
+    for name, summary in known.items():
+        print(f"{name:20} {summary}")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    """A progress bar on standard error, shown only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda fraction, doing: bar.update(task, completed=fraction, description=f"{what}: {doing}")

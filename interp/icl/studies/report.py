@@ -1,0 +1,153 @@
+"""The report of a study: its verdicts, the paper's figures redrawn, and how each disputed setting was chosen.
+
+HTML that works offline, in the look and under the security policy of every other report, and Markdown beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.icl.studies.verdicts import NOT_FOUND, NOT_REPRODUCED, REPRODUCED, TOO_QUICK, Verdict
+from interp.report.content import facts_of
+from interp.report.html import render
+from interp.report.markdown import code_block, escape
+from interp.storage import replacing
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from interp.icl.studies.base import Choice, Study
+
+HERE = Path(__file__).parent
+SHOWN_ELSEWHERE = {"study", "title", "paper", "command", "settings", "seconds"}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What both forms of a report say: plain, unescaped text and numbers."""
+
+    study: Study
+    rows: list[Verdict]
+    choices: list[Choice]
+    notes: list[str]
+    facts: list[tuple[str, str]]
+    command: str
+    python: str
+
+    @property
+    def tally(self) -> str:
+        return tally(self.rows)
+
+
+def write(study: Study, ds: xr.Dataset, folder: str | Path, command: str = "") -> dict[str, Path]:
+    """Write `report.html` and `report.md` of the result `ds` of `study` into `folder`; returns both paths by kind.
+
+    `command` is the command line that made it. The result itself is `result.nc`, which `study.run` wrote beside them.
+    """
+    from markupsafe import Markup
+
+    content = Content(
+        study, study.verdicts(ds), study.choices(), study.notes(ds), _facts(study, ds), command, _python(study)
+    )
+    figures = [
+        {"name": p.name, "caption": p.caption, "height": p.figure.layout.height, "json": Markup(p.figure.to_json())}
+        for p in study.figures(ds)
+    ]
+    style = (HERE / "report.css").read_text(encoding="utf-8")
+    pages = {
+        "html": (Path(folder) / "report.html", render(HERE / "report.html", style, figures=figures, content=content)),
+        "markdown": (Path(folder) / "report.md", _markdown(content)),
+    }
+    for path, page in pages.values():
+        with replacing(path) as draft:
+            draft.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    return {kind: path for kind, (path, _) in pages.items()}
+
+
+def tally(rows: list[Verdict]) -> str:
+    """How many claims got which verdict, in one sentence."""
+    counts = Counter(row.verdict for row in rows)
+    parts = [f"{counts[word]} {word}" for word in (REPRODUCED, NOT_REPRODUCED, TOO_QUICK, NOT_FOUND) if counts[word]]
+    return f"Of {len(rows)} claims: {', '.join(parts)}." if rows else "This study makes no claims."
+
+
+def _facts(study: Study, ds: xr.Dataset) -> list[tuple[str, str]]:
+    """What was run, as (label, value): settings, then what the result says of itself, then time and machine."""
+    settings = [(name.replace("_", " "), str(value)) for name, value in study.settings().items()]
+    rest = {name: value for name, value in ds.attrs.items() if name not in SHOWN_ELSEWHERE}
+    seconds = ds.attrs["seconds"]
+    seconds = json.loads(seconds) if isinstance(seconds, str) else seconds
+    parts = sum(value for name, value in seconds.items() if name != "this call")
+    took = f"{seconds['this call']:.0f} s in this call; its parts took {parts:.0f} s to make, now or earlier"
+    return [*settings, ("Time", took), *((label.replace("_", " "), value) for label, value in facts_of(rest))]
+
+
+def _python(study: Study) -> str:
+    settings = "".join(f", {name}={value!r}" for name, value in study.settings().items())
+    return (
+        "from interp.icl import studies\nfrom interp.icl.studies import report\n\n"
+        f"study = studies.make({study.name!r}{settings})\nresult = study.run({study.name!r})\n"
+        f"report.write(study, result, {study.name!r})"
+    )
+
+
+def _markdown(content: Content) -> str:
+    parts = [
+        f"# {escape(content.study.title)}",
+        escape(content.study.paper),
+        escape(content.study.description),
+        "## Verdicts",
+        escape(content.tally),
+        _table(
+            ["claim", "expected", "source", "found", "verdict"],
+            [[row.claim, row.expected, row.source, row.found, row.verdict] for row in content.rows],
+        ),
+        "\n".join(f"- {escape(note)}" for note in content.notes),
+    ]
+    if content.choices:
+        parts += [
+            "## Settings on which sources differ",
+            _table(
+                ["setting", "used here", "whose", "instead"],
+                [[c.setting, c.used, c.variant, c.instead] for c in content.choices],
+            ),
+        ]
+    parts += [
+        "## What was run",
+        "\n".join(f"- {escape(label)}: {escape(value, 300)}" for label, value in content.facts),
+        "All numbers: [result.nc](result.nc). The figures are in report.html.",
+        "## How to regenerate",
+    ]
+    if content.command:
+        parts += ["On the command line:", code_block(content.command, "sh")]
+    parts += ["In Python:", code_block(content.python, "python")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = [head, [":---"] * len(head), *([escape(cell) or " " for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def as_rows(rows: list[Verdict]) -> list[Mapping[str, Any]]:
+    """Verdicts as plain values for JSON; NaN becomes null."""
+    return [
+        {
+            "claim": row.claim,
+            "source": row.source,
+            "expected": row.expected,
+            "ours": _plain(row.ours),
+            "se": _plain(row.se),
+            "verdict": row.verdict,
+        }
+        for row in rows
+    ]
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else value

@@ -1,0 +1,62 @@
+"""A killed study continues, a finished one is read, and a folder keeps to one setting."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from interp import storage
+from interp.errors import InterpError
+from tests.icl.studies.toy_study import ToyStudy
+
+
+def test_a_killed_study_continues_with_the_part_that_is_missing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ToyStudy(seeds=3, die_at=1).run(tmp_path)
+    parts = tmp_path / "parts"
+    assert sorted(p.name for p in parts.iterdir()) == ["seed-0.nc", "seed-0.safetensors", "seed-1.checkpoint"]
+    assert not (tmp_path / "result.nc").exists()
+    written = (parts / "seed-0.safetensors").stat().st_mtime_ns
+
+    ds = ToyStudy(seeds=3).run(tmp_path)
+    assert (parts / "seed-0.safetensors").stat().st_mtime_ns == written, "seed 0 is not trained again"
+    assert not list(parts.glob("*.checkpoint"))
+    torch.testing.assert_close(torch.tensor(ds["weight"].values), torch.full((3,), 3.0, dtype=torch.float64))
+
+
+def test_a_second_call_reads_the_same_numbers(tmp_path):
+    first = ToyStudy().run(tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").iterdir()}
+    again = ToyStudy().run(tmp_path)
+    assert first["weight"].identical(again["weight"])
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").iterdir()} == stamps
+
+
+def test_other_settings_in_the_same_folder_are_refused_in_one_sentence(tmp_path):
+    ToyStudy().run(tmp_path)
+    with pytest.raises(InterpError, match=r"was made with seeds=2, and seeds=3 is asked for; choose another folder"):
+        ToyStudy(seeds=3).run(tmp_path)
+
+
+def test_a_part_of_other_settings_is_refused(tmp_path):
+    ToyStudy().run(tmp_path)
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "steps": 60}))
+    with pytest.raises(InterpError, match=r"seed-0.nc was made with steps=50, and steps=60"):
+        ToyStudy(steps=60).run(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "settings.json").write_text("not json")
+    with pytest.raises(InterpError, match="choose another folder"):
+        ToyStudy().run(tmp_path)
+
+
+def test_the_result_says_how_it_was_made(tmp_path):
+    ToyStudy().run(tmp_path)
+    stored = storage.load(tmp_path / "result.nc")
+    assert json.loads(stored.attrs["settings"]) == {"quick": False, "seeds": 2, "steps": 50}
+    assert set(json.loads(stored.attrs["seconds"])) == {"seed-0", "seed-1", "this call"}
+    assert {"torch", "cpu", "time", "threads"} <= set(stored.attrs)
