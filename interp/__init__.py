@@ -16,8 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp import figures, interventions, report
+    from interp import figures, icl, interventions, report
     from interp.comparing import compare
+    from interp.continuing import side_by_side
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
     from interp.explaining import explain
     from interp.lens import Lens
@@ -33,12 +34,13 @@ _WHERE = {
     "patch": "interp.patching",
     "compare": "interp.comparing",
     "explain": "interp.explaining",
+    "side_by_side": "interp.continuing",
     "Lens": "interp.lens",
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",
     "UnsupportedModelError": "interp.errors",
 }
-_PACKAGES = ("explaining", "figures", "interventions", "patching", "report", "probes", "storage", "subjects")
+_PACKAGES = ("explaining", "figures", "icl", "interventions", "patching", "report", "probes", "storage", "subjects")
 
 __all__ = [
     "InterpError",
@@ -48,11 +50,13 @@ __all__ = [
     "compare",
     "explain",
     "figures",
+    "icl",
     "interventions",
     "load",
     "patch",
     "probe",
     "report",
+    "side_by_side",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `interp models | probe | report | generate | bench`.
+"""The command line: `interp models | probe | report | generate | icl | bench | app`.
 
 A user's mistake is one line on standard error and exit code 2; a failure of ours is one line and exit code 1 (`--debug`
 shows the traceback of either). With `--json` standard output is one JSON object; progress goes to standard error.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.errors import InterpError
+from interp.icl.studies.command import icl
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -149,7 +150,7 @@ def generate(
         "prompt": "--prompt" if prompt_file is None else str(prompt_file),
         "chat": chat,
         "max_new_tokens": max_new_tokens,
-        "command": _command(),
+        "command": command_line(),
         "seconds": seconds,
         **provenance(lens.device),
     }
@@ -192,13 +193,31 @@ def bench(
     with _bar("timing", 1) as step:
         rows = measure(tuple(tokens or (1024, 4096)), device=device, dtype=kind)
         step(1, 1)
-    about = {"command": _command(), **provenance(device or ("cuda" if torch.cuda.is_available() else "cpu"))}
+    about = {"command": command_line(), **provenance(device or ("cuda" if torch.cuda.is_available() else "cpu"))}
     if as_json:
         print(json.dumps({"run": about, "kernels": rows}, default=str))
         return
     import pandas as pd
 
     print(pd.DataFrame(rows).dropna(axis=1, how="all").to_string(index=False))
+
+
+app.command()(icl)
+
+
+@app.command(name="app")
+def explorer(
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="without it the first free from 8501")
+    ] = None,
+    address: Annotated[str, typer.Option("--address", help="what to listen on")] = "localhost",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open a browser")] = False,
+) -> None:
+    """Open the explorer in a browser."""
+    from interp.explorer import start
+
+    if code := start(port, address, browser=not no_browser):
+        raise typer.Exit(code)
 
 
 def _account(model: str, told: dict[str, Any]) -> list[str]:
@@ -218,7 +237,8 @@ def _account(model: str, told: dict[str, Any]) -> list[str]:
     ]
 
 
-def _command() -> str:
+def command_line() -> str:
+    """The command as it was typed, without `--debug`."""
     return "interp " + shlex.join(a for a in sys.argv[1:] if a != DEBUG)
 
 
@@ -266,7 +286,7 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: str | None,
         "n_tokens": n,
         "tokens_asked": asked,
         "context": lens.cfg.n_ctx,
-        "command": _command(),
+        "command": command_line(),
         "seconds": {**seconds, "probe": probed - probing},
         **provenance(lens.device),
     }

@@ -33,6 +33,7 @@ def generate(
     """Continue `prompt` greedily, with an intervention in force; returns plain values, ready for JSON.
 
     prompt_tokens, new_tokens: how many. The last new token is never stored: nothing comes after it.
+    new_token_ids: what was generated, special tokens too.
     text: the continuation, without special tokens.
     interventions: name and every setting, in order.
     cache: `bytes` held at the end, `dense_bytes` that as many tokens would take uncompressed (`dense_cache_bytes`),
@@ -54,6 +55,7 @@ def generate(
     return {
         "prompt_tokens": int(tokens.shape[1]),
         "new_tokens": len(new),
+        "new_token_ids": new.tolist(),
         "text": lens.tokenizer.decode(new, skip_special_tokens=True),
         "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
         "cache": {

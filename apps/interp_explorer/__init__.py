@@ -1,4 +1,5 @@
-"""The browser explorer of `interp` (optional extra `app`).
+"""The browser explorer of `interp` (optional extra `app`): `interp app`.
 
-It is not there yet: this package only holds its name, so that the wheel's layout is final from the first release.
+`app.py` is the frame that Streamlit runs; each file in `screens/` is a page. What the pages offer (probes, figures,
+interventions, questions, studies) is found in the library, so that a new one appears without a change here.
 """

@@ -7,21 +7,27 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from interp.figures._need import need
+from interp.figures._need import FigureError, choose, need
 from interp.figures._theme import BLUE, INK, ORANGE, finish
 
 RESULT = "attention_rank"
 CURVES = 300  # drawn one by one; of more heads, evenly spaced ones (median and band always use all)
 
 
-def spectrum(ds: xr.Dataset) -> go.Figure:
+def spectrum(ds: xr.Dataset, layer: int | None = None, head: int | None = None) -> go.Figure:
     """Above, the singular values of every head's attention pattern and the share of its energy (sum of squares) that
     the leading ones hold; below, the same for the scores before softmax, whose rank cannot exceed the head dimension.
-    Thin lines are heads, the thick line is their median, the band holds 80 % of them.
+    Thin lines are heads, the thick line is their median, the band holds 80 % of them; a chosen head is dashed.
 
-    `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
+    `ds`: a result of the probe `attention_rank`; `layer`, `head`: coordinates of one head to draw on top, both or none.
+    Raises `FigureError` for any other dataset, or a head that it does not hold.
     """
     ds = need(ds, "spectrum", RESULT, "singular_value", "energy", "score_singular_value", "score_energy")
+    if (layer is None) != (head is None):
+        raise FigureError("figure spectrum draws one head on top where both layer and head are given; give both.")
+    one = None
+    if layer is not None and head is not None:
+        one = {"layer": choose(ds, "layer", layer), "head": choose(ds, "head", head)}
     titles = ["pattern: singular values", "pattern: energy held", "scores: singular values", "scores: energy held"]
     fig = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.1)
     for row, (prefix, dimension, colour) in enumerate(
@@ -32,6 +38,10 @@ def spectrum(ds: xr.Dataset) -> go.Figure:
         largest = sigma[:, :1]
         _draw(fig, row, 1, sigma / np.where(largest > 0, largest, np.nan), colour)
         _draw(fig, row, 2, energy, colour)
+        if one is not None:
+            alone = ds[f"{prefix}singular_value"].sel(one).values
+            _draw_one(fig, row, 1, alone / alone[0] if alone[0] > 0 else alone, one)
+            _draw_one(fig, row, 2, ds[f"{prefix}energy"].sel(one).values, one)
         fig.update_xaxes(title_text="singular value number", rangemode="tozero", row=row)
         fig.update_yaxes(
             title_text="σ<sub>i</sub> / σ<sub>1</sub>", type="log", exponentformat="e", dtick=1, row=row, col=1
@@ -57,6 +67,8 @@ def spectrum(ds: xr.Dataset) -> go.Figure:
     fig.update_layout(showlegend=False)
     heads = ds.sizes["layer"] * ds.sizes["head"]
     fig = finish(fig, f"Spectra of {heads:,} attention heads", 760)
+    if one is not None:
+        fig.update_layout(title_text=f"{fig.layout.title.text}, and layer {layer} head {head}")
     return fig.update_annotations(font_size=12)
 
 
@@ -90,6 +102,18 @@ def _draw(fig: go.Figure, row: int, column: int, curves: np.ndarray, colour: str
         customdata=np.stack([low, high], axis=1),
         hovertemplate="%{x}: median %{y:.3~g}<br>"
         "80 % of heads from %{customdata[0]:.3~g} to %{customdata[1]:.3~g}<extra></extra>",
+        row=row,
+        col=column,
+    )
+
+
+def _draw_one(fig: go.Figure, row: int, column: int, curve: np.ndarray, one: dict[str, int]) -> None:
+    fig.add_scatter(
+        x=np.arange(1, len(curve) + 1, dtype="int16"),
+        y=curve.astype("float32"),
+        mode="lines",
+        line={"color": INK, "width": 2.5, "dash": "dash"},
+        hovertemplate=f"layer {one['layer']} · head {one['head']}<br>%{{x}}: %{{y:.3~g}}<extra></extra>",
         row=row,
         col=column,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 
 import numpy as np
@@ -10,29 +9,30 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import sample_colorscale
 
+from interp.figures._lines import LINE, line_ticks, set_in_lines, width
 from interp.figures._need import choose, need
-from interp.figures._text import escape, visible
+from interp.figures._text import escape
 from interp.figures._theme import INK, MONO, decades, finish
 
 RESULT = "text_sinks"
 SHOWN, LINES = 400, 60  # tokens and lines at most
-LINE = 104  # characters that fit side by side at 1000 px
 FLOOR = -4.0
 PALE_TO_DARK, UNKNOWN = "Blues", "#e3e5e8"
 
 
-def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None) -> go.Figure:
+def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None, characters: int = LINE) -> go.Figure:
     """The text, each token on a ground as dark as the attention it receives, averaged over the queries that can see it
     (and over layers and heads, unless one is chosen). Grey tokens are seen by too few queries to say. Pointing at a
     token shows its numbers.
 
-    `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all.
-    Draws the first 400 tokens, or 60 lines. Raises `FigureError` for another dataset or a head that it does not hold.
+    `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all;
+    `characters`: in a line, 104 fit at 1,000 pixels. Draws the first 400 tokens, or 60 lines. Raises `FigureError` for
+    another dataset or a head that it does not hold.
     """
     ds = need(ds, "token_mass", RESULT, "mean_received", "column_mass", "token_text")
     where = {d: choose(ds, d, v) for d, v in (("layer", layer), ("head", head)) if v is not None}
     tokens = [str(text) for text in ds["token_text"].values[:SHOWN]]
-    column, line, shown = _lines(tokens)
+    column, line, shown = set_in_lines(tokens, LINES, characters)
     part = ds[["mean_received", "column_mass"]].sel(where).isel(token=slice(0, len(shown)))
     others = [d for d in ("layer", "head") if d not in where]
     with warnings.catch_warnings():
@@ -51,7 +51,7 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     fig.add_bar(
         orientation="h",
         base=column,
-        x=np.array([_width(text) for text in shown], "int16"),
+        x=np.array([width(text) for text in shown], "int16"),
         y=line,
         width=0.9,
         text=[escape(text) for text in shown],
@@ -71,11 +71,11 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     fig.update_yaxes(
         range=[lines - 0.4, -0.6],
         tickmode="array",
-        **_line_ticks(line),
+        **line_ticks(line),
         title_text="position of the line's first token",
     )
     fig.update_yaxes(showgrid=False, ticks="")
-    fig.update_xaxes(range=[-0.3, LINE + 0.3], showgrid=False, title_text="characters", showline=False)
+    fig.update_xaxes(range=[-0.3, characters + 0.3], showgrid=False, title_text="characters", showline=False)
     bar = {
         "title": {"text": "attention received", "side": "top"},
         "orientation": "h",
@@ -106,39 +106,6 @@ def _colour_bar_only(highest: float) -> go.Scatter:
     return go.Scatter(
         x=[None], y=[None], mode="markers", marker={"color": [highest], "coloraxis": "coloraxis"}, hoverinfo="skip"
     )
-
-
-def _lines(tokens: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Column and line of each token when the text is set in lines of `LINE` characters, and how it is written there.
-
-    Ends after `LINES` lines.
-    """
-    column, line, shown = [], [], []
-    x = y = 0
-    for token in tokens:
-        written = visible(token, LINE) or "∅"
-        if x and x + _width(written) > LINE:
-            x, y = 0, y + 1
-        if y == LINES:
-            break
-        column.append(x)
-        line.append(y)
-        shown.append(written)
-        x += _width(written)
-        if "\n" in token:
-            x, y = 0, y + 1
-    return np.array(column, "int16"), np.array(line, "int16"), shown
-
-
-def _width(text: str) -> int:
-    """Columns that `text` takes in a monospaced font: two for wide characters, none for combining ones."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
-
-
-def _line_ticks(line: np.ndarray) -> dict[str, list]:
-    """Every line labelled with the position of its first token, as far as there is room."""
-    first = np.flatnonzero(np.diff(line, prepend=-1))
-    return {"tickvals": line[first].tolist(), "ticktext": first.astype(str).tolist()}
 
 
 def _where(ds: xr.Dataset, where: dict[str, int]) -> str:

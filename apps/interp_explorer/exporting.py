@@ -1,0 +1,69 @@
+"""Files of a view: report, figures, data, and the Python code that makes them again."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from interp.errors import InterpError
+from interp.storage import save
+from interp_explorer.view import View
+
+MIME = {
+    "html": "text/html",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "nc": "application/x-netcdf",
+    "parquet": "application/vnd.apache.parquet",
+    "py": "text/x-python",
+}
+
+
+def python(shown: View) -> str:
+    """A script that makes the view's figures again."""
+    imports = sorted(line for line in shown.code if line.startswith(("import ", "from ")))
+    rest = [line for line in shown.code if not line.startswith(("import ", "from "))]
+    return "\n".join([f'"""The view "{shown.page}" of the explorer."""', "", *imports, "", *rest, ""])
+
+
+def figure(fig: go.Figure, kind: str) -> bytes:
+    """A figure as html, png or svg. Raises InterpError where a picture needs a browser that is not here."""
+    if kind == "html":
+        return fig.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
+    try:
+        return fig.to_image(format=kind, width=1100, height=fig.layout.height or 600, scale=2)
+    except (RuntimeError, ValueError, OSError) as error:  # kaleido drives a Chrome or Chromium of this machine
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InterpError(f"a {kind} is drawn by Chrome or Chromium, which could not be used: {reason}") from error
+
+
+def netcdf(dataset: xr.Dataset) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return save(dataset, Path(folder) / "result.nc").read_bytes()
+
+
+def parquet(dataset: xr.Dataset, variable: str) -> bytes:
+    """One variable as a table with a row for each of its numbers."""
+    out = io.BytesIO()
+    dataset[variable].to_dataframe().reset_index().to_parquet(out, index=False)
+    return out.getvalue()
+
+
+def probed(shown: View) -> dict[str, xr.Dataset]:
+    """The probe results of a view: what a report is about."""
+    from interp.probes import available
+
+    return {name: dataset for name, dataset in shown.data.items() if name in available()}
+
+
+def report(results: dict[str, xr.Dataset]) -> bytes:
+    """Probe results as the report that `interp report` writes."""
+    from interp.report import write_report
+
+    about = {"command": "interp app", "text": next(iter(results.values())).attrs.get("text", "a text")}
+    with tempfile.TemporaryDirectory() as folder:
+        return write_report(results, about, Path(folder) / "report.html").read_bytes()

@@ -1,0 +1,57 @@
+"""Does this model learn in context, and the way gradient descent would? Its heads, and the studies of small models."""
+
+import tempfile
+from pathlib import Path
+
+import streamlit as st
+import xarray as xr
+
+from interp import figures
+from interp.icl import studies
+from interp.icl.language import head_findings, head_scores
+from interp_explorer import charts, study_view, subject, view, waiting
+from interp_explorer.desk import Progress
+from interp_explorer.text import plain
+
+shown = view.begin("In-context learning")
+st.title("In-context learning")
+read = subject.reading()
+lens = subject.lens(read)
+
+st.subheader("Heads that learn in context")
+st.caption(
+    "Repeated random tokens tell which heads attend to what followed the last time (induction, prefix matching), to "
+    "the same token (duplicate), or to the token before; copying heads raise what they attend to."
+)
+if st.toggle("Measure this model's heads", False, key="heads", bind="query-params"):
+
+    def measure(_: Progress) -> xr.Dataset:
+        return head_scores(lens, read.text)
+
+    scores = waiting.done(("heads", *read.key), "scoring the heads on repeated tokens", measure)
+    view.loaded(read)
+    view.code("from interp.icl.language import head_scores", "results = {'head_scores': head_scores(lens, text)}")
+    for sentence in head_findings(scores):
+        st.markdown(f"- {plain(sentence)}")
+    for name, figure in figures.figures_of("head_scores").items():
+        charts.show(figure, scores, result="head_scores", key=f"heads {name}")
+    shown.data["head_scores"] = scores
+
+st.subheader("Studies")
+st.caption("Experiments of papers, run again: the quick form takes about a minute here, the whole one a command line.")
+known = studies.available()
+name = st.selectbox("Study", list(known), key="study", bind="query-params")
+study = studies.make(name, quick=True)
+st.markdown(f"**{plain(study.title)}** {plain(study.description)}")
+st.code(f"interp icl {name} --out runs/{name}", language="bash")
+if st.toggle("Run the quick form here", False, key="run_study", bind="query-params"):
+    folder = Path(tempfile.gettempdir()) / "interp-explorer" / name
+
+    def run(progress: Progress) -> xr.Dataset:
+        return study.run(folder, lambda fraction, _: progress(int(1000 * fraction), 1000))
+
+    ds = waiting.done(("study", name), f"running {name}", run)
+    view.code("from interp.icl import studies", f"study = studies.make({name!r}, quick=True)")
+    view.code(f"ds = study.run('runs/{name}')")
+    study_view.show(study, ds, "ds")
+    shown.data[name] = ds

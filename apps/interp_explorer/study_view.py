@@ -1,0 +1,52 @@
+"""A study's result on a page: its verdicts, the figures it draws, and its notes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from interp.icl import studies
+from interp_explorer import charts, view
+from interp_explorer.text import plain
+
+ICONS = {"reproduced": "✓", "not reproduced": "✗"}
+
+
+def of_result(ds: xr.Dataset) -> Any:
+    """The study that made a result, with its settings; None for a dataset that is no study's."""
+    name = str(ds.attrs.get("study", ""))
+    if name not in studies.available():
+        return None
+    settings = ds.attrs.get("settings", {})
+    settings = json.loads(settings) if isinstance(settings, str) else dict(settings)
+    known = {field.name: field for field in dataclasses.fields(studies.available()[name])}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
+    return studies.make(name, **given)
+
+
+def show(study: Any, ds: xr.Dataset, source: str) -> None:
+    """Verdicts, figures and notes of a result that Python calls `source`."""
+    st.caption(plain(study.paper))
+    rows = study.verdicts(ds)
+    table = pd.DataFrame(
+        {
+            "": [ICONS.get(row.verdict, "–") for row in rows],
+            "claim": [row.claim for row in rows],
+            "expected": [row.expected for row in rows],
+            "found": [row.found for row in rows],
+            "verdict": [row.verdict for row in rows],
+            "source": [row.source for row in rows],
+        }
+    )
+    st.dataframe(table, hide_index=True)
+    for picture in study.figures(ds):
+        charts.keep(picture.figure, name=picture.name, key=f"study {picture.name}")
+        st.caption(plain(picture.caption))
+    view.code(f"for picture in study.figures({source}):\n    picture.figure.show()")
+    for note in study.notes(ds):
+        st.markdown(f"- {plain(note)}")

@@ -1,0 +1,205 @@
+"""What is looked at: the model, the text, how much of it, and the layer and head that pages share.
+
+All of it is in widgets bound to the address, so that a link or a reload brings the same view back. A text that is too
+long for an address is kept by this process under a fingerprint, for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from interp.errors import InterpError
+from interp_explorer import memory, waiting
+from interp_explorer.text import plain
+
+TOKENS = 256  # read at first: enough to see sinks, quick on a laptop
+LONGEST = 2_000_000  # characters of a text
+IN_ADDRESS = 1_000  # characters of a typed text that go into the address
+SHELF = 20  # texts kept for addresses that name them
+MEAN = "mean"
+
+TOPICS, TYPED, FILE = "Python help", "typed", "file"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as the model reads it."""
+
+    model: str
+    dtype: str
+    text: str
+    about: str
+    """What the text is, in words."""
+    python: str
+    """An expression that gives the text."""
+    tokens: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.model, self.dtype, fingerprint(self.text), self.tokens
+
+
+def fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@st.cache_resource(show_spinner=False)
+def _shelf() -> OrderedDict[str, str]:
+    return OrderedDict()
+
+
+def keep(text: str) -> str:
+    """Put a text on the shelf; returns its fingerprint."""
+    shelf, name = _shelf(), fingerprint(text)
+    shelf[name] = text
+    shelf.move_to_end(name)
+    while len(shelf) > SHELF:
+        shelf.popitem(last=False)
+    return name
+
+
+def sidebar() -> None:
+    """The widgets that choose model and text; drawn on every page, before it."""
+    from interp.loading import DTYPES
+    from interp.subjects.local import local_models
+
+    with st.sidebar:
+        st.text_input(
+            "Model", "demo", key="model", bind="query-params",
+            help="A hub id, a folder or a .gguf file; code that comes with a model is not run. "
+            f"Here without a network: {', '.join(row['name'] for row in local_models())}.",
+        )  # fmt: skip
+        st.segmented_control(
+            "Text", [TOPICS, TYPED, FILE], key="text", default=TOPICS, required=True, bind="query-params"
+        )
+        if st.session_state["text"] == TYPED:
+            _typed()
+        elif st.session_state["text"] == FILE:
+            _uploaded()
+        st.number_input(
+            "Tokens to read", 2, None, TOKENS, 64, key="tokens", bind="query-params",
+            help="The first so many tokens of the text.",
+        )  # fmt: skip
+        with st.expander("More"):
+            st.selectbox("Precision of the weights", list(DTYPES), key="dtype", bind="query-params")
+
+
+def _typed() -> None:
+    given = st.query_params.get("typed", "") or _shelf().get(st.query_params.get("shelf", ""), "")
+    st.text_area("Your text", given, height=160, max_chars=LONGEST, key="typing", on_change=_put_in_address)
+
+
+def _put_in_address() -> None:
+    text = st.session_state["typing"] or ""
+    short = len(text) <= IN_ADDRESS
+    st.query_params.pop("shelf" if short else "typed", None)
+    st.query_params["typed" if short else "shelf"] = text if short else keep(text)
+
+
+def _uploaded() -> None:
+    file = st.file_uploader("A UTF-8 text file", key="upload", max_upload_size=LONGEST // 1_000_000)
+    if file is None:
+        return
+    try:
+        text = file.getvalue().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        st.session_state["bad upload"] = (
+            f"{file.name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {error.start}."
+        )
+        return
+    st.session_state.pop("bad upload", None)
+    st.query_params["shelf"] = keep(text)
+
+
+def reading() -> Reading:
+    """What the sidebar chose. Where it is nothing that can be read, a sentence says so and the page ends."""
+    state = st.session_state
+    source = state.get("text", TOPICS)
+    model, dtype = state.get("model", "demo"), state.get("dtype", "float32")
+    try:
+        text, about, python = _text(source)
+    except InterpError as error:
+        st.error(plain(str(error)))
+        st.stop()
+    return Reading(model or "demo", dtype, text, about, python, int(state.get("tokens") or TOKENS))
+
+
+def _text(source: str) -> tuple[str, str, str]:
+    if source == TOPICS:
+        from interp.subjects import demo_text
+
+        return demo_text(), "the help topics of Python (pydoc_data.topics)", "interp.subjects.demo_text()"
+    if source == FILE and (wrong := st.session_state.get("bad upload")):
+        raise InterpError(wrong)
+    name = st.query_params.get("shelf", "")
+    if source == TYPED and not name:
+        text, about = st.query_params.get("typed", ""), "a typed text"
+        python = repr(text)
+    elif name in _shelf():
+        text = _shelf()[name]
+        about = "an uploaded file" if source == FILE else "a typed text"
+        python = 'Path("text.txt").read_text(encoding="utf-8")'
+    elif name:
+        raise InterpError("this address names a text that is no longer here: paste it, or upload its file, again.")
+    else:
+        raise InterpError("upload a file, or choose another text.")
+    if not text.strip():
+        raise InterpError("the text is empty: write or upload some.")
+    if len(text) > LONGEST:
+        raise InterpError(f"the text has {len(text):,} characters; at most {LONGEST:,} are taken.")
+    return text, about, python
+
+
+def lens(read: Reading) -> Any:
+    """The Lens on the chosen model, shared by all tabs."""
+
+    def load(_: Any) -> Any:
+        import interp
+        from interp.subjects.quiet import quiet_transformers
+
+        memory.check_weights(Path(read.model).expanduser(), read.dtype)
+        with quiet_transformers():
+            return interp.load(read.model, dtype=read.dtype)
+
+    return waiting.done(("lens", read.model, read.dtype), f"loading {read.model}", load)
+
+
+def row(read: Reading) -> Any:
+    """The text's first tokens as the model reads them, `[1, pos]`."""
+    at = lens(read)
+
+    def split(_: Any) -> Any:
+        at.check_length(read.tokens)
+        return at.to_tokens(read.text, truncate=read.tokens)
+
+    tokens = waiting.done(("tokens", *read.key), "splitting the text into tokens", split)
+    try:
+        memory.check_reading(at.cfg, int(tokens.shape[1]))
+    except InterpError as error:
+        st.error(plain(str(error)))
+        st.stop()
+    return tokens
+
+
+def choose_layer(cfg: Any, *, mean: bool = True) -> int | None:
+    """A layer, shared by all pages; None for the mean over layers."""
+    return _choose("Layer", "layer", cfg.n_layers, mean)
+
+
+def choose_head(count: int, *, key: str = "head", label: str = "Head", mean: bool = True) -> int | None:
+    """A head, shared by all pages; None for the mean over heads."""
+    return _choose(label, key, count, mean)
+
+
+def _choose(label: str, key: str, count: int, mean: bool) -> int | None:
+    options = ([MEAN] if mean else []) + [str(number) for number in range(count)]
+    if st.session_state.get(key) not in (None, *options):  # of another model, or a page that has no mean
+        st.session_state[key] = options[0]
+    chosen = st.selectbox(label, options, key=key, bind="query-params")
+    return None if chosen == MEAN else int(chosen)

@@ -1,0 +1,75 @@
+"""Results of a folder, and tables of them, drawn with the rows that no other row beats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.errors import InterpError
+from interp.figures._text import escape
+from interp.figures._theme import BLUE, GREY, ORANGE, finish
+
+KINDS = (".nc", ".parquet", ".csv")
+MOST = 200  # files listed
+
+
+def results_in(folder: str) -> list[Path]:
+    """Result files in a folder and below it, the folder's own first.
+
+    Raises InterpError where there is no such folder, or nothing in it.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise InterpError(f"there is no folder {folder}; give one that a study or `interp probe` wrote.")
+    files = (file for file in path.rglob("*") if file.suffix in KINDS and file.is_file())
+    found = sorted(files, key=lambda file: (len(file.parts), file))
+    if not found:
+        raise InterpError(f"the folder {folder} holds no results (*.nc, *.parquet or *.csv).")
+    return found[:MOST]
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table from a parquet or CSV file. Raises InterpError where it is none."""
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, comment="#")
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors derive from these
+        raise InterpError(
+            f"{path.name} is not a table that can be read: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def pareto(points: pd.DataFrame, x: str, y: str, *, less_x: bool, less_y: bool) -> np.ndarray:
+    """Which rows no other row beats in both columns; rows without both numbers never count."""
+    values = points[[x, y]].to_numpy(dtype=float, copy=True)
+    values[:, 0] *= 1 if less_x else -1
+    values[:, 1] *= 1 if less_y else -1
+    best = np.isfinite(values).all(axis=1)
+    for i in np.flatnonzero(best):
+        no_worse = (values <= values[i]).all(axis=1) & (values < values[i]).any(axis=1)
+        best[i] = not no_worse.any()
+    return best
+
+
+def front(points: pd.DataFrame, x: str, y: str, *, less_x: bool = True, less_y: bool = True) -> go.Figure:
+    """Every row at its two numbers, and a line through those that no other row beats in both.
+
+    less_x, less_y: whether the smaller number is the better one.
+    """
+    best = pareto(points, x, y, less_x=less_x, less_y=less_y)
+    words = points.select_dtypes(exclude="number").astype(str).agg(" · ".join, axis=1).map(escape)
+    fig = go.Figure()
+    for name, rows, colour in (("other rows", ~best, GREY), ("rows that none beats", best, ORANGE)):
+        fig.add_scatter(
+            x=points[x][rows], y=points[y][rows], mode="markers", marker={"color": colour, "size": 8}, name=name,
+            text=words[rows] if len(words) else None, hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    beside = points[best].sort_values([x, y])
+    fig.add_scatter(
+        x=beside[x], y=beside[y], mode="lines", line={"color": BLUE, "width": 1, "shape": "hv" if less_x else "vh"},
+        showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+    fig.update_xaxes(title_text=escape(x)).update_yaxes(title_text=escape(y))
+    return finish(fig, f"{escape(y)} against {escape(x)}", 460)

@@ -1,0 +1,67 @@
+"""Why an intervention changes what the model says: every question of the library that applies, asked on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import streamlit as st
+import xarray as xr
+
+from interp import explaining, figures
+from interp.interventions import parts
+from interp.interventions.base import CachePolicy
+from interp_explorer import charts, view, waiting
+from interp_explorer.subject import Reading
+from interp_explorer.text import plain
+
+
+def section(
+    read: Reading, lens: Any, prompt: str, intervention: Any, ds: xr.Dataset, key: tuple[Hashable, ...], chat: bool
+) -> None:
+    """Questions about the model's own continuation in `ds`, read under the intervention."""
+    import torch
+
+    if not all(isinstance(part, CachePolicy) for part in parts(intervention)):
+        st.info("Questions are about cache policies; take the attention edits out to ask them.")
+        return
+    possible = [question.name for question in explaining.resolve(None, intervention)]
+    asked = st.multiselect(
+        "Questions", possible, [name for name in ("ledger", "perturbation") if name in possible], key="questions",
+        bind="query-params",
+    )  # fmt: skip
+    if not (st.toggle("Ask", False, key="ask", bind="query-params") and asked):
+        st.caption("Asking runs the full and the compressed model over the model's own continuation.")
+        return
+    tokens, _ = lens.tokens_and_mask(prompt, chat=chat)
+    ids = ds["token_id"].sel(side="unchanged").values
+    continuation = torch.tensor([ids[ids >= 0]], device=tokens.device)
+
+    def explain(_: Any) -> dict[str, xr.Dataset]:
+        import interp
+
+        return interp.explain(lens, intervention, tokens, continuation, asked)
+
+    answers = waiting.done(("explain", *key, *asked), f"asking about {', '.join(asked)}", explain)
+    view.code(f"tokens, _ = lens.tokens_and_mask(prompt, chat={chat})")
+    view.code("ids = sides['token_id'].sel(side='unchanged').values", "import torch")
+    view.code(f"answers = interp.explain(lens, intervention, tokens, torch.tensor([ids[ids >= 0]]), {asked})")
+    for name, answer in answers.items():
+        with st.container(border=True):
+            st.subheader(plain(name.replace("_", " ")))
+            for sentence in explaining.findings({name: answer}):
+                st.markdown(f"- {plain(sentence)}")
+            for figure in figures.figures_of(name).values():
+                charts.show(figure, answer, result=name, key=f"why {figure.__name__}", source="answers")
+            _table(answer)
+            shown = view.current()
+            if shown is not None:
+                shown.data[name] = answer
+
+
+def _table(answer: xr.Dataset) -> None:
+    """The rows of an answer that is a list of events, such as the ledger."""
+    rows = "eviction" if "eviction" in answer.dims else None
+    if rows is not None:
+        listed = answer[[name for name in answer.data_vars if answer[name].dims == (rows,)]].to_dataframe()
+        st.dataframe(listed, height=260)

@@ -1,0 +1,100 @@
+"""Writes the pictures of docs/explorer.md, or all pages light and dark: `python -m docs.write_explorer_pictures [DIR]`.
+
+Starts the explorer and photographs it in headless Chromium through Playwright. Without DIR it writes the three pictures
+that the page shows to docs/images; with one, every page in both themes, to be looked at.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+IMAGES = Path(__file__).parent / "images"
+WIDTH, SHORTEST, TALLEST = 1280, 800, 4000  # pixels
+STUDY = "softmax-regression"  # the one whose quick form is quickest
+PAGES = {
+    "overview": "",
+    "channels": "channels?layer=5&kv_head=1",
+    "rank": "rank?layer=7&head=4",
+    "sinks": "sinks?layer=3&head=2",
+    "image": "image",
+    "in_context": f"in_context?heads=true&tokens=128&run_study=true&study={STUDY}",
+    "intervene": "intervene?tokens=256&steps=32&ask=true",
+    "studies": f"studies?folder={tempfile.gettempdir()}/interp-explorer/{STUDY}",
+    "tables": f"studies?folder={Path(__file__).parents[1]}/benchmarks/results",
+    "export": "rank?layer=7&head=4",
+}
+SHOWN = {"overview": 1000, "rank": 1000, "intervene": 1400}  # what the page shows, and how much of it in pixels
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The explorer's address, while it runs."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"])
+    url = f"http://localhost:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def photograph(page: Any, address: str, picture: Path, height: int | None, link: str | None = None) -> None:
+    """A page once it has drawn itself, and a link of it was followed; `height` in pixels, None for all of it."""
+    page.set_viewport_size({"width": WIDTH, "height": SHORTEST})
+    page.goto(address)
+    settle(page)
+    if link is not None:
+        page.get_by_role("link", name=link).click()
+        settle(page)
+    inside = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    page.set_viewport_size({"width": WIDTH, "height": height or min(max(inside, SHORTEST), TALLEST)})
+    page.wait_for_timeout(2000)
+    page.screenshot(path=picture)
+    print(f"wrote {picture}")
+
+
+def settle(page: Any) -> None:
+    page.wait_for_timeout(1000)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=900_000, state="attached")
+    page.wait_for_timeout(2500)
+
+
+def main(folder: Path | None) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("writing pictures needs chromium on the PATH; make browser installs it")
+    (folder or IMAGES).mkdir(parents=True, exist_ok=True)
+    with served() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        for theme in ("light",) if folder is None else ("light", "dark"):
+            page = browser.new_context(color_scheme=theme).new_page()
+            for name in SHOWN if folder is None else PAGES:
+                target = IMAGES / f"explorer_{name}.png" if folder is None else folder / f"{name}_{theme}.png"
+                height, link = SHOWN[name] if folder is None else None, "Export" if name == "export" else None
+                photograph(page, f"{url}/{PAGES[name]}", target, height, link)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

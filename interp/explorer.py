@@ -1,0 +1,58 @@
+"""`interp app`: starts the explorer, a Streamlit app in a package of its own that this library never imports."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from interp.errors import InterpError
+
+PORT = 8501
+
+
+def start(port: int | None = None, address: str = "localhost", browser: bool = True) -> int:
+    """Serve the explorer until it is interrupted; returns the server's exit code.
+
+    port: without one, the first free one from 8501 on. address: what to listen on; anything but localhost lets others
+    in, who can then load models from this machine's disk. browser: whether to open one.
+    Raises InterpError where Streamlit is not installed or the port is taken.
+    """
+    spec = importlib.util.find_spec("interp_explorer")
+    if spec is None or spec.origin is None or importlib.util.find_spec("streamlit") is None:
+        raise InterpError("the explorer needs Streamlit, which is not installed here: pip install 'interp[app]'.")
+    chosen = _free_port(address) if port is None else port
+    if not _free(address, chosen):
+        raise InterpError(f"port {chosen} of {address} is taken; choose another with --port.")
+    options = {
+        "server.address": address,
+        "server.port": str(chosen),
+        "server.headless": "false" if browser else "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "minimal",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    try:
+        return subprocess.call(
+            [sys.executable, "-m", "streamlit", "run", str(Path(spec.origin).parent / "app.py"), *flags]
+        )
+    except KeyboardInterrupt:
+        return 0
+
+
+def _free(address: str, port: int) -> bool:
+    try:
+        with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
+            return True
+    except OSError:
+        return False
+
+
+def _free_port(address: str) -> int:
+    for port in range(PORT, PORT + 100):
+        if _free(address, port):
+            return port
+    raise InterpError(f"no port from {PORT} to {PORT + 99} of {address} is free; choose one with --port.")

@@ -1,0 +1,44 @@
+"""A text set in lines of a fixed width, token by token, for figures that colour it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+
+from interp.figures._text import visible
+
+LINE = 104  # characters that fit side by side at 1000 px
+
+
+def set_in_lines(tokens: list[str], most: int, length: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Column and line of each token when the text is set in lines of `length` characters, and how it is written there.
+
+    Ends after `most` lines.
+    """
+    column, line, shown = [], [], []
+    x = y = 0
+    for token in tokens:
+        written = visible(token, length) or "∅"
+        if x and x + width(written) > length:
+            x, y = 0, y + 1
+        if y == most:
+            break
+        column.append(x)
+        line.append(y)
+        shown.append(written)
+        x += width(written)
+        if "\n" in token:
+            x, y = 0, y + 1
+    return np.array(column, "int16"), np.array(line, "int16"), shown
+
+
+def width(text: str) -> int:
+    """Columns that `text` takes in a monospaced font: two for wide characters, none for combining ones."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def line_ticks(line: np.ndarray) -> dict[str, list]:
+    """Every line labelled with the position of its first token, as far as there is room."""
+    first = np.flatnonzero(np.diff(line, prepend=-1))
+    return {"tickvals": line[first].tolist(), "ticktext": first.astype(str).tolist()}

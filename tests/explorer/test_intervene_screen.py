@@ -1,0 +1,86 @@
+"""The page Intervene: methods of the library with forms for their settings, and what they do to a text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import interp
+from interp.figures._text import escape
+from tests.explorer.opening import TOKENS, charts, opened, sentences
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return interp.load("demo")
+
+
+def written(app) -> list[list[str]]:
+    """The tokens of both texts as the figure shows them."""
+    return [bar["text"] for bar in charts(app)[0]["data"] if bar["type"] == "bar"]
+
+
+def continued(lens, intervention):
+    prompt = lens.tokenizer.decode(lens.to_tokens(interp.subjects.demo_text())[0, : int(TOKENS)])
+    return interp.side_by_side(lens, prompt, intervention, 4)
+
+
+def test_attention_edits_are_found_and_take_effect(lens):
+    app = opened("intervene")
+    app.multiselect(key="with").set_value(["knock_out", "sink_removal"]).run()
+    assert "Questions are about cache policies" in sentences(app), "nothing else is wrong"
+    app.text_input(key="knock_out keys").set_value("[0,3]").run()
+    app.text_input(key="knock_out layers").set_value("[2,5]").run()
+    app.number_input(key="sink_removal remove_fraction").set_value(0.9).run()
+    edits = interp.KnockOut(keys=(0, 3), layers=(2, 5)) | interp.SinkRemoval(remove_fraction=0.9)
+    ds = continued(lens, edits)
+    assert written(app) == [[escape(text) for text in side] for side in ds["token_text"].values]
+    shown = app.session_state["view"].data["side_by_side"]
+    np.testing.assert_allclose(shown["shift"], ds["shift"], atol=1e-5)
+    assert (np.abs(shown["shift"]) > 1e-3).any()
+    assert json.loads(shown.attrs["interventions"]) == json.loads(ds.attrs["interventions"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("knock_out keys", "first", "keys"), ("knock_out keys", "[99999]", "beyond"), ("knock_out layers", "77", "77")],
+)
+def test_a_setting_that_makes_no_sense_is_a_sentence(key, value, said):
+    app = opened("intervene")
+    app.multiselect(key="with").set_value(["knock_out"]).run()
+    app.text_input(key=key).set_value(value).run()
+    assert said in " ".join(element.value for element in app.error)
+    assert not app.exception
+
+
+def test_a_value_that_makes_no_sense_is_a_sentence():
+    app = opened("intervene")
+    app.number_input(key="think ratio").set_value(1.5).run()
+    assert "ratio should be" in sentences(app)
+
+
+@pytest.mark.parametrize("chosen", [[], ["h2o", "snapkv"]])
+def test_interventions_that_do_not_go_together(chosen):
+    app = opened("intervene")
+    app.multiselect(key="with").set_value(chosen).run()
+    assert ("at least one" if not chosen else "both decide") in sentences(app)
+
+
+def test_an_empty_prompt_is_a_sentence():
+    app = opened("intervene")
+    app.toggle(key="from_text").set_value(False).run()
+    assert "prompt is empty" in sentences(app)
+
+
+def test_questions_are_answered_with_a_table_of_what_was_merged():
+    app = opened("intervene", **{"with": "d2o"})
+    app.toggle(key="ask").set_value(True).run()
+    assert not app.error
+    (ledger,) = (
+        frame.value for frame in app.dataframe if len(frame.value) == 0 or "eviction" in frame.value.index.names
+    )
+    assert len(ledger)

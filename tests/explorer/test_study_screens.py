@@ -1,0 +1,109 @@
+"""The pages In-context learning and Studies, with a study that is really run, and with tables."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from interp.icl import studies
+from interp_explorer import tables
+from tests.explorer.opening import charts, opened, sentences
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"policy": ["a", "b"] * 20, "bytes": rng.uniform(size=40), "loss": rng.uniform(size=40), "seed": [1] * 40}
+    )
+
+
+@pytest.mark.slow
+def test_a_study_runs_here_and_its_folder_opens(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    app = opened("in_context", study="softmax-regression")
+    app.toggle(key="run_study").set_value(True).run()
+    assert sentences(app) == ""
+    ran = charts(app)
+    study = studies.make("softmax-regression", quick=True)
+    ds = app.session_state["view"].data["softmax-regression"]
+    assert app.dataframe[0].value["found"].tolist() == [row.found for row in study.verdicts(ds)]
+    assert len(ran) == len(study.figures(ds)) > 0
+
+    app = opened("studies", folder=str(tmp_path / "interp-explorer" / "softmax-regression"))
+    assert sentences(app) == ""
+    assert app.selectbox(key="file").value.name == "result.nc", "the result comes before its parts"
+    assert [chart["layout"]["title"] for chart in charts(app)] == [chart["layout"]["title"] for chart in ran]
+
+
+def test_heads_of_the_model_are_those_that_the_library_finds():
+    import interp
+    from interp.icl.language import head_findings, head_scores
+    from interp_explorer.text import plain
+
+    app = opened("in_context", heads="true")
+    assert sentences(app) == ""
+    said = " ".join(element.value for element in app.markdown)
+    for sentence in head_findings(head_scores(interp.load("demo"), interp.subjects.demo_text())):
+        assert plain(sentence) in said
+    assert charts(app)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_table_is_filtered_and_its_front_drawn(rows, kind, tmp_path):
+    rows.to_parquet(tmp_path / "r.parquet") if kind == "parquet" else rows.to_csv(tmp_path / "r.csv", index=False)
+    app = opened("studies", folder=str(tmp_path))
+    app.multiselect(key="filters").set_value(["policy", "bytes"]).run()
+    app.multiselect(key="f policy").set_value(["a"]).run()
+    app.slider(key="f bytes").set_value((0.2, 0.8)).run()
+    assert sentences(app) == ""
+    wanted = rows[(rows["policy"] == "a") & rows["bytes"].between(0.2, 0.8)]
+    assert len(app.dataframe[0].value) == len(wanted)
+    others, front, _ = charts(app)[0]["data"]
+    best = tables.pareto(wanted, "bytes", "loss", less_x=True, less_y=True)
+    assert front["text"] == ["a"] * best.sum()
+    assert others["text"] == ["a"] * (~best).sum()
+
+    script: dict = {}
+    code = app.session_state["view"].code
+    exec("\n".join(line for line in code if not line.endswith(".show()")), script)
+    pd.testing.assert_frame_equal(script["table"], wanted, check_dtype=False)
+
+
+@given(
+    some.lists(some.tuples(*[some.floats(-3, 3).map(lambda x: round(x, 1)) | some.just(np.nan)] * 2), max_size=20),
+    some.booleans(),
+    some.booleans(),
+)
+def test_the_front_is_what_no_row_beats(points, less_x, less_y):
+    def beats(a, b):
+        pairs = zip(a, b, (less_x, less_y), strict=True)
+        ahead = [(p < q) - (q < p) if less else (q < p) - (p < q) for p, q, less in pairs]
+        return min(ahead) >= 0 and max(ahead) > 0
+
+    whole = [i for i, point in enumerate(points) if not np.isnan(point).any()]
+    wanted = [i for i in whole if not any(beats(points[j], points[i]) for j in whole)]
+    table = pd.DataFrame(points, columns=["x", "y"], dtype=float)
+    assert np.flatnonzero(tables.pareto(table, "x", "y", less_x=less_x, less_y=less_y)).tolist() == wanted
+
+
+@pytest.mark.parametrize("folder", ["/no/such/folder", "empty"])
+def test_a_bad_results_folder_is_a_sentence(folder, tmp_path):
+    app = opened("studies", folder=str(tmp_path) if folder == "empty" else folder)
+    assert ("no results" if folder == "empty" else "there is no folder") in sentences(app)
+
+
+def test_a_damaged_result_is_a_sentence(tmp_path):
+    for file in ("bad.nc", "bad.parquet", "bad.csv"):
+        (tmp_path / file).write_bytes(b"")
+    app = opened("studies", folder=str(tmp_path))
+    for file in ("bad.nc", "bad.parquet", "bad.csv"):
+        app.selectbox(key="file").set_value(tmp_path / file).run()
+        assert sentences(app)
