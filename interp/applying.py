@@ -62,6 +62,11 @@ class ApplyMixin:
         finally:
             self._policies, self._keepers, self._ledger, self._edits = (), [], False, ()
 
+    @property
+    def edits_in_force(self) -> tuple[AttentionEdit, ...]:
+        """The attention edits of the `apply` block that is open, in order."""
+        return self._edits
+
     def policies_of(self: Any, intervention: Intervention) -> tuple[CachePolicy, ...]:
         """The cache policies of an intervention of nothing else, checked against this model; raises what `apply` raises
         for them."""
@@ -83,10 +88,7 @@ class ApplyMixin:
         layers = self.cfg.full_attention_layers
         keeper = Keeper(self._policies, self.cfg, layers, norms, self._ledger) if self._policies else None
         config = self.model.config
-        cache = EditedCache(config, keeper, self._edits) if self._edits else LensCache(config, keeper)
-        if keeper is not None:
-            self._keepers.append((keeper, cache))
-        return cache
+        return EditedCache(config, keeper, self._edits) if self._edits else LensCache(config, keeper)
 
     def _attach_edits(self: Any, sites: list[Site], cache: Any, stack: ExitStack) -> None:
         """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
@@ -108,8 +110,8 @@ class ApplyMixin:
         if asked and (self._policies or carries):
             raise InterpError(f"assisted generation ({asked[0]}) does not go with a cache policy; leave it out.")
 
-    def _check_cache(self: Any, past: Any) -> None:
-        """Refuse a cache that was made without the interventions in force."""
+    def _admit_cache(self: Any, past: Any) -> None:
+        """Refuse a cache that was made without the interventions in force; keep account of the others."""
         if past is None:
             return
         policies = past.keeper.policies if isinstance(past, LensCache) and past.keeper is not None else ()
@@ -118,6 +120,8 @@ class ApplyMixin:
             raise InterpError(
                 "this cache was filled without the interventions in force; start a new one inside the block."
             )
+        if self._policies and all(cache is not past for _, cache in self._keepers):
+            self._keepers.append((past.keeper, past))
 
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:

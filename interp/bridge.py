@@ -126,8 +126,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     def apply(self, intervention: Any, **kwargs: Any) -> Any:
         """Not on a bridge: raises UnsupportedModelError."""
         raise UnsupportedModelError(
-            "a TransformerBridge computes attention itself, out of reach of cache policies; load the transformers "
-            "model itself and apply them there."
+            "a TransformerBridge computes attention itself, out of reach of cache policies and attention edits; "
+            "load the transformers model itself and apply them there."
         )
 
     @torch.no_grad()

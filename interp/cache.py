@@ -112,8 +112,8 @@ class LensCache(DynamicCache):
                 f"{self.keeper.prompt_tokens}; start a new one."
             )
         for layer in self.layers:
-            copy.copy(layer).crop(tokens)
-        super().crop(tokens)
+            copy.copy(layer).crop(left - seen)
+        super().crop(left - seen)
 
     def reset(self) -> None:
         super().reset()
@@ -264,6 +264,8 @@ class StoredLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if not torch.is_inference_mode_enabled() and any(s.keys.is_inference() for s in self.segments):
+            self._map(torch.clone)  # what was stored in inference mode could not be written in place here
         new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
         new = new.per_head(self.segments[-1].keys.shape[1])
         free = self.in_slots and not self.newest_in_slot
@@ -352,8 +354,7 @@ class StoredLayer(DynamicLayer):
         return self.kept + query_length, self.seen - self.kept
 
     def reset(self) -> None:
-        self.segments, self.seen, self.padding, self.is_initialized = [], 0, None, False
-        self.slots = None
+        self.segments, self.seen, self.padding, self.slots, self.is_initialized = [], 0, None, None, False
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.in_slots:

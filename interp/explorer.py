@@ -1,11 +1,9 @@
-"""`interp app`: starts the explorer, a Streamlit app in a package of its own that this library never imports."""
+"""`interp app`: has Streamlit run the explorer, a package of its own that this library never imports."""
 
 from __future__ import annotations
 
 import importlib.util
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 from interp.errors import InterpError
@@ -14,7 +12,7 @@ PORT = 8501
 
 
 def start(port: int | None = None, address: str = "localhost", browser: bool = True) -> int:
-    """Serve the explorer until it is interrupted; returns the server's exit code.
+    """Serve the explorer in this process until it is interrupted or terminated; returns the exit code.
 
     port: without one, the first free one from 8501 on. address: what to listen on; anything but localhost lets others
     in, who can then load models from this machine's disk. browser: whether to open one.
@@ -34,13 +32,13 @@ def start(port: int | None = None, address: str = "localhost", browser: bool = T
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
     }
+    from streamlit.web.cli import main as streamlit
+
     flags = [f"--{name}={value}" for name, value in options.items()]
-    try:
-        return subprocess.call(
-            [sys.executable, "-m", "streamlit", "run", str(Path(spec.origin).parent / "app.py"), *flags]
-        )
-    except KeyboardInterrupt:
-        return 0
+    streamlit(
+        ["run", str(Path(spec.origin).with_name("app.py")), *flags], prog_name="interp app", standalone_mode=False
+    )
+    return 0
 
 
 def _free(address: str, port: int) -> bool:

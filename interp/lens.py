@@ -147,7 +147,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             past = self._new_cache(use_cache)
             if past is not None:
                 kwargs["past_key_values"] = past
-        self._check_cache(past)
+        self._admit_cache(past)
         if isinstance(past, LensCache) and past.keeper is not None:
             past.keeper.expect(past.get_seq_length() + tokens.shape[1])
         self.last_cache = past if use_cache else None

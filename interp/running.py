@@ -49,7 +49,8 @@ def probe(
             is cut away. Without it every token is read as text, padding tokens too.
         progress: see `Progress`.
 
-    Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer.
+    Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer. Inside
+    `lens.apply(...)` probes see attention as edits leave it, and `attrs["interventions"]` has the edits' settings.
     """
     from interp.storage import provenance
 
@@ -174,6 +175,7 @@ def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Cal
         "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
         "seconds_forward": round(seconds, 3),
         "dtype": lens.cfg.dtype,
+        "interventions": json.dumps([edit.settings() for edit in getattr(lens, "edits_in_force", ())]),
     }
     for dataset in results.values():
         dataset.attrs |= facts

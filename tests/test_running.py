@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -159,6 +160,22 @@ def test_results_say_where_they_come_from(lens: interp.Lens) -> None:
     bare = interp.probe(interp.load(shared("llama")), ids[0], Norms())["norms"].attrs
     assert bare["special_tokens"] == "none"
     assert bare["tokens_sha256"] == attrs["tokens_sha256"]
+
+
+@torch.no_grad()
+def test_results_name_the_edits_in_force(lens: interp.Lens) -> None:
+    """Of models compared, those that were not edited do not take the name over."""
+    plain = interp.probe(lens, tokens(), "attention_rank")["attention_rank"]
+    edit = interp.KnockOut(keys=[0, 2], strength=0.5) | interp.SinkRemoval(sinks="first")
+    with lens.apply(edit):
+        edited = interp.probe(lens, tokens(), "attention_rank")["attention_rank"]
+    assert json.loads(plain.attrs["interventions"]) == []
+    told = json.loads(edited.attrs["interventions"])
+    assert [one["name"] for one in told] == ["knock_out", "sink_removal"]
+    assert told[0]["keys"] == [0, 2]
+    assert not plain.equals(edited)
+    both = interp.compare({"plain": plain, "edited": edited})
+    assert "interventions" not in both.attrs
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import streamlit as st
 from interp.figures._theme import INK
 from interp_explorer import view
 
+MANY = 2000  # cells of a map above which its points are drawn by the graphics card
 CHARACTERS = 92  # of a text's line: what fits beside the sidebar on a screen of 1,280 pixels
 
 LIGHT = "#e6e8eb"  # lines and letters on a dark page
@@ -44,31 +46,37 @@ def show_clickable(make: Callable[..., go.Figure], dataset: Any, *, result: str,
 
 
 def take_choice(key: str) -> None:
-    """Make a clicked cell's layer and head the shared ones. Runs before the page does."""
-    points = st.session_state[key]["selection"]["points"]
-    if points and "customdata" in points[0]:
-        layer, head = points[0]["customdata"]
-        st.session_state["layer"], st.session_state["head"] = str(layer), str(head)
+    """Make a clicked cell's layer and head the shared ones. Runs before the page does.
+
+    Rows of a map are called "layer 3" where its columns are heads, or "layer 3 · kv head 1".
+    """
+    for point in st.session_state[key]["selection"]["points"]:
+        layer, *kv_head = re.findall(r"\d+", point["y"])
+        st.session_state["layer"] = layer
+        if kv_head:
+            st.session_state["kv_head"] = kv_head[0]
+        else:
+            st.session_state["head"] = str(int(point["x"]))
 
 
 def with_targets(figure: go.Figure) -> go.Figure:
     """The figure with an invisible point on every cell of its heat maps: Streamlit hears no click on a heat map."""
     figure = go.Figure(figure)
+    unseen = {"marker": {"opacity": 0.0}}
     for heat in [trace for trace in figure.data if trace.type == "heatmap"]:
-        heads, layers = np.asarray(heat.x), list(heat.y)
-        column, row = np.meshgrid(np.arange(len(heads)), np.arange(len(layers)))
-        text = None if heat.text is None else np.asarray(heat.text, dtype=object)[row.ravel(), column.ravel()]
-        number = np.array([int(str(layer).rpartition(" ")[2]) for layer in layers])
-        # as lists: what Streamlit tells of a clicked point of a packed array is no list
-        chosen = np.stack([number[row.ravel()], heads[column.ravel()]], axis=1).astype(int).tolist()
-        figure.add_scatter(
-            x=heads[column.ravel()], y=[layers[i] for i in row.ravel()], text=text, mode="markers",
-            customdata=chosen, hovertemplate=heat.hovertemplate, marker={"size": 14, "opacity": 0.0}, showlegend=False,
-            selected={"marker": {"opacity": 0.0}}, unselected={"marker": {"opacity": 0.0}},
-            xaxis=heat.xaxis, yaxis=heat.yaxis,
+        rows, columns = np.asarray(heat.y), np.asarray(heat.x)
+        row = np.repeat(rows, len(columns))
+        of_cells = {name: np.ravel(heat[name]) for name in ("text", "customdata") if heat[name] is not None}
+        figure.add_trace(
+            (go.Scattergl if len(row) > MANY else go.Scatter)(
+                x=np.tile(columns, len(rows)), y=row, hovertext=row, **of_cells, mode="markers", showlegend=False,
+                hovertemplate=heat.hovertemplate.replace("%{y}", "%{hovertext}"),  # y itself is shown as its tick is
+                marker={"size": 8, "opacity": 0.0}, selected=unseen, unselected=unseen,
+                xaxis=heat.xaxis, yaxis=heat.yaxis,
+            )
         )  # fmt: skip
         heat.hoverinfo, heat.hovertemplate = "skip", None
-        figure.layout[_axis_of(heat)].range = [float(heads[0]) - 0.5, float(heads[-1]) + 0.5]
+        figure.layout[_axis_of(heat)].range = [float(columns[0]) - 0.5, float(columns[-1]) + 0.5]
     return figure
 
 

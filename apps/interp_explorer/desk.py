@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 Progress = Callable[[int, int], None]
@@ -85,7 +85,9 @@ class Desk:
     def __init__(self) -> None:
         self._jobs: OrderedDict[tuple[Hashable, ...], Job] = OrderedDict()
         self._lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="desk")
+        self._waiting: SimpleQueue[tuple[Job, Work]] = SimpleQueue()
+        # a daemon: an explorer that is told to stop does not finish its work first
+        threading.Thread(target=self._work, name="desk", daemon=True).start()
 
     def ask(self, key: tuple[Hashable, ...], what: str, work: Work, who: str) -> Job:
         """The job of this key (its first part is its kind): an earlier one if it came to something, else a new one."""
@@ -94,7 +96,7 @@ class Desk:
             if job is None or (job.finished and job.error is not None) or not (job.finished or job.wanted()):
                 job = self._jobs[key] = Job(key, what)
                 job.wait(who, 0)
-                self._worker.submit(job.run, work)
+                self._waiting.put((job, work))
             self._jobs.move_to_end(key)
             self._forget(key[0])
             return job
@@ -103,6 +105,11 @@ class Desk:
         """The job at the desk now."""
         with self._lock:
             return next((job for job in self._jobs.values() if job.running), None)
+
+    def _work(self) -> None:
+        while True:
+            job, work = self._waiting.get()
+            job.run(work)
 
     def _forget(self, kind: Hashable) -> None:
         finished = [key for key, job in self._jobs.items() if key[0] == kind and job.finished]

@@ -11,6 +11,7 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.storage import save
+from interp_explorer import tables
 from interp_explorer.view import View
 
 MIME = {
@@ -49,7 +50,7 @@ def netcdf(dataset: xr.Dataset) -> bytes:
 def parquet(dataset: xr.Dataset, variable: str) -> bytes:
     """One variable as a table with a row for each of its numbers."""
     out = io.BytesIO()
-    dataset[variable].to_dataframe().reset_index().to_parquet(out, index=False)
+    tables.rows(dataset[variable]).to_parquet(out, index=False)
     return out.getvalue()
 
 

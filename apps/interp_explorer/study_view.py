@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 import xarray as xr
 
+from interp.errors import InterpError
 from interp.icl import studies
 from interp_explorer import charts, view
 from interp_explorer.text import plain
@@ -30,9 +31,18 @@ def of_result(ds: xr.Dataset) -> Any:
 
 
 def show(study: Any, ds: xr.Dataset, source: str) -> None:
-    """Verdicts, figures and notes of a result that Python calls `source`."""
+    """Verdicts, figures and notes of a result that Python calls `source`.
+
+    Raises InterpError for a result that this version of the study can not read.
+    """
     st.caption(plain(study.paper))
-    rows = study.verdicts(ds)
+    try:
+        rows, pictures, notes = study.verdicts(ds), study.figures(ds), study.notes(ds)
+    except (LookupError, ValueError, TypeError) as error:  # what is missing in it, or has another shape
+        raise InterpError(
+            f"this result of {study.name} is of another version, and cannot be read ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}): run the study again."
+        ) from error
     table = pd.DataFrame(
         {
             "": [ICONS.get(row.verdict, "–") for row in rows],
@@ -44,9 +54,9 @@ def show(study: Any, ds: xr.Dataset, source: str) -> None:
         }
     )
     st.dataframe(table, hide_index=True)
-    for picture in study.figures(ds):
+    for picture in pictures:
         charts.keep(picture.figure, name=picture.name, key=f"study {picture.name}")
         st.caption(plain(picture.caption))
     view.code(f"for picture in study.figures({source}):\n    picture.figure.show()")
-    for note in study.notes(ds):
+    for note in notes:
         st.markdown(f"- {plain(note)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import xarray as xr
 
 from interp.errors import InterpError
 from interp.figures._text import escape
@@ -39,6 +40,11 @@ def read(path: Path) -> pd.DataFrame:
         raise InterpError(
             f"{path.name} is not a table that can be read: {' '.join(str(error).split())[:200]}"
         ) from None
+
+
+def rows(variable: xr.DataArray) -> pd.DataFrame:
+    """A row for each number of a variable, with its coordinates; one row for a single number."""
+    return (variable if variable.dims else variable.expand_dims("row")).to_dataframe().reset_index()
 
 
 def pareto(points: pd.DataFrame, x: str, y: str, *, less_x: bool, less_y: bool) -> np.ndarray:

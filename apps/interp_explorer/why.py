@@ -35,7 +35,7 @@ def section(
         return
     tokens, _ = lens.tokens_and_mask(prompt, chat=chat)
     ids = ds["token_id"].sel(side="unchanged").values
-    continuation = torch.tensor([ids[ids >= 0]], device=tokens.device)
+    continuation = torch.tensor(ids[ids >= 0], device=tokens.device)[None]
 
     def explain(_: Any) -> dict[str, xr.Dataset]:
         import interp
@@ -45,7 +45,7 @@ def section(
     answers = waiting.done(("explain", *key, *asked), f"asking about {', '.join(asked)}", explain)
     view.code(f"tokens, _ = lens.tokens_and_mask(prompt, chat={chat})")
     view.code("ids = sides['token_id'].sel(side='unchanged').values", "import torch")
-    view.code(f"answers = interp.explain(lens, intervention, tokens, torch.tensor([ids[ids >= 0]]), {asked})")
+    view.code(f"answers = interp.explain(lens, intervention, tokens, torch.tensor(ids[ids >= 0])[None], {asked})")
     for name, answer in answers.items():
         with st.container(border=True):
             st.subheader(plain(name.replace("_", " ")))

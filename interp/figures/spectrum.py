@@ -46,14 +46,15 @@ def spectrum(ds: xr.Dataset, layer: int | None = None, head: int | None = None) 
         fig.update_yaxes(
             title_text="σ<sub>i</sub> / σ<sub>1</sub>", type="log", exponentformat="e", dtick=1, row=row, col=1
         )
-        fig.update_yaxes(title_text="share of Σσ²", tickformat=".0%", range=[0, 1.05], row=row, col=2)
+        fig.update_yaxes(
+            title_text="share of Σσ²", tickformat=".0%", tickvals=[0, 0.3, 0.6, 0.9, 1], range=[0, 1.05],
+            row=row, col=2,
+        )  # fmt: skip
         fig.add_hline(0.9, row=row, col=2, line={"color": INK, "dash": "dash", "width": 1})
     _floor_log_axes(fig, ds)
     bound = ds.sizes["channel"]
     for column in (1, 2):
         fig.add_vline(bound, row=2, col=column, line={"color": INK, "dash": "dot", "width": 1.5})
-    last = ds.sizes["component"]
-    fig.add_annotation(text="90 %", x=last, y=0.9, showarrow=False, xanchor="right", yanchor="bottom", row=1, col=2)
     fig.add_annotation(
         text=f"rank ≤ head dimension {bound}",
         x=bound,

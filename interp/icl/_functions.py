@@ -22,6 +22,18 @@ NUMBERS_AT_ONCE = 1 << 22
 """Most numbers of context that a model is handed in one call: 16 MiB in float32."""
 
 
+def check_comparable(tasks: Tasks, *models: object) -> None:
+    """Raise InterpError unless there are tasks with a context, and models that can be called."""
+    if not isinstance(tasks, Tasks):
+        raise InterpError(f"the tasks are what make_regression returns, not {type(tasks).__name__}.")
+    if not len(tasks) or not tasks.X.shape[1]:
+        raise InterpError(
+            f"there are {len(tasks)} tasks of {tasks.X.shape[1]} pairs, and it takes at least one of each."
+        )
+    if strange := [model for model in models if isinstance(model, type) or not callable(model)]:
+        raise InterpError(f"models and algorithms are called as model(X, y, xq), and {strange[0]!r} cannot be.")
+
+
 class AtQuery(NamedTuple):
     """What a model says at each task's own query."""
 

@@ -9,8 +9,8 @@ Two conventions for a step on (1/2) sum_i (w . x_i - y_i)^2 are in use, and the 
 "mean", w <- w + eta/N sum_i (y_i - w . x_i) x_i, and "sum", the same without 1/N.
 
 After an empty prompt (N = 0) every algorithm is where it starts, which is zero but for `gd(..., w0=...)`. Calls raise
-InterpError for tensors that do not fit together. Garg et al. 2022 compare with `ols()`, `knn(3)` and the mean of y_i x_i,
-which is `gd(1, 1.0)`; their Lasso and decision trees are left out, because scikit-learn is no dependency.
+InterpError for tensors that do not fit together. Garg et al. 2022 compare with `ols()`, `knn(3)` and the mean of
+y_i x_i, which is `gd(1, 1.0)`; their Lasso and decision trees are left out, because scikit-learn is no dependency.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -201,7 +201,7 @@ class ridge(LinearAlgorithm):
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
         _, N, d = X.shape
         penalty = self.lam * torch.eye(min(N, d), dtype=X.dtype, device=X.device)
-        if N < d:
+        if d > N:
             return X.mT @ torch.linalg.solve(X @ X.mT + penalty, Y)
         return torch.linalg.solve(X.mT @ X + penalty, X.mT @ Y)
 
@@ -296,7 +296,7 @@ def check_prompts(X: Tensor, y: Tensor, xq: Tensor | None = None) -> None:
         raise InterpError(f"X, y and xq are of one dtype, not {' and '.join(sorted(map(str, dtypes)))}: use .to().")
 
 
-def _check_steps(steps: int, name: str) -> None:
+def _check_steps(steps: Any, name: str) -> None:
     if not isinstance(steps, Integral) or steps < 0:
         raise InterpError(f"{name} takes a whole number of steps, 0 or more, not {steps!r}.")
 

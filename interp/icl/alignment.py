@@ -31,6 +31,7 @@ from interp.errors import InterpError
 from interp.icl._functions import (
     NOTHING,
     at_query,
+    check_comparable,
     components,
     cosine,
     facts,
@@ -70,10 +71,13 @@ def align(
     Returns scalars, float64. Measures that are undefined for some tasks (a cosine with a vector of zeros) are means
     over the others, whose number is `<measure>_tasks`; NaN where there is none. Standard errors are over tasks.
 
-    Raises InterpError for a part that does not exist, and for too few fresh queries.
+    Raises InterpError for a part that does not exist, for too few fresh queries, and for what is no model or no tasks.
     """
     parts = _known(parts)
+    check_comparable(tasks, model, *(algorithm.values() if isinstance(algorithm, Mapping) else [algorithm]))
     if isinstance(algorithm, Mapping):
+        if not algorithm:
+            raise InterpError("align compares with one algorithm or several, and this mapping has none.")
         each = [align(model, one, tasks, parts=parts, queries=queries) for one in algorithm.values()]
         joined = xr.concat(each, "algorithm", combine_attrs="drop_conflicts").assign_coords(algorithm=list(algorithm))
         return joined.assign_attrs(algorithm="; ".join(one.attrs["algorithm"] for one in each))

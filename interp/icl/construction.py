@@ -53,6 +53,7 @@ def construct_gd(
     layers, sizes = _layers(target), _per_layer(target, eta, "eta")
     cfg = target.cfg
     start = torch.zeros(cfg.d_out, cfg.d_in) if W0 is None else start_weights(W0, cfg.d_out, cfg.d_in)
+    precond = None if precond is None else torch.as_tensor(precond)
     if precond is not None and precond.shape != (cfg.d_in, cfg.d_in):
         raise InterpError(f"precond is [{cfg.d_in}, {cfg.d_in}] for this model, not {list(precond.shape)}.")
     for layer, size in zip(layers, sizes, strict=True):

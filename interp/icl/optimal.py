@@ -58,7 +58,8 @@ class lsa_optimal(LinearAlgorithm):
     def __post_init__(self) -> None:
         if self.n < 1 or not self.noise_var >= 0:
             raise InterpError(
-                f"A layer reads 1 pair or more with noise of variance 0 or more, not {self.n} with noise of variance {self.noise_var}."
+                f"A layer reads n = 1 pair or more with noise_var = 0 or more, not n = {self.n} and noise_var = "
+                f"{self.noise_var}."
             )
         if self.kurtosis != 3.0 and not torch.equal(self._Sigma, torch.diag(self._Sigma.diagonal())):
             raise InterpError("A kurtosis other than 3 is for independent coordinates: give a diagonal cov.")
@@ -150,7 +151,7 @@ def tune_gd(tasks: Tasks, steps: int = 1, method: Literal["exact", "line_search"
     spectrum = _Spectrum(tasks)
     if method == "line_search":
         losses = torch.stack([spectrum.loss([eta] * steps, [0.0] * steps) for eta in LINE_SEARCH / spectrum.N])
-        return gd(steps, float(LINE_SEARCH[losses.nan_to_num(torch.inf).argmin()]))
+        return gd(steps, float(LINE_SEARCH[int(losses.nan_to_num(torch.inf).argmin())]))
     if method != "exact":
         raise InterpError(f"method={method!r}: choose 'exact' or 'line_search'.")
     return gd(steps, spectrum.N * _best_shared_step(spectrum, steps))

@@ -344,7 +344,7 @@ def _refuse_what_is_linear(prior_cov: Covariance | None, d_y: int, teacher: str 
         raise InterpError(f"{teacher!r} has one output: d_y = {d_y} needs the linear teacher.")
 
 
-def _check_sizes(B: int, N: int, d: int, d_y: int, noise: float) -> None:
+def _check_sizes(B: Any, N: Any, d: Any, d_y: Any, noise: float) -> None:
     for name, size, least in (("B", B, 1), ("N", N, 0), ("d", d, 1), ("d_y", d_y, 1)):
         if not isinstance(size, Integral) or size < least:
             raise InterpError(f"{name} is a whole number, {least} or more, and not {size!r}.")

@@ -24,6 +24,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.icl._functions import (
     Model,
+    check_comparable,
     components,
     cosine,
     facts,
@@ -73,8 +74,12 @@ def best_matching_steps(
     of errors (SimE) or predictions, or the mean cosine of linear weights fitted at fresh queries (SimW);
     `best_step(measure, layer)`; and the mean squared error over prefixes of each layer's read-out and each step.
 
-    Raises InterpError for steps that do not increase, and for `fit_on` with predictors that need no fit.
+    Raises InterpError for steps that do not increase, for `fit_on` with predictors that need no fit, and for what is no
+    predictor, no family or no tasks.
     """
+    if not callable(family):
+        raise InterpError(f"family makes the algorithm of so many steps, such as newton; {family!r} cannot be called.")
+    check_comparable(tasks, *(model.values() if isinstance(model, Mapping) else [model]))
     steps = list(steps)
     if not steps or steps != sorted(set(steps)):
         raise InterpError(f"steps are increasing numbers of steps, not {steps}.")

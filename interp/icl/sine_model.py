@@ -68,6 +68,6 @@ class SineRegressor(AttentionRegressor):
         return super()._initial_std(name, weight)
 
 
-def sine_tasks(teacher: Sines = Sines()) -> Sample:
-    """A sampler of prompts with 10 pairs, x uniform on ±5."""
-    return partial(make_regression, N=10, d=1, half_width=5.0, teacher=teacher)
+def sine_tasks(teacher: Sines | None = None) -> Sample:
+    """A sampler of prompts with 10 pairs, x uniform on ±5; `Sines()` if no other teacher is given."""
+    return partial(make_regression, N=10, d=1, half_width=5.0, teacher=teacher or Sines())

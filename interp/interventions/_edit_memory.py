@@ -33,13 +33,17 @@ class Memory:
                 f"the cache holds {seen} tokens, of which {seen - known} were read without the attention edits in "
                 "force; start a new one inside the block."
             )
-        self._map(lambda kept: kept[:, :seen])
+        self.keep(seen)
         self.ids = ids if seen == 0 or self.ids is None else torch.cat([self.ids, ids], 1)
         return self.ids
 
     def learn(self, place: Place, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
         for known, new in ((self.groups, groups.to(torch.uint8)), (self.rows, rows)):
             known[place] = torch.cat([known[place], new], 1) if place in known else new
+
+    def keep(self, tokens: int) -> None:
+        """Forget what came after the first `tokens` ones."""
+        self._map(lambda kept: kept[:, :tokens])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         self.ids = None if self.ids is None else function(self.ids)
@@ -57,6 +61,14 @@ class EditedCache(LensCache):
     def __init__(self, config: Any, keeper: Any, edits: tuple[AttentionEdit, ...]) -> None:
         super().__init__(config, keeper)
         self.edits, self.memory = edits, Memory()
+
+    def crop(self, tokens: int) -> None:
+        super().crop(tokens)
+        self.memory.keep(self.get_seq_length())
+
+    def reset(self) -> None:
+        super().reset()
+        self.memory = Memory()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

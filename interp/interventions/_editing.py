@@ -77,7 +77,20 @@ class Editing:
         self.ids, self.new = self.memory.goes_on(self.seen(), ids), ids.shape[1]
         real = torch.ones_like(self.ids) if mask is None else mask.to(self.ids)
         self.positions = (real.cumsum(-1) - 1).masked_fill(real == 0, -1)
-        self.account.longest = max(self.account.longest, int(real.shape[1]))
+        self._check_one_text_a_row(kwargs.get("position_ids"), real[:, -self.new :] != 0)
+        self.account.longest = max(self.account.longest, int(self.positions.max()) + 1)
+
+    def _check_one_text_a_row(
+        self, given: Int[Tensor, "batch_or_1 new"] | None, real: Bool[Tensor, "batch new"]
+    ) -> None:
+        """Raise InterpError where position ids start anew among the real tokens of a row."""
+        if given is None or given.ndim != 2:
+            return
+        if bool(((given.diff(dim=-1) < 0) & real[:, 1:] & real[:, :-1]).any()):
+            raise InterpError(
+                f"{self.names}: position_ids start anew within a row, as for several texts packed into one, and an "
+                "attention edit takes a row for one text; give each text a row of its own."
+            )
 
 
 class LayerEdits:

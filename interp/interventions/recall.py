@@ -130,13 +130,14 @@ class RecallPlan(EvictionPlan):
         visible_from = at.masked_fill(~real, torch.iinfo(at.dtype).max)
         made, places = [], []
         for b, h in product(*map(range, at.shape[:2])):  # one after the other, for the memory
-            keys, values = lost.keys[b, h].float(), lost.values[b, h].float()
+            some = real[b, h] | ~real[b, h].any()  # padding only where there is nothing else
+            keys, values = lost.keys[b, h, some].float(), lost.values[b, h, some].float()
             group = clusters(keys, count)
             made.append(
-                summarised(readers.head(b, h), keys, values, visible_from[b, h], group, count, self.policy.ridge)
+                summarised(readers.head(b, h), keys, values, visible_from[b, h, some], group, count, self.policy.ridge)
             )
-            weight = real[b, h].float()
-            total, size = group_sums(torch.stack([weight * at[b, h], weight], -1), group, count).unbind(-1)
+            weight = real[b, h, some].float()
+            total, size = group_sums(torch.stack([weight * at[b, h, some], weight], -1), group, count).unbind(-1)
             places.append(total / size.clamp_min(1))
         keys, values, bias, place = (
             torch.stack(list(parts)).unflatten(0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)

@@ -23,7 +23,7 @@ from interp.icl.alignment import align
 from interp.icl.copying import copying_score
 from interp.icl.extraction import effective_predictor
 from interp.icl.optimal import lsa_optimal, tune_gd, tune_gdpp
-from interp.icl.regression import Tasks
+from interp.icl.regression import INPUT_LAWS, Tasks
 from interp.probes.base import TaskProbe
 from interp.subjects.attention_regressor import AttentionRegressor
 
@@ -43,6 +43,10 @@ class IclGd(TaskProbe):
 
     name: ClassVar[str] = "icl_gd"
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InterpError(f"icl_gd compares with 1 step or more, not {self.steps}; None takes one a layer.")
 
     def measure(self, model: Any, tasks: Tasks) -> xr.Dataset:
         if not isinstance(model, AttentionRegressor):
@@ -91,7 +95,8 @@ def _predictors(model: AttentionRegressor, tasks: Tasks) -> xr.Dataset:
     for term in ("main", "x_leak", "y_leak"):
         found[term] = first[term]
         square = mean(torch.tensor([float(group[term]) ** 2 for group in groups]))
-        found[f"{term}_se"] = square.se / (2 * first[term])  # of the root of a mean square, by the delta method
+        root = float(first[term])
+        found[f"{term}_se"] = square.se / (2 * root) if root else 0.0  # of the root of a mean, by the delta method
     optimal = _optimal(model, tasks)
     if optimal is not None:
         found["A_optimal"] = (("input", "query_input"), optimal.matrix.numpy())
@@ -102,9 +107,11 @@ def _predictors(model: AttentionRegressor, tasks: Tasks) -> xr.Dataset:
 
 
 def _optimal(model: AttentionRegressor, tasks: Tasks) -> lsa_optimal | None:
-    """The best single layer for the tasks' law, where the model is one layer and the law is one that is solved."""
+    """The best single layer for the tasks' law, where the model is one layer and the law is one that is solved: linear
+    teachers and inputs of mean zero whose fourth moments are known."""
     about = tasks.about
-    if model.cfg.n_layers > 1 or about.get("teacher") != "linear" or "x_kurtosis" not in about:
+    solved = about.get("teacher") == "linear" and "x_kurtosis" in about and INPUT_LAWS[about["x_law"]].mean == 0
+    if model.cfg.n_layers > 1 or not solved or about.get("corrupted_targets"):
         return None
     _, N, d = tasks.X.shape
     stated = about.get("x_cov", about["x_variance"]), about["prior_cov"]

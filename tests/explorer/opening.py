@@ -16,7 +16,7 @@ APP = Path(interp_explorer.__file__).with_name("app.py")
 TOKENS = "48"  # enough for every probe, quick
 
 
-def opened(screen: str | None = None, **address: str) -> AppTest:
+def opened(screen: str | None = None, **address: str | list[str]) -> AppTest:
     """The app at an address, as a link to it opens."""
     app = AppTest.from_file(str(APP), default_timeout=300)
     for name, value in {"tokens": TOKENS, "steps": "4", **address}.items():

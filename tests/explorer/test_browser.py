@@ -45,6 +45,19 @@ class Tab:
     def text(self) -> str:
         return self.page.locator("[data-testid=stMain]").inner_text()
 
+    def click_on_chart(self, x: float, y: str) -> None:
+        """Click into the first panel of the first of two charts, at a number across and a row's name."""
+        self.chart(1)
+        at = self.page.evaluate(
+            "([x, y]) => { const p = document.querySelector('.js-plotly-plot'), l = p._fullLayout;"
+            "p.scrollIntoView({block: 'start'}); const box = p.getBoundingClientRect();"
+            "return [box.left + l.xaxis._offset + l.xaxis.d2p(x), box.top + l.yaxis._offset + l.yaxis.d2p(y)] }",
+            [x, y],
+        )  # fmt: skip
+        self.page.mouse.move(*at)
+        self.page.wait_for_selector(".hoverlayer .hovertext")  # a click counts on what the pointer was seen over
+        self.page.mouse.click(*at)
+
     def chart(self, number: int = 0) -> dict:
         """A chart as plotly holds it: data and layout, with packed numbers unpacked."""
         self.page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length > {number}", timeout=60_000)
@@ -108,14 +121,7 @@ def test_rank_map_shows_the_probes_numbers_and_a_click_chooses_a_head(tab, resul
     heat = next(trace for trace in tab.chart()["data"] if trace["type"] == "heatmap")
     rank = results["attention_rank"]["rank90"].transpose("layer", "head").values
     np.testing.assert_allclose(numbers(heat["z"]), np.log2(np.maximum(rank, 1)), atol=1e-5)
-    x, y = tab.page.evaluate(
-        "() => { const p = document.querySelector('.js-plotly-plot'), l = p._fullLayout;"
-        "const box = p.getBoundingClientRect();"
-        "return [box.left + l.xaxis._offset + l.xaxis.d2p(4), box.top + l.yaxis._offset + l.yaxis.d2p(7)] }"
-    )
-    tab.page.mouse.move(x, y)
-    tab.page.wait_for_timeout(400)
-    tab.page.mouse.click(x, y)
+    tab.click_on_chart(4, "layer 7")
     tab.page.wait_for_function("location.search.includes('layer=7') && location.search.includes('head=4')")
     tab.settle()
     assert "layer 7 head 4" in json.dumps(tab.chart(1)["layout"])
@@ -136,6 +142,10 @@ def test_channels_show_the_chosen_head(tab, results):
     wanted = np.maximum(np.log10(ratio.values.reshape(-1, ratio.sizes["channel"])), -1)
     np.testing.assert_allclose(numbers(heat[2]["z"]), wanted, atol=1e-4)
     assert "layer 5, key/value head 1" in json.dumps(tab.chart(1)["layout"])
+    tab.click_on_chart(20, "layer 2 · kv head 0")
+    tab.page.wait_for_function("location.search.includes('layer=2') && location.search.includes('kv_head=0')")
+    tab.settle()
+    assert "layer 2, key/value head 0" in json.dumps(tab.chart(1)["layout"])
 
 
 def test_epsilon_of_the_sink_rate(tab, results):
@@ -188,8 +198,7 @@ def test_a_second_tab_says_what_it_waits_for_until_the_first_cancels(chromium, s
     long.page.wait_for_selector("text=Cancelled: reading 1,900 tokens", timeout=60_000)
     short.settle()
     short.page.get_by_text("The text as it was read").click()
-    short.page.wait_for_timeout(500)
-    assert "cats" in short.text()
+    short.page.wait_for_selector("text=cats sleep under")
     long.page.get_by_role("button", name="Do it after all").click()
     long.page.wait_for_selector("text=reading 1,900 tokens", timeout=60_000)
     long.page.get_by_role("button", name="Cancel").click()

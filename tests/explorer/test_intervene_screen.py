@@ -30,12 +30,9 @@ def continued(lens, intervention):
 
 
 def test_attention_edits_are_found_and_take_effect(lens):
-    app = opened("intervene")
-    app.multiselect(key="with").set_value(["knock_out", "sink_removal"]).run()
+    settings = {"knock_out keys": "[0,3]", "knock_out layers": "[2,5]", "sink_removal remove_fraction": "0.9"}
+    app = opened("intervene", **{"with": ["knock_out", "sink_removal"], **settings})
     assert "Questions are about cache policies" in sentences(app), "nothing else is wrong"
-    app.text_input(key="knock_out keys").set_value("[0,3]").run()
-    app.text_input(key="knock_out layers").set_value("[2,5]").run()
-    app.number_input(key="sink_removal remove_fraction").set_value(0.9).run()
     edits = interp.KnockOut(keys=(0, 3), layers=(2, 5)) | interp.SinkRemoval(remove_fraction=0.9)
     ds = continued(lens, edits)
     assert written(app) == [[escape(text) for text in side] for side in ds["token_text"].values]
@@ -50,35 +47,30 @@ def test_attention_edits_are_found_and_take_effect(lens):
     [("knock_out keys", "first", "keys"), ("knock_out keys", "[99999]", "beyond"), ("knock_out layers", "77", "77")],
 )
 def test_a_setting_that_makes_no_sense_is_a_sentence(key, value, said):
-    app = opened("intervene")
-    app.multiselect(key="with").set_value(["knock_out"]).run()
-    app.text_input(key=key).set_value(value).run()
+    app = opened("intervene", **{"with": "knock_out", key: value})
     assert said in " ".join(element.value for element in app.error)
     assert not app.exception
 
 
 def test_a_value_that_makes_no_sense_is_a_sentence():
-    app = opened("intervene")
-    app.number_input(key="think ratio").set_value(1.5).run()
+    app = opened("intervene", **{"with": "think", "think ratio": "1.5"})
     assert "ratio should be" in sentences(app)
 
 
 @pytest.mark.parametrize("chosen", [[], ["h2o", "snapkv"]])
 def test_interventions_that_do_not_go_together(chosen):
-    app = opened("intervene")
+    app = opened("intervene", **({"with": chosen} if chosen else {"from_text": "false"}))
     app.multiselect(key="with").set_value(chosen).run()
     assert ("at least one" if not chosen else "both decide") in sentences(app)
 
 
 def test_an_empty_prompt_is_a_sentence():
-    app = opened("intervene")
-    app.toggle(key="from_text").set_value(False).run()
+    app = opened("intervene", from_text="false")
     assert "prompt is empty" in sentences(app)
 
 
 def test_questions_are_answered_with_a_table_of_what_was_merged():
-    app = opened("intervene", **{"with": "d2o"})
-    app.toggle(key="ask").set_value(True).run()
+    app = opened("intervene", **{"with": "d2o", "ask": "true"})
     assert not app.error
     (ledger,) = (
         frame.value for frame in app.dataframe if len(frame.value) == 0 or "eviction" in frame.value.index.names

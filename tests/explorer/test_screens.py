@@ -43,7 +43,7 @@ def test_every_screen_opens(screen):
 def test_a_chosen_head_is_chosen_on_every_page():
     app = opened("rank")
     maps, spectra = charts(app)
-    targets = [trace for trace in maps["data"] if trace["type"] == "scatter" and "customdata" in trace]
+    targets = [trace for trace in maps["data"] if trace.get("mode") == "markers"]
     assert len(targets) == 2, "one set of invisible points, which can be clicked, for each of the two maps"
     assert "layer" not in spectra["layout"]["title"]["text"]
     app.selectbox(key="layer").set_value("3").run()

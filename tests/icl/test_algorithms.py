@@ -123,6 +123,12 @@ def test_least_squares_and_ridge_against_numpy(N):
             np.testing.assert_allclose(algorithm.weights(tasks.X, tasks.y)[task], penalised, atol=1e-9)
 
 
+@pytest.mark.parametrize("N", [1, 2, 3, 4, 9])
+def test_ridge_without_a_penalty_is_least_squares(N):
+    tasks = prompts(N=N)
+    torch.testing.assert_close(ridge(0.0).weights(tasks.X, tasks.y), ols().weights(tasks.X, tasks.y))
+
+
 def test_bayes_ridge_has_the_least_error_of_all_ridges():
     tasks = make_regression(4000, 6, 8, x="normal", noise=0.5, dtype=torch.float64)
     error = {lam: (ridge(lam)(tasks.X, tasks.y, tasks.xq) - tasks.yq).square().mean() for lam in (0.05, 0.25, 1.0)}
@@ -196,3 +202,63 @@ def test_settings_that_make_no_algorithm():
         knn(3, "near")
     with pytest.raises(InterpError, match="ols"):
         bayes_ridge(0.0)
+    with pytest.raises(InterpError, match="0 or more, not -1"):
+        ridge(-1.0)
+    with pytest.raises(InterpError, match="no 0 nearest neighbours"):
+        knn(0)
+    for make in (lambda steps: gd(steps, 0.1), lambda steps: gdpp(steps, 0.1, 0.1), newton):
+        for steps in (-1, 1.5):
+            with pytest.raises(InterpError, match=f"whole number of steps, 0 or more, not {steps}"):
+                make(steps)
+
+
+def test_step_sizes_may_come_as_a_tensor():
+    sizes = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    assert gd(2, sizes).eta == (0.5, 0.25)
+    assert gdpp(2, sizes, torch.tensor(0.5)).gamma == 0.5
+    with pytest.raises(InterpError, match="eta has 2 values for 3 steps"):
+        gd(3, sizes)
+
+
+@pytest.mark.parametrize("d_y", [1, 3])
+@pytest.mark.parametrize("algorithm", [*LINEAR, knn(3), knn(3, "distance")], ids=lambda a: a.name)
+def test_without_a_pair_nothing_has_been_learned(algorithm, d_y):
+    tasks = prompts(N=0, d_y=d_y)
+    prediction = algorithm(tasks.X, tasks.y, tasks.xq)
+    assert prediction.shape == tasks.yq.shape
+    assert (prediction == 0).all()
+    w0 = torch.arange(4.0).double().expand(d_y, 4)
+    start = gd(2, 0.3, w0=w0).weights(tasks.X, tasks.y)
+    assert (start.reshape(20, d_y, 4) == w0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda X, y, xq: (X, y[:, :2], xq), r"not \[20, 7, 4\], \[20, 2\], \[20, 4\]"),
+        (lambda X, y, xq: (X, y, xq[:, :3]), r"\[20, 3\]"),
+        (lambda X, y, xq: (X[0], y[0], xq[0]), r"not \[7, 4\], \[7\], \[4\]"),
+        (lambda X, y, xq: (X, y.float(), xq), "one dtype, not torch.float32 and torch.float64"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", [gd(1, 0.5), knn()], ids=lambda a: a.name)
+def test_tensors_that_make_no_prompts(algorithm, change, words):
+    tasks = prompts()
+    with pytest.raises(InterpError, match=words):
+        algorithm(*change(tasks.X, tasks.y, tasks.xq))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        (gd(1, 0.5, precond=torch.eye(3)), r"precond is \[4, 4\] for these prompts, not \[3, 3\]"),
+        (gd(1, 0.5, precond=torch.ones(4)), r"precond is \[4, 4\]"),
+        (gd(1, 0.5, w0=torch.ones(2, 4)), r"labels of 1 is \[1, 4\] or \[4\], not \[2, 4\]"),
+        (bayes_ridge(0.1, torch.eye(3)), r"prior_cov is \[4, 4\] or a number for these prompts, not \[3, 3\]"),
+    ],
+    ids=lambda a: getattr(a, "name", ""),
+)
+def test_settings_that_do_not_fit_the_prompts(algorithm, words):
+    tasks = prompts()
+    with pytest.raises(InterpError, match=words):
+        algorithm.weights(tasks.X, tasks.y)

@@ -303,6 +303,12 @@ def test_refusals() -> None:
         (lambda: align(bent, gd(1, 1.0), tasks, parts=()), "not nothing"),
         (lambda: align(bent, gd(1, 1.0), tasks[:2]), "from 2 other tasks, and there are only 2"),
         (lambda: align(bent, gd(1, 1.0), tasks, queries=tasks.X), r"\[40, 12 or more, 3\] here, not \[40, 6, 3\]"),
+        (lambda: align(bent, gd(1, 1.0), (tasks.X, tasks.y)), "what make_regression returns, not tuple"),
+        (lambda: align(bent, gd(1, 1.0), tasks[:0]), "0 tasks of 6 pairs"),
+        (lambda: align(bent, gd(1, 1.0), tasks_of(N=0)), "40 tasks of 0 pairs"),
+        (lambda: align("bent", gd(1, 1.0), tasks), "'bent' cannot be"),
+        (lambda: align(bent, {"least squares": ols}, tasks), "ols'> cannot be"),
+        (lambda: align(bent, {}, tasks), "this mapping has none"),
     ):
         with pytest.raises(InterpError, match=says):
             call()

@@ -136,3 +136,31 @@ def test_recurrent_gdpp_is_one_pair_of_numbers():
 def test_models_that_cannot_be_descent_are_refused(shape, obstacle):
     with pytest.raises(InterpError, match=obstacle):
         construct_gd(model_of(**shape), 0.6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"step": "batch"}, "'mean' .* or 'sum'"),
+        ({"W0": torch.ones(D, 3)}, r"labels of 3 is \[3, 5\], not \[5, 3\]"),
+        ({"precond": torch.eye(4)}, r"precond is \[5, 5\] for this model, not \[4, 4\]"),
+        ({"precond": torch.ones(5)}, r"precond is \[5, 5\]"),
+        ({"eta": [0.1, 0.2]}, "eta has 2 values for 3 layers"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model(settings, words):
+    with pytest.raises(InterpError, match=words):
+        construct_gd(model_of(d_out=3, n_layers=3), **{"eta": 0.6, **settings})
+
+
+def test_only_regressors_can_be_written_to():
+    with pytest.raises(InterpError, match="not Linear"):
+        construct_gd(torch.nn.Linear(5, 1), 0.6)
+
+
+def test_step_sizes_and_start_in_other_forms():
+    tasks, start = tasks_of(), torch.linspace(-1, 1, D, dtype=torch.float64)
+    etas = torch.tensor([0.5, 0.25])
+    one = construct_gd(model_of(n_layers=2), etas, start)
+    other = construct_gd(model_of(n_layers=2), [0.5, 0.25], start[None])
+    assert np.array_equal(predict(one, tasks), predict(other, tasks))

@@ -77,6 +77,9 @@ def test_layers_without_such_a_predictor_are_refused():
         effective_predictor(construct_gd(model_of(), 0.5, torch.ones(1, D)))
     with pytest.raises(InterpError, match="not layer 1"):
         effective_predictor(model_of(n_layers=2), layer=1, tasks=tasks_of())
+    for wrong in (make_regression(9, N, D + 1), make_regression(9, N, D, d_y=2)):
+        with pytest.raises(InterpError, match=r"this model reads X \[batch, N, 4\]"):
+            effective_predictor(model_of(), tasks=wrong)
 
 
 def test_interpolation_ends_at_the_two_models():
@@ -107,8 +110,10 @@ def test_what_cannot_be_interpolated_is_refused():
         interpolate(model_of(n_layers=2), target)
     with pytest.raises(InterpError, match="one set of weights"):
         interpolate(model_of(n_heads=2), target)
-    with pytest.raises(InterpError, match="shape"):
+    with pytest.raises(InterpError, match="n_layers=2 and the model n_layers=1"):
         interpolate(model_of(), target)
+    with pytest.raises(InterpError, match="readout_sign=-1 and the model readout_sign=1"):
+        interpolate(model_of(readout_sign=1), construct_gd(model_of(), 0.8))
     untrained = AttentionRegressor(replace(model_of().cfg, init_std=1e-5)).double()
     with pytest.raises(InterpError, match="too small to divide by"):
         interpolate(untrained, construct_gd(model_of(), 0.8))

@@ -103,3 +103,10 @@ def test_noise_does_not_scale_with_the_teacher():
 def test_more_corrupted_labels_than_there_are():
     with pytest.raises(InterpError, match="0 to 10"):
         LAW.loss_with_corrupted_targets(11)
+
+
+@pytest.mark.parametrize("wrong", [{"N": 0}, {"d": 0}, {"x_variance": -1.0}, {"noise_var": -0.1}, {"kurtosis": 0.9}])
+def test_laws_that_cannot_be(wrong):
+    with pytest.raises(InterpError, match="is no law"):
+        GDLaw(**wrong)
+    assert LAW.loss_at_input_scale(0.0) == 0

@@ -115,8 +115,34 @@ def test_what_leaves_the_optimal_layer_open():
         _ = lsa_optimal(5).matrix
     with pytest.raises(InterpError, match="at once"):
         _ = lsa_optimal(5, SPREAD, d=4).matrix
+    with pytest.raises(InterpError, match="at once"):
+        _ = lsa_optimal(5, SPREAD, torch.eye(2)).matrix
     with pytest.raises(InterpError, match="diagonal"):
         lsa_optimal(5, SPREAD, kurtosis=1.8)
+    with pytest.raises(InterpError, match="symmetric"):
+        _ = lsa_optimal(5, SPREAD.triu()).matrix
+    for n, noise_var in ((0, 0.0), (5, -0.1)):
+        with pytest.raises(InterpError, match=f"not n = {n} and noise_var = {noise_var}"):
+            lsa_optimal(n, SPREAD, noise_var=noise_var)
+    tasks = make_regression(3, 5, 4)
+    with pytest.raises(InterpError, match="best for 3 inputs, and the prompts have 4"):
+        lsa_optimal(5, SPREAD).weights(tasks.X, tasks.y)
+
+
+def test_covariances_may_be_numpys():
+    expected = lsa_optimal(5, SPREAD, PRIORS["generic"]).matrix
+    torch.testing.assert_close(lsa_optimal(5, SPREAD.numpy(), PRIORS["generic"].tolist()).matrix, expected)
+    one = lsa_optimal(5, SPREAD.numpy(), 2.0).matrix
+    torch.testing.assert_close(one, lsa_optimal(5, SPREAD, 2.0).matrix)
+
+
+def test_what_has_no_best_step():
+    for steps in (0, -1):
+        with pytest.raises(InterpError, match=f"{steps} steps have no step size"):
+            tune_gd(make_regression(9, 3, 2), steps)
+    for tasks in (make_regression(9, 0, 2), make_regression(9, 3, 2, prior_cov=0.0)):
+        with pytest.raises(InterpError, match="no label but 0"):
+            tune_gd(tasks)
 
 
 def loss(algorithm, tasks):

@@ -1,9 +1,11 @@
 """What is drawn, and what `about` says of it."""
 
+import numpy as np
 import pytest
 import torch
 
 from interp.errors import InterpError
+from interp.icl.function_classes import Quadratic
 from interp.icl.regression import INPUT_LAWS, make_regression, tokenise
 
 SIGMA = torch.tensor([[2.0, 0.6], [0.6, 0.5]])
@@ -108,11 +110,32 @@ def test_interleaved_tokens():
         ({"cov": torch.tensor([[1.0, 0.5], [0.0, 1.0]])}, "symmetric"),
         ({"cov": -1.0}, "negative"),
         ({"teacher": "relu"}, "function_classes"),
+        ({"teacher": Quadratic}, r"write Quadratic\(\)"),
+        ({"noise": -1.0}, "0 or more"),
+        ({"half_width": -1.0}, "half_width is positive, not -1"),
+        ({"x": "normal", "scale": 0.0}, "scale is positive"),
+        ({"d_y": 0}, "d_y is a whole number, 1 or more"),
+        ({"seed": None}, "an integer or a torch.Generator, not None"),
+        ({"dtype": torch.int64}, "torch.int64 holds none"),
     ],
 )
 def test_settings_that_exclude_each_other(settings, words):
     with pytest.raises(InterpError, match=words):
         make_regression(4, 3, 2, **settings)
+
+
+@pytest.mark.parametrize(("sizes", "words"), [((0, 3, 2), "B is"), ((4, -1, 2), "N is"), ((4, 2.5, 2), "not 2.5")])
+def test_sizes_that_are_none(sizes, words):
+    with pytest.raises(InterpError, match=words):
+        make_regression(*sizes)
+
+
+def test_covariances_and_seeds_may_be_numpys():
+    given = {"cov": SIGMA.numpy(), "prior_cov": SIGMA.tolist(), "seed": np.int64(3)}
+    found, expected = make_regression(5, 3, 2, **given), make_regression(5, 3, 2, cov=SIGMA, prior_cov=SIGMA, seed=3)
+    assert torch.equal(found.X, expected.X)
+    assert torch.equal(found.w, expected.w)
+    assert found.about == expected.about
 
 
 def test_tokens_that_cannot_be():
@@ -123,3 +146,5 @@ def test_tokens_that_cannot_be():
         tokenise(make_regression(4, 3, 2), "interleaved", w0=torch.zeros(2))
     with pytest.raises(InterpError, match="'concat' or 'interleaved'"):
         tokenise(tasks, "stacked")
+    with pytest.raises(InterpError, match=r"is \[3, 2\], not \[2, 3\]"):
+        tokenise(tasks, w0=torch.zeros(2, 3))

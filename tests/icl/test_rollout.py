@@ -81,3 +81,5 @@ def test_losses_have_standard_errors_of_the_mean():
 def test_blocks_that_do_more_than_attend_are_refused(shape):
     with pytest.raises(InterpError, match="rolled out"):
         rollout(AttentionRegressor(RegressorConfig(**shape)), make_regression(2, 10, 10), 1)
+    with pytest.raises(InterpError, match="not -1"):
+        rollout(constructed(), make_regression(2, 10, 10), -1)

@@ -117,6 +117,8 @@ def test_refusals() -> None:
             r"increasing numbers of steps, not \[2, 1\]",
         ),
         (lambda: best_matching_steps({0: newton(1)}, newton, tasks, []), "increasing numbers"),
+        (lambda: best_matching_steps({0: newton(1)}, newton(1).name, tasks, [1]), "cannot be called"),
+        (lambda: best_matching_steps({0: newton}, newton, tasks, [1]), "newton'> cannot be"),
         (lambda: best_matching_steps({0: newton(1)}, newton, tasks, [1], fit_on=tasks), "compared as they are"),
     ):
         with pytest.raises(InterpError, match=says):

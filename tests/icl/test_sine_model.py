@@ -3,18 +3,18 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from interp.errors import InterpError
+from interp.icl.function_classes import Sines
 from interp.icl.regression import make_regression
-from interp.icl.sine_model import SineRegressor, Sines, sine_tasks
+from interp.icl.sine_model import SineRegressor, sine_tasks
 from interp.icl.training import train
 
 
-def tasks_of(batch=6, **settings):
-    return make_regression(batch, 10, 1, 5.0, teacher=Sines(**settings), seed=0)
+def tasks_of(batch=6):
+    return sine_tasks()(batch, seed=0)
 
 
 def features_by_hand(model, x, y):
@@ -70,30 +70,10 @@ def test_a_saved_model_comes_back(tmp_path):
         model(tasks.X.expand(-1, -1, 2), tasks.y, tasks.xq)
 
 
-def fitted(tasks):
-    """Amplitude and phase of each task, by least squares on sine and cosine."""
-    found = []
-    for x, y in zip(tasks.X.numpy()[..., 0], tasks.y.numpy(), strict=True):
-        (s, c), *_ = np.linalg.lstsq(np.stack([np.sin(x), np.cos(x)], 1), y, rcond=None)
-        found.append((math.hypot(s, c), math.atan2(c, s)))
-    return np.array(found).T
-
-
-def test_sines_have_the_law_they_name():
-    tasks = tasks_of(2000)
-    amplitude, phase = fitted(tasks)
-    assert 0.1 - 1e-4 < amplitude.min() < 0.11
-    assert 0.49 < amplitude.max() < 0.5 + 1e-4
-    assert amplitude.mean() == pytest.approx(0.3, abs=0.01)
-    assert phase.mean() == pytest.approx(math.pi / 2, abs=0.08)
-    assert abs(np.corrcoef(amplitude, phase)[0, 1]) < 0.08
-    assert float(tasks.X.abs().max()) > 4.9
-    expected = amplitude * np.sin(tasks.xq.numpy()[:, 0] + phase)
-    np.testing.assert_allclose(tasks.yq.numpy(), expected, atol=1e-4)
-    wide, _ = fitted(tasks_of(2000, amplitude=(0.1, 5.0)))
-    assert wide.max() > 4.9
-
-
-def test_the_shared_key_ties_phase_to_amplitude():
-    amplitude, phase = fitted(tasks_of(200, shared_key=True))
-    np.testing.assert_allclose(phase, math.pi * (amplitude - 0.1) / 0.4, atol=2e-3)
+def test_tasks_are_sines_of_the_released_code_unless_another_teacher_is_given():
+    for sample, teacher in ((sine_tasks(), Sines()), (sine_tasks(Sines((0.1, 5.0))), Sines((0.1, 5.0)))):
+        tasks = sample(7, seed=3)
+        expected = make_regression(7, 10, 1, 5.0, teacher=teacher, seed=3)
+        assert torch.equal(tasks.y, expected.y)
+        assert tasks.about == expected.about
+        assert float(tasks.X.abs().max()) > 4

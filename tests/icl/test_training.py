@@ -140,6 +140,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         train(small_model(n_heads=2), small, 8, **SETTINGS, checkpoint=path)
     with pytest.raises(InterpError, match=r"tasks of .*'half_width': 0\.5"):
         train(small_model(), partial(small, half_width=1.0), 8, **SETTINGS, checkpoint=path)
+    for wrong in ({"steps": -1}, {"every": 0}, {"batch": 0}):
+        with pytest.raises(InterpError, match="every and batch 1 or more"):
+            train(small_model(), small, **{"steps": 8, **SETTINGS, **wrong})
     with pytest.raises(InterpError, match="at step 4, past the 2"):
         train(small_model(), small, 2, **SETTINGS, checkpoint=path)
     path.write_text("no run")
@@ -197,7 +200,7 @@ def test_recipes_by_depth(variant, layers, lr, clip, clamp, init_std):
         recipe(RegressorConfig(), "figure")
 
 
-def assert_one_step_of_descent(seed, steps):
+def assert_one_step_of_descent(seed, steps=1000):
     settings_ = recipe(RegressorConfig())
     model = AttentionRegressor(settings_.cfg, seed=seed)
     train(model, draw, steps, seed=seed, **settings_.optimiser)
@@ -215,25 +218,30 @@ def assert_one_step_of_descent(seed, steps):
 
 
 def test_a_trained_layer_is_one_step_of_descent():
-    assert_one_step_of_descent(seed=0, steps=1000)
+    assert_one_step_of_descent(seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_every_seed_is_one_step_of_descent(seed):
-    assert_one_step_of_descent(seed, steps=2000)
+    assert_one_step_of_descent(seed)
 
 
 @pytest.mark.slow
 def test_two_recurrent_layers_become_gdpp():
     settings_ = recipe(RegressorConfig(n_layers=2, recurrent=True))
     model = AttentionRegressor(settings_.cfg)
-    train(model, draw, 3000, **settings_.optimiser)
     held_out = make_regression(20_000, 10, 10, seed=10_000)
+    to_gd = []
+    watch = {"on_step": lambda step, model: to_gd.append(cosine(model, gd(2, 6.01), held_out)), "every": 250}
+    train(model, draw, 3000, **watch, **settings_.optimiser)
     target = construct_gdpp(AttentionRegressor(settings_.cfg), 13.59, 0.176)
     to_gdpp = cosine(model, gdpp(2, 13.59, 0.176), held_out)
     assert to_gdpp > 0.99
-    assert to_gdpp > cosine(model, gd(2, 6.01), held_out)
+    assert to_gdpp > to_gd[-1]
+    assert max(to_gd) > 0.985  # on the way there it was gradient descent
+    assert max(to_gd) > to_gd[-1] + 0.02
+    assert to_gd[0] < 0.9
     assert half_mse(model, held_out) < 0.115
     assert half_mse(interpolate(model, target), held_out) < 0.115
     PV = in_gauge(lsa_products(model), 10).PV[0]

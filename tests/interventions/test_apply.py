@@ -275,6 +275,8 @@ def test_a_policy_that_did_nothing_says_so() -> None:
         warnings.simplefilter("error")
         with lens.apply(POLICY):
             lens(ids, use_cache=True)
+        with lens.apply(POLICY):  # a cache that is continued counts as used
+            lens(ids[:, :1], past_key_values=lens.last_cache, use_cache=True)
 
 
 def test_sliding_layers_are_named_and_left_alone() -> None:

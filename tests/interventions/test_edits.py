@@ -179,6 +179,27 @@ def test_an_edit_that_did_nothing_says_so() -> None:
                 lens.generate(ids, max_new_tokens=6, eos_token_id=None)
 
 
+def test_a_text_is_as_long_as_it_is_without_its_padding() -> None:
+    lens, (ids, mask) = interp.load(shared("llama")), left_padded(16, 5)
+    says = "keys 12 would lie beyond 11 tokens, the longest text that it met"
+    with pytest.warns(UserWarning, match=says), lens.apply(KnockOut(keys=[0, 12])):
+        lens(ids[1:], attention_mask=mask[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with lens.apply(KnockOut(keys=[0, 12])):
+            lens(ids, attention_mask=mask)
+
+
+def test_several_texts_in_a_row_are_refused() -> None:
+    """Each has a first token of its own, and an edit would see that of the row alone."""
+    lens, (ids, mask) = interp.load(shared("llama")), left_padded(12, 5)
+    packed = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    with lens.apply(KnockOut()):
+        assert "give each text a row of its own" in error_of(lambda: lens(ids[:1], position_ids=packed))
+        lens(ids[:1], position_ids=torch.arange(3, 15)[None])
+        lens(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).masked_fill(mask == 0, 1))
+
+
 def test_the_warning_names_the_line_of_the_block() -> None:
     lens = interp.load(shared("llama"))
     with pytest.warns(UserWarning, match="did not run") as caught, lens.apply(KnockOut()):

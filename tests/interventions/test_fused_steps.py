@@ -193,6 +193,20 @@ def test_sinks_never_go_however_little_attention_they_receive(kernel_steps: list
         assert (held(stored)[0][1, :, :3] == torch.arange(9, 12)).all()
 
 
+def test_a_prompt_read_in_inference_mode_may_go_on_outside_of_it(kernel_steps: list[int]) -> None:
+    """torch lets nobody write in place to what was made there."""
+    lens, ids = interp.load(shared("llama")), tokens(length=PROMPT)
+    with torch.inference_mode():
+        found = begun(lens, H2O(budget=12), ids)
+        read(lens, found, tokens(length=1, seed=4))
+    wanted = begun(lens, H2O(budget=12), ids)
+    read(lens, wanted, tokens(length=1, seed=4))
+    for new in (tokens(length=n, seed=n) for n in (1, 3, 1)):
+        close(read(lens, found, new)[-1], read(lens, wanted, new)[-1])
+        check_the_same(found, wanted)
+    assert len(kernel_steps) == 3 * 2 * 3
+
+
 def hooked(lens: Any, kept: LensCache, name: str) -> None:
     read(lens, kept, tokens(length=1), hooked=[name])
 

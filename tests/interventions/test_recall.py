@@ -44,10 +44,11 @@ def layer(batch: int, heads: int, kv_heads: int, tokens: int, d: int) -> tuple[t
     return tuple(torch.randn(batch, h, tokens, d, generator=make) for h in (heads, kv_heads, kv_heads))
 
 
-@pytest.mark.parametrize("padded", [0, 9, 80])
+@pytest.mark.parametrize("padded", [0, 9, 75, 80])
 @torch.no_grad()
 def test_a_layer_is_what_the_dense_mathematics_makes_of_it(padded: int) -> None:
-    """Up to 1,024 tokens the readers are all queries of the last quarter; 80 columns of padding reach into it."""
+    """Up to 1,024 tokens the readers are all queries of the last quarter; 80 columns of padding reach into it, and
+    after 75 there are fewer tokens to summarise than summaries."""
     q, k, v = layer(2, 6, 2, 100, 8)
     stored, _ = applied(Recall(budget=0.3, sinks=2), q, k, v, padded)
     old, summary, tail = stored.segments
@@ -62,6 +63,8 @@ def test_a_layer_is_what_the_dense_mathematics_makes_of_it(padded: int) -> None:
         hidden = (place > reading[:, None]) | (place < first)
         lse = (rows @ k[b, h].T).masked_fill(hidden, -torch.inf).logsumexp(-1)
         readers = Readers(rows.flatten(0, 1), lse.flatten(), reading.repeat(3))
+        some = (lost >= first) | bool((lost < first).all())  # padding is summarised where there is nothing else
+        lost, at = lost[some], at[some]
         group = dense_clusters(k[b, h, lost], 9)
         wanted = dense_summaries(readers, k[b, h, lost], v[b, h, lost], at, group, 9, 1.0)
         for c in range(9):
@@ -140,6 +143,25 @@ def test_the_budget_holds_and_padding_is_never_summarised(name: str) -> None:
     nearly = [s.segments[0].at()[0].sort(-1).values - 9 for s in lens.last_cache.stored.values()]
     wanted = [s.segments[0].at()[0].sort(-1).values for s in cache.stored.values()]
     assert all(torch.equal(a, b) for a, b in zip(nearly, wanted, strict=True))
+
+
+def test_a_padded_text_is_summarised_as_it_is_alone() -> None:
+    """Whatever stands in the padding; with as many readers, which are a share of all columns."""
+    lens: Any = interp.load(shared("llama"))
+    alone, policy = tokens(1, 60), Recall(budget=20)
+    other = torch.cat([tokens(1, 3, seed=9), tokens(1, 60, seed=8)], 1)
+    ids = torch.cat([other, torch.cat([torch.full((1, 3), 2), alone], 1)])
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    with torch.no_grad(), lens.apply(policy):
+        lens(alone, use_cache=True)
+        wanted = lens.last_cache.stored
+        lens(ids, attention_mask=mask, use_cache=True)
+    for layer, stored in lens.last_cache.stored.items():
+        for part in ("keys", "values", "log_count"):
+            found, single = (getattr(x[layer].segments[1], part) for x in (lens.last_cache.stored, wanted))
+            torch.testing.assert_close(found[1], single[0], rtol=1e-4, atol=1e-4)
+        assert torch.equal(stored.segments[1].at()[1] - 3, wanted[layer].segments[1].at()[0])
 
 
 def test_a_capped_model_and_bad_settings_are_refused() -> None:

@@ -15,6 +15,7 @@ from interp.icl.copying import copying_score
 from interp.icl.function_classes import ReLUNetwork
 from interp.icl.optimal import lsa_optimal, tune_gd, tune_gdpp
 from interp.icl.regression import make_regression
+from interp.icl.shifts import corrupt_targets
 from interp.probes import TaskProbe, available, resolve
 from interp.probes.icl_gd import IclGd
 from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
@@ -45,6 +46,7 @@ def test_one_constructed_layer_is_gradient_descent(tmp_path: Path) -> None:
     assert float(ds["effective_eta"].sel(layer=0)) == pytest.approx(eta)
     for name in ("distance_to_identity", "x_leak", "y_leak"):
         assert float(ds[name].max()) == pytest.approx(0, abs=1e-12)
+    assert float(ds["x_leak_se"]) == float(ds["y_leak_se"]) == 0
     assert float(ds["main"]) == pytest.approx(float(tune_gd(TASKS)(TASKS.X, TASKS.y, TASKS.xq).square().mean().sqrt()))
     first, second = IclGd().findings(ds)
     assert "Beside 1 step of gradient descent: loss" in first
@@ -88,7 +90,7 @@ def test_best_layer_is_that_of_the_tasks_law(law: dict, optimal: dict) -> None:
 
 def test_leak_terms_are_measured_with_their_spread_over_samples() -> None:
     model = regressor(init_std=0.5)
-    samples = [make_regression(60, N, D, seed=seed, dtype=torch.float64) for seed in range(60)]
+    samples = [make_regression(60, N, D, seed=seed, dtype=torch.float64) for seed in range(40)]
     found = [IclGd().measure(model, tasks) for tasks in samples]
     for name in ("main", "x_leak", "y_leak"):
         spread = np.std([float(ds[name]) for ds in found], ddof=1)
@@ -96,8 +98,16 @@ def test_leak_terms_are_measured_with_their_spread_over_samples() -> None:
         assert told == pytest.approx(spread, rel=0.35), name
 
 
-def test_there_is_no_best_layer_for_a_law_that_is_not_solved() -> None:
-    tasks = make_regression(400, N, D, teacher=ReLUNetwork(), dtype=torch.float64)
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        make_regression(400, N, D, teacher=ReLUNetwork(), dtype=torch.float64),
+        make_regression(400, N, D, x="exponential", dtype=torch.float64),  # its mean is not zero
+        corrupt_targets(TASKS, 2),
+    ],
+    ids=["not linear", "not centred", "corrupted"],
+)
+def test_there_is_no_best_layer_for_a_law_that_is_not_solved(tasks) -> None:
     assert "A_optimal" not in measured(construct_gd(regressor(), 1.0), tasks=tasks)
 
 
@@ -148,6 +158,7 @@ def test_refusals() -> None:
         (lambda: interp.probe(model, "w5 w6"), "read by a Lens from interp.load, and this is AttentionRegressor"),
         (lambda: interp.probe(model, TASKS, tokens=3), r"of tasks take a part with tasks\[:n\]"),
         (lambda: interp.probe(model, TASKS, "icl_gf"), "did you mean 'icl_gd'"),
+        (lambda: IclGd(steps=0), "1 step or more, not 0"),
         (lambda: interp.probe(model, TASKS, []), "no probe was asked for; there are icl_gd"),
     ):
         with pytest.raises(interp.InterpError, match=says):

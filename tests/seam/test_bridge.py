@@ -89,9 +89,10 @@ def test_what_a_bridge_lacks_is_refused_by_name() -> None:
         bridge.generate(tokens())
 
 
-def test_cache_policies_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="out of reach of cache policies"):
-        interp.load(bridged("llama")).apply(interp.ThinK())
+def test_interventions_are_refused() -> None:
+    for intervention in (interp.ThinK(), interp.KnockOut()):
+        with pytest.raises(UnsupportedModelError, match="out of reach of cache policies and attention edits"):
+            interp.load(bridged("llama")).apply(intervention)
     with pytest.raises(InterpError, match="explain needs a Lens"):
         interp.explain(interp.load(bridged("llama")), interp.ThinK(), tokens(1, 40), tokens(1, 4))
 

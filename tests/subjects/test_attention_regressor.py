@@ -234,6 +234,17 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
         AttentionRegressor(RegressorConfig()).load_weights(AttentionRegressor(RegressorConfig(d_in=3)).weights())
 
 
+@pytest.mark.parametrize("shape", [{}, {"attention": "softmax"}, {"layout": "interleaved"}, {"n_layers": 2}])
+def test_without_a_pair_the_query_is_all_there_is(shape):
+    model = AttentionRegressor(RegressorConfig(d_in=4, init_std=0.5, **shape)).double()
+    W0 = torch.linspace(-1, 1, 4, dtype=torch.float64)[None]
+    model.W0.copy_(W0)
+    X, y, xq = torch.zeros(3, 0, 4).double(), torch.zeros(3, 0).double(), torch.randn(3, 4).double()
+    expected = -xq[:, 3] if shape.get("layout") else (xq @ W0.T)[:, 0]
+    for said in (model(X, y, xq), model.run_with_cache(X, y, xq)[0]):
+        torch.testing.assert_close(said, expected)
+
+
 def test_prompts_that_do_not_fit_are_refused():
     model, tasks = AttentionRegressor(RegressorConfig(d_in=4)), tasks_of(RegressorConfig(d_in=4))
     X, y, xq = (t.float() for t in (tasks.X, tasks.y, tasks.xq))
@@ -255,6 +266,11 @@ def test_prompts_that_do_not_fit_are_refused():
         ({"readout": "first"}, "'y' or 'last'"),
         ({"readout_sign": 2}, "-1 or 1"),
         ({"n_heads": 0}, "at least 1"),
+        ({"d_head": 0}, "d_head is at least 1"),
+        ({"d_mlp": -1}, "d_mlp and n_pos_enc at least 0"),
+        ({"n_pos_enc": -1}, "at least 0"),
+        ({"clamp": 0.0}, "clamp is positive"),
+        ({"init_std": 0.0}, "init_std is positive"),
     ],
 )
 def test_shapes_that_cannot_be_built_are_refused(wrong, message):

@@ -15,7 +15,8 @@ probe = ChannelImbalance()
 result = measured.result(read, probe)
 for sentence in probe.findings(result):
     st.markdown(f"- {plain(sentence)}")
-charts.show(figures.channel_imbalance, result, result=probe.name, key="imbalance")
+st.caption("Click a row to choose its head.")
+charts.show_clickable(figures.channel_imbalance, result, result=probe.name, key="imbalance")
 
 st.subheader("One head")
 left, right = st.columns(2)

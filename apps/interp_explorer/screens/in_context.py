@@ -13,6 +13,8 @@ from interp_explorer import charts, study_view, subject, view, waiting
 from interp_explorer.desk import Progress
 from interp_explorer.text import plain
 
+SAMPLES = 4  # sequences of each kind that heads are measured on: less than half of the library's, for who waits
+
 shown = view.begin("In-context learning")
 st.title("In-context learning")
 read = subject.reading()
@@ -26,11 +28,12 @@ st.caption(
 if st.toggle("Measure this model's heads", False, key="heads", bind="query-params"):
 
     def measure(_: Progress) -> xr.Dataset:
-        return head_scores(lens, read.text)
+        return head_scores(lens, read.text, samples=SAMPLES)
 
     scores = waiting.done(("heads", *read.key), "scoring the heads on repeated tokens", measure)
     view.loaded(read)
-    view.code("from interp.icl.language import head_scores", "results = {'head_scores': head_scores(lens, text)}")
+    view.code("from interp.icl.language import head_scores", "results = {}")
+    view.code(f"results['head_scores'] = head_scores(lens, text, samples={SAMPLES})")
     for sentence in head_findings(scores):
         st.markdown(f"- {plain(sentence)}")
     for name, figure in figures.figures_of("head_scores").items():

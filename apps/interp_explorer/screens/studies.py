@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 import streamlit as st
-import xarray as xr
 
 from interp import figures, storage
 from interp.errors import InterpError
@@ -12,6 +11,7 @@ from interp_explorer import charts, study_view, tables, view
 from interp_explorer.text import plain
 
 FEW = 12  # different numbers that are chosen from a list rather than with a slider
+LISTED = 5_000  # rows of a variable
 
 shown = view.begin("Studies")
 st.title("Studies")
@@ -84,18 +84,15 @@ def open_result(file: Path) -> None:
     st.caption(plain(str(ds.attrs.get("description", ""))))
     for figure_name, figure in figures.figures_of(name).items():
         charts.show(figure, ds, result=name, key=f"opened {figure_name}")
-    listing(ds)
-
-
-def listing(ds: xr.Dataset) -> None:
     variable = st.selectbox("Variable", list(ds.data_vars), key="opened variable")
-    st.dataframe(ds[variable].to_dataframe().reset_index().head(5000), height=300)
+    if variable is not None:
+        st.dataframe(tables.rows(ds[variable]).head(LISTED), height=300)
 
 
 try:
-    found = tables.results_in(folder)
     root = Path(folder).expanduser()
-    file = st.selectbox("Result", found, key="file", format_func=lambda path: str(path.relative_to(root)))
+    found = {str(path.relative_to(root)): path for path in tables.results_in(folder)}
+    file = found[st.selectbox("Result", list(found), key="file", bind="query-params")]
     (open_result if file.suffix == ".nc" else open_table)(file)
 except InterpError as error:
     st.error(plain(str(error)))

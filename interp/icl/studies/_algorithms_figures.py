@@ -19,8 +19,8 @@ CAPTIONS = {
     ),
     "noise": (
         "Left: error of ridge by penalty (down) and noise (across), averaged over prompts with fewer pairs than "
-        "dimensions. Right: squared distance of a small transformer trained at that noise to ridge. The least entry "
-        "of a column is to lie on the diagonal. All over d, in the unit of inputs N(0, I)."
+        "dimensions. Right: squared distance of a small transformer trained at that noise to ridge, four pairs. The "
+        "least entry of a column is to lie on the diagonal. All over d, in the unit of inputs N(0, I)."
     ),
     "newton": (
         "Left: steps of gradient descent whose predictions resemble those of k Newton steps most; a straight line on "

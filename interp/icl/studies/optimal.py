@@ -63,7 +63,7 @@ class Optimal(Study):
     @property
     def starts(self) -> tuple[int, int]:
         """How many seeds are tried, and for how many steps; the best of them is trained on."""
-        return (4, 400) if self.quick else (12, 600)
+        return (3, 300) if self.quick else (12, 600)
 
     @property
     def stages(self) -> tuple[tuple[int, float], ...]:

@@ -79,7 +79,7 @@ def tally(rows: list[Verdict]) -> str:
 def _facts(study: Study, ds: xr.Dataset) -> list[tuple[str, str]]:
     """What was run, as (label, value): settings, then what the result says of itself, then time and machine."""
     settings = [(name.replace("_", " "), str(value)) for name, value in study.settings().items()]
-    rest = {name: value for name, value in ds.attrs.items() if name not in SHOWN_ELSEWHERE}
+    rest = {name: value for name, value in ds.attrs.items() if name not in SHOWN_ELSEWHERE | study.settings().keys()}
     seconds = ds.attrs["seconds"]
     seconds = json.loads(seconds) if isinstance(seconds, str) else seconds
     parts = sum(value for name, value in seconds.items() if name != "this call")

@@ -52,7 +52,8 @@ def near(
         raise InterpError("a fraction of 0 is no tolerance; use between(claim, source, ours, low=-x, high=x).")
     value, se = mean_and_se(ours)
     close = abs(value - expected) <= within * abs(expected)
-    return Verdict(claim, source, f"{expected:.4g} ± {100 * within:.2g} %", value, se, _word(value, close, measured))
+    interval = f"{expected:.4g} ± {100 * within:.2g} %".replace(" ", "\u00a0")  # one word, for a narrow column
+    return Verdict(claim, source, interval, value, se, _word(value, close, measured))
 
 
 def between(

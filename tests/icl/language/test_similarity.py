@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import InterpError
+from interp.icl import language
 from interp.icl.language.similarity import (
     cosine,
     kendall,
@@ -17,6 +18,7 @@ from interp.icl.language.similarity import (
     rec2ftp,
     simam,
     simaou,
+    token_overlap,
     top_overlap,
 )
 
@@ -95,3 +97,9 @@ def test_no_shared_token_is_nothing_alike():
     p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert float(overlap_cosine(p, q, 1)) == 0.0
     assert torch.isnan(overlap_cosine(p, q, 1, penalty=False))
+
+
+def test_token_overlap_is_that_of_the_ten_likeliest():
+    p, q = torch.arange(30.0).softmax(0), torch.arange(30.0).roll(5)
+    assert float(token_overlap(p, q)) == 0.5  # ids 20 to 29, and ids 25 to 29 with 0 to 4
+    assert language.token_overlap is token_overlap

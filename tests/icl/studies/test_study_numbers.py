@@ -24,8 +24,8 @@ def test_error_of_a_gradient_step_is_its_closed_form():
 
 
 def test_error_at_doubled_inputs_is_its_closed_form():
-    tasks = make_regression(100_000, algorithms.LONGEST, 8, cov=1.0, seed=2, dtype=torch.float64)
-    step = gd(1, 1 / (algorithms.LONGEST + 9), step="sum")
+    tasks = make_regression(100_000, algorithms.MANY, 8, cov=1.0, seed=2, dtype=torch.float64)
+    step = gd(1, 1 / (algorithms.MANY + 9), step="sum")
     error = 2 * half_mse(step, algorithms._scaled(tasks, 2.0, 2.0)) / float((2 * tasks.yq).square().mean())
     assert algorithms.gd_error_at_twice_the_inputs() == pytest.approx(error, rel=0.03)
 
@@ -39,6 +39,14 @@ def test_scaled_inputs_are_the_papers_law_in_another_unit():
     same = algorithms.penalised("1/4").weights(small * X, small * y)
     by_hand = torch.linalg.solve(X.mT @ X + 0.25 * torch.eye(8), torch.einsum("bnd,bn->bd", X, y))
     torch.testing.assert_close(same, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_the_closest_penalty_is_that_of_ridge_itself():
+    tasks = algorithms.draw(200, algorithms.FEW, "1/4", dtype=torch.float64)
+    for place in (20, 47, 60):
+        penalty = algorithms.PENALTIES[place]
+        model = algorithms.ridge(penalty * algorithms.X_VARIANCE)
+        assert algorithms._closest_penalty(model, tasks) == pytest.approx(penalty)
 
 
 def test_the_diagonal_is_counted():

@@ -1,0 +1,50 @@
+"""`interp app`: which port it takes, and that it ends when it is told to."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from interp import explorer
+from interp.errors import InterpError
+
+
+def test_a_taken_port_is_a_sentence():
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InterpError, match=f"port {port} of localhost is taken"):
+            explorer.start(port, browser=False)
+
+
+def test_without_a_port_it_takes_the_next_free_one(monkeypatch):
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(explorer, "PORT", port)
+        assert port < explorer._free_port("localhost") < port + 100
+
+
+def test_it_serves_until_it_is_terminated_and_leaves_nothing_running():
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"], stdout=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1) as answer:
+                    assert answer.status == 200
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.fail("the explorer does not answer")
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
+    assert explorer._free("localhost", port), "nothing listens any more"
