@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from interp_explorer.subject import sidebar
+from interp_explorer.subject import bring_along, sidebar
 
 PAGES = {
     "Look": {
@@ -32,5 +32,6 @@ page = st.navigation(
         for section, pages in PAGES.items()
     }
 )
+bring_along()
 sidebar()
 page.run()

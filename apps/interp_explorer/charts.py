@@ -99,6 +99,9 @@ def in_page_colours(figure: go.Figure) -> go.Figure:
         line = getattr(part, "line", None)
         if line is not None and line.color == INK:
             line.color = LIGHT
+        marker = getattr(part, "marker", None)
+        if marker is not None and isinstance(marker.color, str) and marker.color == INK:
+            marker.color = LIGHT
     figure.update_xaxes(**_DARK_AXIS).update_yaxes(**_DARK_AXIS)
     axes = dict.fromkeys(("xaxis", "yaxis", "zaxis"), _DARK_SCENE)
     return figure.update_scenes(**axes) if any(t.type in ("surface", "scatter3d") for t in figure.data) else figure

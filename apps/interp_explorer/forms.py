@@ -72,7 +72,8 @@ def intervention(name: str, key: str) -> tuple[Any, str]:
 
     cls = available()[name]
     described(cls)
-    chosen = settings(cls, key)
+    with st.expander("Settings"):
+        chosen = settings(cls, key)
     text = ",".join(f"{field}={_written(value)}" for field, value in chosen.items())
     spec = f"{name}:{text}" if text else name
     try:

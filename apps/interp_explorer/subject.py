@@ -24,6 +24,8 @@ IN_ADDRESS = 1_000  # characters of a typed text that go into the address
 SHELF = 20  # texts kept for addresses that name them
 MEAN = "mean"
 
+CHOICES = ("layer", "head", "kv_head")  # widgets that several pages have
+SHARED = (*CHOICES, "typed", "shelf")  # parts of the address that pages have in common
 TOPICS, TYPED, FILE = "Python help", "typed", "file"
 
 
@@ -64,6 +66,18 @@ def keep(text: str) -> str:
     return name
 
 
+def bring_along() -> None:
+    """Keep what pages share: a change of page empties the address of it, and forgets widgets that the page lacks."""
+    state = st.session_state
+    for name in SHARED:
+        value = state.get(name) or st.query_params.get(name) or state.get(f"kept {name}")
+        if value and value != MEAN and name not in st.query_params:
+            st.query_params[name] = value
+            if name in CHOICES:
+                state[name] = value
+        state[f"kept {name}"] = value
+
+
 def sidebar() -> None:
     """The widgets that choose model and text; drawn on every page, before it."""
     from interp.loading import DTYPES
@@ -98,8 +112,15 @@ def _typed() -> None:
 def _put_in_address() -> None:
     text = st.session_state["typing"] or ""
     short = len(text) <= IN_ADDRESS
-    st.query_params.pop("shelf" if short else "typed", None)
-    st.query_params["typed" if short else "shelf"] = text if short else keep(text)
+    _name_text("typed" if short else "shelf", text if short else keep(text))
+
+
+def _name_text(name: str, value: str) -> None:
+    """Put into the address which text is read: one that is `typed`, or one on the `shelf`."""
+    for one in ("typed", "shelf"):
+        st.query_params.pop(one, None)
+        st.session_state.pop(f"kept {one}", None)
+    st.query_params[name] = value
 
 
 def _uploaded() -> None:
@@ -114,7 +135,7 @@ def _uploaded() -> None:
         )
         return
     st.session_state.pop("bad upload", None)
-    st.query_params["shelf"] = keep(text)
+    _name_text("shelf", keep(text))
 
 
 def reading() -> Reading:

@@ -48,14 +48,14 @@ def side_by_side(ds: xr.Dataset, characters: int = LINE) -> go.Figure:
             ticks="outside" if last else "", title_text="characters" if last else "", row=row, col=1,
         )  # fmt: skip
     height = 20 * sum(heights) + 260
-    bar = {"orientation": "h", "len": 0.5, "y": -70 / height, "yanchor": "top"}
+    bar = {"orientation": "h", "len": 0.5, "y": -100 / height, "yanchor": "top"}
     colours = {"colorscale": SIGNED, "cmin": -WIDEST, "cmax": WIDEST}
     colours["colorbar"] = {"title": {"text": "shift of log-probability (nats)", "side": "top"}, **bar}
     fig.add_scatter(
         x=[None], y=[None], mode="markers", marker={"color": [0.0], "coloraxis": "coloraxis"}, hoverinfo="skip"
     )
     fig.update_layout(coloraxis=colours, barmode="overlay", showlegend=False)
-    return finish(fig, "Side by side", height).update_layout(margin_b=130)
+    return finish(fig, "Side by side", height).update_layout(margin_b=140)
 
 
 def _tokens(ds: xr.Dataset, side: str) -> list[tuple[str, int]]:

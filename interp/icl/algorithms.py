@@ -27,7 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.regression import Covariance, start_weights
+from interp.icl.covariance import Covariance
+from interp.icl.regression import start_weights
 
 
 class Algorithm(ABC):

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.algorithms import LinearAlgorithm, gd, gdpp
-from interp.icl.regression import Covariance, Tasks, checked_covariance
+from interp.icl.covariance import Covariance, checked_covariance
+from interp.icl.regression import Tasks
 
 
 @dataclass(frozen=True, eq=False)

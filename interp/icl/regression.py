@@ -21,12 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.icl.covariance import Covariance, covariance_root
 
 HALF_WIDTH = 0.5
 """Inputs of the released code: U(-0.5, 0.5), variance 1/12."""
-
-Covariance = float | Tensor
-"""A number stands for that multiple of the identity, a tensor is the [d, d] matrix."""
 
 
 @dataclass(frozen=True)
@@ -269,8 +267,8 @@ def _inputs(
     if cov is not None:
         if half_width is not None or scale is not None or x not in (None, "normal"):
             raise InterpError("cov means x ~ N(0, cov): leave out half_width, scale and other laws of x.")
-        root = covariance_root(cov, d, draws)
         inputs = draws.normal(B, M, d)
+        root = covariance_root(cov, d).to(inputs)
         inputs = inputs * root if root.ndim == 0 else inputs @ root.mT
         matrix = torch.as_tensor(cov, dtype=torch.float64)
         variance = float(matrix.diagonal().mean() if matrix.ndim else matrix)
@@ -299,38 +297,8 @@ def _linear_weights(B: int, d: int, d_y: int, prior_cov: Covariance | None, draw
     w = draws.normal(B, d) if d_y == 1 else draws.normal(B, d_y, d)
     if prior_cov is None:
         return w
-    root = covariance_root(prior_cov, d, draws)
+    root = covariance_root(prior_cov, d).to(w)
     return w * root if root.ndim == 0 else w @ root.mT
-
-
-def covariance_root(cov: Covariance, d: int, draws: Draws) -> Tensor:
-    """A matrix R with R Rᵀ = cov (a scalar for a scalar), in the dtype and on the device of `draws`.
-
-    Raises InterpError as `checked_covariance`.
-    """
-    matrix = checked_covariance(cov, d)
-    if matrix.ndim == 0:
-        root = matrix.sqrt()
-    else:
-        values, vectors = torch.linalg.eigh(matrix)
-        root = vectors * values.clamp_min(0).sqrt()
-    return root.to(draws.generator.device, draws.dtype)
-
-
-def checked_covariance(cov: Covariance, d: int) -> Tensor:
-    """`cov` as a [d, d] float64 tensor on the CPU; a number stays a scalar.
-
-    Raises:
-        InterpError: not a square matrix of size d, not symmetric, or not positive semidefinite.
-    """
-    matrix = torch.as_tensor(cov, dtype=torch.float64).cpu()
-    if matrix.ndim and matrix.shape != (d, d):
-        raise InterpError(f"A covariance of {d} inputs is a number or [{d}, {d}]; this one is {list(matrix.shape)}.")
-    square = matrix if matrix.ndim else matrix.reshape(1, 1)
-    values = torch.linalg.eigvalsh(square)
-    if not torch.allclose(square, square.mT) or values.min() < -1e-10 * values.abs().max():
-        raise InterpError("A covariance is symmetric and has no negative eigenvalues; this one is not: use S @ S.T.")
-    return matrix
 
 
 def _refuse_what_is_linear(prior_cov: Covariance | None, d_y: int, teacher: str | Teacher) -> None:

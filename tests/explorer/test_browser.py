@@ -131,6 +131,16 @@ def test_rank_map_shows_the_probes_numbers_and_a_click_chooses_a_head(tab, resul
     tab.page.get_by_role("link", name="Sinks").click()
     tab.settle()
     assert "layer 7, head 4" in json.dumps(tab.chart(1)["layout"]), "the choice is shared by pages"
+    assert "layer=7" in tab.page.url
+    assert "head=4" in tab.page.url
+
+
+def test_a_typed_text_comes_along_to_other_pages(tab):
+    tab.open(text="typed", typed="Seven+foxes+dig+below+the+barn.")
+    tab.page.get_by_role("link", name="Sinks").click()
+    tab.settle()
+    assert "foxes" in json.dumps(tab.chart(1)["data"])
+    assert "typed=Seven" in tab.page.url
 
 
 def test_channels_show_the_chosen_head(tab, results):
@@ -142,10 +152,10 @@ def test_channels_show_the_chosen_head(tab, results):
     wanted = np.maximum(np.log10(ratio.values.reshape(-1, ratio.sizes["channel"])), -1)
     np.testing.assert_allclose(numbers(heat[2]["z"]), wanted, atol=1e-4)
     assert "layer 5, key/value head 1" in json.dumps(tab.chart(1)["layout"])
-    tab.click_on_chart(20, "layer 2 · kv head 0")
-    tab.page.wait_for_function("location.search.includes('layer=2') && location.search.includes('kv_head=0')")
+    tab.click_on_chart(20, "layer 2 · kv head 2")
+    tab.page.wait_for_function("location.search.includes('layer=2') && location.search.includes('kv_head=2')")
     tab.settle()
-    assert "layer 2, key/value head 0" in json.dumps(tab.chart(1)["layout"])
+    assert "layer 2, key/value head 2" in json.dumps(tab.chart(1)["layout"])
 
 
 def test_epsilon_of_the_sink_rate(tab, results):

@@ -31,9 +31,13 @@ class KeyValueWeight:
 def key_value_weights(lens: Any) -> list[KeyValueWeight]:
     """Weights and biases of the key and value projections of all layers.
 
-    Raises UnsupportedModelError where a layer makes no keys and values of its own, or where one entry of a parameter
-    makes queries too.
+    Raises UnsupportedModelError for a Lens around a bridge, where a layer makes no keys and values of its own, or where
+    one entry of a parameter makes queries too.
     """
+    if not hasattr(lens, "anatomy"):
+        raise UnsupportedModelError(
+            f"key and value weights are found through a Lens; load the model itself instead of a {type(lens).__name__}."
+        )
     ids = torch.arange(1, 4, device=lens.device)[None] * (lens.cfg.d_vocab // 5)
     modules = [part.attention for part in lens.anatomy.blocks]
     before = [(p, p.requires_grad) for module in modules for p in module.parameters()]

@@ -101,7 +101,7 @@ class SoftmaxRegression(Study):
         _, curve = trained_regressor(
             parts, f"n-{case.words}-d-{case.d}-seed-{seed}",
             AttentionRegressor(
-                RegressorConfig(d_in=case.d, n_ctx=case.words, attention="softmax", readout_sign=1), seed
+                RegressorConfig(d_in=case.d, n_ctx=case.words, attention="softmax", readout_sign=1, init_std=0.1), seed
             ),
             {"words": case.words, "d": case.d, "radius": 1.0}, self.steps, sample=partial(_sample, case=case),
             seed=seed, every=self.steps // 15, watch=watch, report=report,
@@ -119,7 +119,7 @@ class SoftmaxRegression(Study):
             at = last.sel(case=case)
             rows += [
                 bounded(f"{case}: loss of the layer over that of the gradient step", f"{PAPER}: similar",
-                        at["loss_model"] / at["loss_gd"], low=0.85, high=1.15),
+                        at["loss_model"] / at["loss_gd"], high=1.1, expected="not above 1.1"),
                 bounded(f"{case}: cosine of the sensitivities", f"{PAPER}: rises towards 1", at["slope_cos"], low=0.9),
             ]  # fmt: skip
         return [

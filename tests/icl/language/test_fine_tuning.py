@@ -183,6 +183,11 @@ def test_what_cannot_be_trained_is_refused():
         pass
 
 
+def test_only_a_lens_knows_its_weights():
+    with pytest.raises(InterpError, match="load the model itself instead of a Identity"):
+        key_value_weights(torch.nn.Identity())
+
+
 def test_a_projection_shared_with_queries_is_refused():
     model = tiny("llama")
     for layer in model.model.layers:
