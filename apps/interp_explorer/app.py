@@ -32,6 +32,6 @@ page = st.navigation(
         for section, pages in PAGES.items()
     }
 )
-bring_along()
+bring_along(page.url_path)
 sidebar()
 page.run()

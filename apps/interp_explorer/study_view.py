@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Any
 
 import pandas as pd
@@ -11,23 +9,10 @@ import streamlit as st
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.icl import studies
 from interp_explorer import charts, view
 from interp_explorer.text import plain
 
 ICONS = {"reproduced": "✓", "not reproduced": "✗"}
-
-
-def of_result(ds: xr.Dataset) -> Any:
-    """The study that made a result, with its settings; None for a dataset that is no study's."""
-    name = str(ds.attrs.get("study", ""))
-    if name not in studies.available():
-        return None
-    settings = ds.attrs.get("settings", {})
-    settings = json.loads(settings) if isinstance(settings, str) else dict(settings)
-    known = {field.name: field for field in dataclasses.fields(studies.available()[name])}
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
-    return studies.make(name, **given)
 
 
 def show(study: Any, ds: xr.Dataset, source: str) -> None:

@@ -66,16 +66,18 @@ def keep(text: str) -> str:
     return name
 
 
-def bring_along() -> None:
+def bring_along(page: str) -> None:
     """Keep what pages share: a change of page empties the address of it, and forgets widgets that the page lacks."""
     state = st.session_state
+    changed = state.get("page", page) != page
+    state["page"] = page
     for name in SHARED:
         value = state.get(name) or st.query_params.get(name) or state.get(f"kept {name}")
-        if value and value != MEAN and name not in st.query_params:
+        state[f"kept {name}"] = value
+        if changed and value and value != MEAN and name not in st.query_params:
             st.query_params[name] = value
             if name in CHOICES:
                 state[name] = value
-        state[f"kept {name}"] = value
 
 
 def sidebar() -> None:

@@ -7,6 +7,7 @@ import streamlit as st
 
 from interp import figures, storage
 from interp.errors import InterpError
+from interp.icl import studies
 from interp_explorer import charts, study_view, tables, view
 from interp_explorer.text import plain
 
@@ -74,8 +75,8 @@ def open_result(file: Path) -> None:
     name = file.stem
     view.code("import interp", f"results = {{{name!r}: interp.storage.load({str(file)!r})}}")
     shown.data[name] = ds
-    study = study_view.of_result(ds)
-    if study is not None:
+    if "study" in ds.attrs:
+        study = studies.of_result(ds)
         st.subheader(plain(study.title))
         made = type(study)
         view.code(f"from {made.__module__} import {made.__name__}", f"study = {study!r}")

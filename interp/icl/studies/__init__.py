@@ -13,8 +13,9 @@ One file a study; every `Study` in this folder is found by its name.
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interp.discovery import classes_in, unknown
 from interp.errors import InterpError
@@ -22,7 +23,22 @@ from interp.icl.studies.base import Choice, Picture, Progress, Study
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
 
-__all__ = ["Choice", "Parts", "Picture", "Progress", "Study", "Verdict", "available", "between", "make", "near"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = [
+    "Choice",
+    "Parts",
+    "Picture",
+    "Progress",
+    "Study",
+    "Verdict",
+    "available",
+    "between",
+    "make",
+    "near",
+    "of_result",
+]
 
 
 @cache
@@ -44,3 +60,12 @@ def make(name: str, **settings: Any) -> Study:
     if wrong := [setting for setting in settings if setting not in known]:
         raise InterpError(f"the study {name} has no setting {wrong[0]!r}; it has {', '.join(known)}.")
     return cls(**settings)
+
+
+def of_result(result: xr.Dataset) -> Study:
+    """The study that made a result, with the settings it had. Raises InterpError for a dataset that is no study's."""
+    name, settings = result.attrs.get("study"), result.attrs.get("settings", {})
+    if name is None:
+        raise InterpError("this dataset is no result of a study: it does not say which study made it.")
+    settings = json.loads(settings) if isinstance(settings, str) else settings
+    return make(str(name), **{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})

@@ -149,8 +149,8 @@ class SoftmaxHeads(Study):
         final = ds["loss_model"].isel(measured_step=-1)
         counts = "; ".join(f"{label}: {int((final.sel(setting=label) < CONVERGED).sum())}" for label in (TWO, *LATER))
         return [
-            f"Seeds of {ds.sizes['seed']} that converge with two heads: {counts}. What the clip decides depends on "
-            "the batch: it keeps rare large gradients of small batches out of Adam's averages."
+            f"Seeds of {ds.sizes['seed']} that converge with two heads: {counts}. "
+            "The earlier run does not say its batch."
         ]
 
     def figures(self, ds: xr.Dataset) -> list[Picture]:

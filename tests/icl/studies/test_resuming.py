@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import xarray as xr
 
 from interp import storage
 from interp.errors import InterpError
@@ -60,3 +61,15 @@ def test_the_result_says_how_it_was_made(tmp_path):
     assert json.loads(stored.attrs["settings"]) == {"quick": False, "seeds": 2, "steps": 50}
     assert set(json.loads(stored.attrs["seconds"])) == {"seed-0", "seed-1", "this call"}
     assert {"torch", "cpu", "time", "threads"} <= set(stored.attrs)
+
+
+def test_a_result_tells_which_study_made_it(tmp_path):
+    from interp.icl import studies
+    from interp.storage import load, save
+
+    study = studies.make("optimal", quick=True)
+    ds = xr.Dataset(attrs={"study": study.name, "settings": study.settings()})
+    assert studies.of_result(ds) == study
+    assert studies.of_result(load(save(ds, tmp_path / "result.nc"))) == study
+    with pytest.raises(InterpError, match="no result of a study"):
+        studies.of_result(xr.Dataset())
