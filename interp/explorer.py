@@ -30,6 +30,7 @@ def start(port: int | None = None, address: str = "localhost", browser: bool = T
         "server.headless": "false" if browser else "true",
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
+        "server.showEmailPrompt": "false",
         "client.toolbarMode": "minimal",
     }
     from streamlit.web.cli import main as streamlit

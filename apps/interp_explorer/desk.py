@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from queue import SimpleQueue
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 Progress = Callable[[int, int], None]
@@ -59,7 +59,8 @@ class Job:
     def wanted(self) -> bool:
         with self._lock:
             last = max(self._waiting.values(), default=0.0)
-        return time.monotonic() - last < PATIENCE
+        # an explorer that was told to stop does not finish its work first
+        return time.monotonic() - last < PATIENCE and threading.main_thread().is_alive()
 
     def report(self, done: int, of: int) -> None:
         """What the work calls now and then."""
@@ -85,9 +86,7 @@ class Desk:
     def __init__(self) -> None:
         self._jobs: OrderedDict[tuple[Hashable, ...], Job] = OrderedDict()
         self._lock = threading.Lock()
-        self._waiting: SimpleQueue[tuple[Job, Work]] = SimpleQueue()
-        # a daemon: an explorer that is told to stop does not finish its work first
-        threading.Thread(target=self._work, name="desk", daemon=True).start()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="desk")
 
     def ask(self, key: tuple[Hashable, ...], what: str, work: Work, who: str) -> Job:
         """The job of this key (its first part is its kind): an earlier one if it came to something, else a new one."""
@@ -96,7 +95,7 @@ class Desk:
             if job is None or (job.finished and job.error is not None) or not (job.finished or job.wanted()):
                 job = self._jobs[key] = Job(key, what)
                 job.wait(who, 0)
-                self._waiting.put((job, work))
+                self._worker.submit(job.run, work)
             self._jobs.move_to_end(key)
             self._forget(key[0])
             return job
@@ -105,11 +104,6 @@ class Desk:
         """The job at the desk now."""
         with self._lock:
             return next((job for job in self._jobs.values() if job.running), None)
-
-    def _work(self) -> None:
-        while True:
-            job, work = self._waiting.get()
-            job.run(work)
 
     def _forget(self, kind: Hashable) -> None:
         finished = [key for key, job in self._jobs.items() if key[0] == kind and job.finished]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from interp.errors import InterpError
 from interp_explorer import memory, waiting
@@ -75,7 +77,8 @@ def bring_along(page: str) -> None:
         value = state.get(name) or st.query_params.get(name) or state.get(f"kept {name}")
         state[f"kept {name}"] = value
         if changed and value and value != MEAN and name not in st.query_params:
-            st.query_params[name] = value
+            with suppress(StreamlitAPIException):  # where the page before still holds it: then only the choice comes
+                st.query_params[name] = value
             if name in CHOICES:
                 state[name] = value
 

@@ -21,6 +21,16 @@ FLAGS = [
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+MAIN = sys.modules["__main__"]
+
+
+@pytest.fixture(autouse=True)
+def _main_module_put_back() -> Iterator[None]:
+    """AppTest leaves the app in the place of `__main__`, which processes that other tests spawn would then run."""
+    yield
+    sys.modules["__main__"] = MAIN
+
+
 @dataclass(frozen=True)
 class Server:
     url: str
