@@ -33,7 +33,7 @@ PAGES = {
     "tables": f"studies?folder={Path(__file__).parents[1]}/benchmarks/results",
     "export": "rank?layer=7&head=4",
 }
-SHOWN = {"overview": 1000, "rank": 1000, "intervene": 1400}  # what the page shows, and how much of it in pixels
+SHOWN = {"overview": 1000, "rank": 1320, "intervene": 1150}  # what the page shows, and how much of it in pixels
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
 
 
@@ -76,6 +76,8 @@ def settle(page: Any) -> None:
     page.wait_for_timeout(1000)
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=900_000, state="attached")
     page.wait_for_timeout(2500)
+    if page.locator("[data-testid=stException]").count():
+        sys.exit(f"{page.url} shows a traceback")
 
 
 def main(folder: Path | None) -> None:

@@ -12,7 +12,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, Queue
 from typing import Any
 
 Progress = Callable[[int, int], None]
@@ -21,6 +22,11 @@ Work = Callable[[Progress], Any]
 PATIENCE = 10.0  # seconds without a sign of life from any tab after which a job is given up
 KEPT = {"lens": 2}  # finished jobs of a kind (a key's first part) whose results are kept: models are large
 KEPT_ELSE = 32
+
+
+def _running() -> bool:
+    """Whether this process has not been told to stop: the rest of the work is then not done first."""
+    return threading.main_thread().is_alive()
 
 
 class Cancelled(Exception):
@@ -59,8 +65,7 @@ class Job:
     def wanted(self) -> bool:
         with self._lock:
             last = max(self._waiting.values(), default=0.0)
-        # an explorer that was told to stop does not finish its work first
-        return time.monotonic() - last < PATIENCE and threading.main_thread().is_alive()
+        return _running() and time.monotonic() - last < PATIENCE
 
     def report(self, done: int, of: int) -> None:
         """What the work calls now and then."""
@@ -86,7 +91,8 @@ class Desk:
     def __init__(self) -> None:
         self._jobs: OrderedDict[tuple[Hashable, ...], Job] = OrderedDict()
         self._lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="desk")
+        self._queue: Queue[tuple[Job, Work]] = Queue()
+        threading.Thread(target=self._serve, name="desk").start()
 
     def ask(self, key: tuple[Hashable, ...], what: str, work: Work, who: str) -> Job:
         """The job of this key (its first part is its kind): an earlier one if it came to something, else a new one."""
@@ -95,7 +101,7 @@ class Desk:
             if job is None or (job.finished and job.error is not None) or not (job.finished or job.wanted()):
                 job = self._jobs[key] = Job(key, what)
                 job.wait(who, 0)
-                self._worker.submit(job.run, work)
+                self._queue.put((job, work))
             self._jobs.move_to_end(key)
             self._forget(key[0])
             return job
@@ -104,6 +110,12 @@ class Desk:
         """The job at the desk now."""
         with self._lock:
             return next((job for job in self._jobs.values() if job.running), None)
+
+    def _serve(self) -> None:
+        while _running():
+            with suppress(Empty):
+                job, work = self._queue.get(timeout=1.0)
+                job.run(work)
 
     def _forget(self, kind: Hashable) -> None:
         finished = [key for key, job in self._jobs.items() if key[0] == kind and job.finished]

@@ -123,9 +123,29 @@ def filled(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         yield draft
         manifest = {"format": FORMAT, **provenance, "files": _listing(draft)}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _publish(draft, folder)
+        with _one_at_a_time(folder.parent):
+            _publish(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Let one process at a time publish in a folder, or one would take away what another has just put right.
+
+    Where the system has no such locks (Windows) nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    held = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)  # which gives the lock back
 
 
 def _publish(draft: Path, folder: Path) -> None:
