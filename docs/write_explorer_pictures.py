@@ -33,7 +33,7 @@ PAGES = {
     "tables": f"studies?folder={Path(__file__).parents[1]}/benchmarks/results",
     "export": "rank?layer=7&head=4",
 }
-SHOWN = {"overview": 1000, "rank": 1320, "intervene": 1150}  # what the page shows, and how much of it in pixels
+SHOWN = {"overview": 1000, "rank": 1320, "intervene": 1560}  # what the page shows, and how much of it in pixels
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
 
 
