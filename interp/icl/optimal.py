@@ -126,7 +126,15 @@ def nonlinear_step(n: int, correlation: float, energy: float) -> float:
         n: Context pairs.
         correlation: E‖c_f‖² with c_f = E[f(x) x | f].
         energy: E[y² ‖x‖²], noise included.
+
+    Raises:
+        InterpError: fewer than 1 pair, correlation below 0, or energy that is not above 0.
     """
+    if n < 1 or correlation < 0 or energy <= 0:
+        raise InterpError(
+            "nonlinear_step takes n of at least 1, correlation of at least 0 and energy above 0; found "
+            f"n={n}, correlation={correlation}, energy={energy}."
+        )
     return correlation / (energy + (n - 1) * correlation)
 
 

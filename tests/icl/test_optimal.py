@@ -91,6 +91,12 @@ def test_printed_steps():
     assert nonlinear_step(20, correlation=5, energy=5 * (5 + 2 + 0.5)) == pytest.approx(1 / 26.5, abs=1e-12)
 
 
+@pytest.mark.parametrize("given", [(0, 1.0, 1.0), (3, -1.0, 5.0), (3, 1.0, 0.0)])
+def test_a_step_of_impossible_moments_is_refused(given):
+    with pytest.raises(InterpError, match="nonlinear_step takes n of at least 1"):
+        nonlinear_step(*given)
+
+
 def test_special_cases_of_the_papers():
     n, s2, eye = 20, 0.5, torch.eye(3, dtype=torch.float64)
     assert lsa_optimal(n, 1.0, 1.0, s2, d=5).mse == pytest.approx(5 * 6.5 / 26.5, abs=1e-12)

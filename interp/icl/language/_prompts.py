@@ -50,8 +50,10 @@ def rows_of_text(
     """At most `most` rows of `length` tokens, special tokens that the tokenizer puts first included.
 
     One text is cut into consecutive stretches, of several texts each gives its beginning, and tokens `[sample, pos]`
-    are rows already. Raises InterpError where a text is shorter than `length`.
+    are rows already. Raises InterpError where a text is shorter than `length`, and without any text.
     """
+    if most < 1 or not len(text):
+        raise InterpError(f"{asked_by} has nothing to read; pass some text and ask for one row of it at least.")
     if isinstance(text, Tensor):
         rows = list(lens.tokens_and_mask(text)[0][:most])
     elif isinstance(text, str):
@@ -70,8 +72,16 @@ def rows_of_text(
 
 def special_tokens(lens: Any) -> Int[Tensor, " pos"]:
     """What the tokenizer puts before a text; nothing without a tokenizer."""
-    ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
+    ids = () if lens.tokenizer is None else start_tokens(lens.tokenizer)
     return torch.tensor(ids, dtype=torch.long, device=lens.device)
+
+
+def start_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Ids of the special tokens that a tokenizer puts before a text; those that would end it are left out."""
+    text = "text"
+    whole, bare = (list(tokenizer(text, add_special_tokens=special).input_ids) for special in (True, False))
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return tuple(whole[:at])
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 
+from interp.icl._means import mean_of_defined
 from interp.icl.language.changes import Change
 from interp.icl.language.label_tasks import LabelPrompts
 from interp.icl.language.readings import Reading
@@ -22,22 +22,22 @@ MEASURES = {
     "simaou": "cosine of the changes of attention outputs, ICL against FT, mean over layers",
     "simam_update": "cosine of the changes of scores over the query's own tokens, mean over heads and layers",
     "simam": "cosine of the scores over the query's own tokens, ICL against FT; inflated by what both share with ZSL",
-    "simam_zsl": "cosine of the scores over the query's own tokens, ICL against ZSL: what simam is held against",
     "kendall_tokens": "Kendall's tau over demonstration tokens: their scores in ICL, their query products in FT",
     "kendall_demos": "Kendall's tau over demonstrations, each with the softmax mass of its tokens",
-    "top_tokens_shared": "share of the top quarter of demonstration tokens that ICL and FT agree on; 1/4 by chance",
-    "top_demos_shared": "share of the top quarter of demonstrations that ICL and FT agree on; 1/4 by chance",
+    "top_tokens_shared": "share of the top quarter of demonstration tokens that ICL and FT share; about 1/4 by chance",
+    "top_demos_shared": "share of the top quarter of demonstrations that ICL and FT share; about 1/4 by chance",
     "token_overlap": f"share of the {TOP_TOKENS} likeliest next tokens that ICL and FT have in common",
     "overlap_cosine": "cosine of next-token probabilities on those in common, with a penalty for those that are not",
     "label_agreement": "share of queries that ICL and FT give the same label",
     "rec2ftp": "of the queries that ZSL labels wrong and FT right, the share that ICL labels right too",
+    "simam_zsl": "cosine of the scores over the query's own tokens, ICL against ZSL: what simam is held against",
     "accuracy_zsl": "share of queries that the bare model labels right",
     "accuracy_icl": "share of queries labelled right after the demonstrations",
     "accuracy_ft": "share of queries labelled right after fine-tuning",
     "update_ratio": "length of FT's change of attention outputs over that of ICL's, mean over layers",
 }
-SIMILARITIES = tuple(MEASURES)[:12]
-"""Those that compare ICL with another run; the rest say what the runs themselves do."""
+SIMILARITIES = tuple(MEASURES)[:11]
+"""Those that compare ICL with FT; the rest say what the runs themselves do."""
 BY_LAYER = ("simaou", "simam_update", "kendall_tokens")
 
 
@@ -47,6 +47,9 @@ def compared(zsl: Reading, icl: Change, ft: Change, prompts: LabelPrompts) -> xr
     Every measure of `MEASURES` with its `<name>_se`, `<name>_by_layer` for those of `BY_LAYER`, and `rec2ftp_queries`.
     A layer in which a similarity is not defined is left out of its mean. The quarter of tokens or demonstrations that
     matter most is at least one; Dai et al. take 5 of 32 demonstrations and 100 tokens of longer prompts.
+
+    Standard errors are NaN where fewer than two queries define the value. All queries share demonstrations and fine-
+    tuned weights, so these errors do not say how other demonstrations would do.
     """
     import xarray as xr
 
@@ -75,8 +78,8 @@ def compared(zsl: Reading, icl: Change, ft: Change, prompts: LabelPrompts) -> xr
         "label_agreement": (chosen["icl"] == chosen["ft"]).float(),
         **{f"accuracy_{run}": hits.float() for run, hits in right.items()},
     }
-    numbers = {name: _mean_and_se(values) for name, values in of_queries.items()}
-    numbers["rec2ftp"] = recovered, (recovered * (1 - recovered) / learnt) ** 0.5 if learnt else float("nan")
+    numbers = {name: mean_of_defined(values)[:2] for name, values in of_queries.items()}
+    numbers["rec2ftp"] = recovered, (recovered * (1 - recovered) / (learnt - 1)) ** 0.5 if learnt > 1 else float("nan")
     data: dict[str, Any] = {
         "rec2ftp_queries": ((), learnt, {"units": "queries", "description": "how many ZSL labels wrong and FT right"})
     }
@@ -98,9 +101,3 @@ def _paired(icl: list[Tensor], ft: list[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = [min(a.shape[-1], b.shape[-1]) for a, b in zip(icl, ft, strict=True)]
     sides = ([scores[..., -n:] for scores, n in zip(side, lengths, strict=True)] for side in (icl, ft))
     return tuple(torch.cat(side, -1) for side in sides)  # type: ignore[return-value]
-
-
-def _mean_and_se(values: Float[Tensor, " query"]) -> tuple[float, float]:
-    """Over the queries where the value is defined; NaN where there are too few."""
-    kept = values[~values.isnan()].double()
-    return float(kept.mean()), float(kept.std() / len(kept) ** 0.5) if len(kept) > 1 else float("nan")

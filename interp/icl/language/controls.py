@@ -1,10 +1,10 @@
 """What a similarity of two runs has to be held against before it says anything.
 
 Deutch et al. 2024 showed that untrained weights, which learn nothing in context, reach much of the published similarity
-of attention outputs. So no similarity is computed here without these: untrained weights, a Gaussian in place of what
-fine-tuning changed, fine-tuning on a wrong task, fine-tuning on shuffled labels. Of the last two only the fine-tuned
-side changes; the prompt keeps the right demonstrations. Dai et al.'s own random control is drawn from U(0, 1), whose
-mean is not 0; a Gaussian's is.
+of attention outputs. So `three_runs` computes no similarity without these: untrained weights, a Gaussian in place of
+what fine-tuning changed, fine-tuning on a wrong task, fine-tuning on shuffled labels. Of the last two only the
+fine-tuned side changes; the prompt keeps the right demonstrations. Dai et al.'s own random control is drawn from
+U(0, 1), whose mean is not 0; a Gaussian's is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def untrained(lens: Any, seed: int) -> Any:
 
     if type(lens) is not Lens:
         raise InterpError(
-            f"untrained weights are drawn for a Lens; {type(lens).__name__} wraps a model that is no such."
+            f"untrained weights are drawn for a plain Lens, not for a {type(lens).__name__}; load the model itself "
+            "with interp.load."
         )
     config = copy.deepcopy(lens.model.config)
     with torch.random.fork_rng():

@@ -30,12 +30,18 @@ from interp.icl.language.readings import next_token_logits
 Tensor = torch.Tensor
 Recipe = Literal["sgd", "layer_causal"]
 RECIPES: tuple[Recipe, ...] = ("sgd", "layer_causal")
-LEARNING_RATES: dict[Recipe, tuple[float, ...]] = {"sgd": (1e-3, 3e-3, 1e-2), "layer_causal": (1e-4, 3e-4, 1e-3)}
+LEARNING_RATES: dict[Recipe, tuple[float, ...]] = {"sgd": (1e-3, 3e-3, 1e-2), "layer_causal": (3e-4, 1e-3, 3e-3)}
 """What is tried by default; smaller for the layer-causal variant, whose loss is a sum over layers."""
 
 
 class DivergedError(InterpError):
-    """A learning rate with which the loss is no longer finite."""
+    """A learning rate with which the loss or the weights are no longer finite."""
+
+
+def check_recipe(recipe: str) -> None:
+    """Raise InterpError for a recipe that does not exist."""
+    if recipe not in RECIPES:
+        raise InterpError(f"a fine-tuning recipe is one of {', '.join(RECIPES)}, not {recipe!r}.")
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,10 @@ def fine_tuned(lens: Any, prompts: LabelPrompts, lr: float, recipe: Recipe = "sg
     bit.
 
     Raises InterpError for an unknown recipe, weights that are not float32 or float64 (steps would be rounded away);
-    DivergedError where the loss is no longer finite; UnsupportedModelError where key and value weights cannot be told
-    from others.
+    DivergedError where the loss or a weight is no longer finite; UnsupportedModelError where key and value weights
+    cannot be told from others.
     """
-    if recipe not in RECIPES:
-        raise InterpError(f"fine_tuned: recipe is one of {', '.join(RECIPES)}, not {recipe!r}.")
+    check_recipe(recipe)
     weights = key_value_weights(lens)
     if narrow := next((w for w in weights if w.parameter.dtype not in (torch.float32, torch.float64)), None):
         raise InterpError(
@@ -95,6 +100,8 @@ def _train(lens: Any, prompts: LabelPrompts, weights: list[KeyValueWeight], lr: 
                 weight.parameter.sub_(step, alpha=lr)
         losses.append(float(loss.detach()))
         queries.append(seen)
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):  # no loss follows the last step
+        raise DivergedError(f"fine-tuning on {prompts.task} diverged at its last demonstration at lr={lr}; take less.")
     return Training(torch.tensor(losses), queries)
 
 
@@ -155,11 +162,14 @@ def choose_learning_rate(
     `grid` is what is tried, by default the recipe's `LEARNING_RATES`. The loss is the mean cross entropy over the
     task's label words only, in nats; a rate that diverges counts as infinite.
 
-    Raises InterpError without held-out examples, and where every rate diverges.
+    Raises InterpError for an unknown recipe, without held-out examples or rates, and where every rate diverges.
     """
+    check_recipe(recipe)
     if not prompts.held_out:
         raise InterpError("choose_learning_rate: draw the task with held_out examples to choose on.")
     grid = LEARNING_RATES[recipe] if grid is None else grid
+    if not len(grid):
+        raise InterpError("choose_learning_rate: the grid is empty; name at least one learning rate.")
     losses: dict[float, float] = {}
     for lr in grid:
         try:

@@ -79,6 +79,7 @@ def previous_token(lens: Any, text: str | Tensor, *, length: int = 256, samples:
     if length < 3:
         raise InterpError(f"previous_token reads at least 3 tokens, the first being no target; found length={length}.")
     rows = rows_of_text(lens, text, length, samples, "previous_token")
+    _check_samples("previous_token", len(rows))
     return _attended(lens, rows, ("previous_token",), {"length": length})
 
 
@@ -181,6 +182,7 @@ LISTED = 8
 
 
 def _on_repeats(lens: Any, names: tuple[str, ...], length: int, repeats: int, samples: int, seed: int) -> xr.Dataset:
+    _check_samples(" and ".join(names), samples)
     if repeats < 2 or length < 2:
         raise InterpError(
             f"a follower of an earlier occurrence takes 2 repeats of 2 tokens, found {repeats} of {length}."
@@ -194,7 +196,6 @@ def _attended(
     lens: Any, rows: Int[Tensor, "sample pos"], names: tuple[str, ...], about: Mapping[str, int]
 ) -> xr.Dataset:
     """The scores `names` of every head on every row, averaged."""
-    _check_samples(" and ".join(names), len(rows))
     lens.check_length(rows.shape[1])
     points = [f"blocks.{layer}.attn.hook_pattern" for layer in range(lens.cfg.n_layers)]
     scores = np.zeros((len(names), len(rows), lens.cfg.n_layers, lens.cfg.n_heads))

@@ -40,8 +40,9 @@ def head_split(lens: Any, demos: Text | Sequence[Text], query: Text) -> xr.Datas
 
     With a the attention to demonstration tokens, out_ICL = (1 - a) out_query + a out_demo, where out_query and out_demo
     are the same head's output when the same query vector attends only to the rest of the prompt or only to the
-    demonstrations. Beside it the update of relaxed linear attention, sum over demonstration tokens of v (k . q), with
-    the model's own q, k, v after rotary embedding.
+    demonstrations. From the second layer on the rest of the prompt has read the demonstrations itself, so out_query is
+    not what the head puts out for the query alone. Beside it the update of relaxed linear attention, sum over
+    demonstration tokens of v (k . q), with the model's own q, k, v after rotary embedding.
 
     Args:
         lens: from `interp.load`.

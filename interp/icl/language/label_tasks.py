@@ -21,6 +21,7 @@ import numpy as np
 
 from interp.discovery import unknown
 from interp.errors import InterpError
+from interp.icl.language._prompts import start_tokens
 
 SEPARATOR = "\n\n"
 
@@ -87,7 +88,8 @@ class LabelTask:
     """Texts with one of a few labels, and how they are asked for.
 
     `template` holds `{text}` once and ends where the label begins; the label follows after a space. `examples` are
-    pairs of a text and the number of its label.
+    pairs of a text and the number of its label. Raises InterpError for a template or examples that are not like that,
+    and for fewer than two labels: there would be nothing to tell apart, and nothing to shuffle.
     """
 
     name: str
@@ -96,14 +98,28 @@ class LabelTask:
     examples: tuple[tuple[str, int], ...]
     source: str
 
+    def __post_init__(self) -> None:
+        if self.template.count("{text}") != 1:
+            raise InterpError(
+                f"{self.name}: the template {self.template!r} does not hold {{text}} once; put it where the text goes."
+            )
+        if len(self.labels) < 2:
+            raise InterpError(f"{self.name} has {len(self.labels)} labels; a task takes two at least.")
+        if stray := {label for _, label in self.examples} - set(range(len(self.labels))):
+            raise InterpError(
+                f"{self.name} has {len(self.labels)} labels and an example numbered {min(stray)}; count them from 0."
+            )
+
     def draw(
         self, tokenizer: Any, demos: int = 16, queries: int = 24, held_out: int = 24, seed: int = 0
     ) -> LabelPrompts:
         """Different texts for demonstrations, queries and held-out examples, each set as balanced as its size allows.
 
-        Raises InterpError for a label that is not one token of the tokenizer (or not one of its own), and for more
-        examples than the task has.
+        Raises InterpError without a tokenizer, for a label that is not one token of it (or not one of its own), and for
+        more examples than the task has.
         """
+        if tokenizer is None:
+            raise InterpError(f"{self.name} is a task of texts and needs a tokenizer; load the model with its own.")
         if demos < 1 or queries < 1 or held_out < 0:
             raise InterpError(f"draw: ask for 1 demonstration and 1 query at least; found {demos} and {queries}.")
         label_tokens = self.label_tokens(tokenizer)
@@ -125,7 +141,7 @@ class LabelTask:
 
         return LabelPrompts(
             task=self.name,
-            start=_start(tokenizer),
+            start=start_tokens(tokenizer),
             separator=_ids(tokenizer, SEPARATOR),
             demos=take(demos),
             queries=take(queries),
@@ -153,14 +169,6 @@ class LabelTask:
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _start(tokenizer: Any) -> tuple[int, ...]:
-    """The special tokens that come before a text; those that would end it are left out."""
-    text = "text"
-    whole, bare = list(tokenizer(text).input_ids), list(_ids(tokenizer, text))
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return tuple(whole[:at])
 
 
 def label_tasks() -> tuple[str, ...]:

@@ -29,7 +29,7 @@ LISTED = 5040
 
 
 def order_sensitivity(
-    predict: Callable[[list[Demo], Query], Float[torch.Tensor, " outcome"]],
+    predict: Callable[[list[Demo], Query], Float[torch.Tensor, " outcome"] | float],
     demos: Sequence[Demo],
     queries: Sequence[Query],
     permutations: int = 10,
@@ -58,8 +58,8 @@ def order_sensitivity(
         raise InterpError("order_sensitivity averages over queries; pass at least one.")
     spreads = []
     for query in queries:
-        outcomes = [predict([demos[i] for i in order], query).detach().double().reshape(-1) for order in orders]
-        spreads.append(float(torch.stack(outcomes).std(0).sum()))
+        outcomes = [torch.as_tensor(predict([demos[i] for i in order], query)).detach() for order in orders]
+        spreads.append(float(torch.stack(outcomes).double().std(0).sum()))
     sen = mean(torch.tensor(spreads))
     about = {"units": "1", "description": "standard deviation over orders of each outcome, summed over outcomes"}
     return xr.Dataset(

@@ -64,7 +64,7 @@ def cosine(x: Float[Tensor, "*batch n"], y: Float[Tensor, "*batch n"]) -> Float[
 
 def kendall(x: Float[Tensor, "*batch n"], y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """Kendall's tau-b along the last axis; NaN where one side is constant."""
-    rows = zip(*(side.flatten(0, -2).numpy(force=True) for side in (x, y)), strict=True)
+    rows = zip(*(side.reshape(-1, side.shape[-1]).numpy(force=True) for side in (x, y)), strict=True)
     how = "asymptotic" if x.shape[-1] > 2 else "auto"  # of the p-value, which nobody asks for: the cheap one
     taus = [kendalltau(a, b, method=how).statistic for a, b in rows]
     return torch.tensor(taus, dtype=torch.float64).reshape(x.shape[:-1])

@@ -17,7 +17,7 @@ from interp.errors import InterpError
 from interp.icl.language.changes import Change, fine_tuned_change, in_context_change
 from interp.icl.language.comparison import compared
 from interp.icl.language.controls import CONDITIONS, gaussian, untrained
-from interp.icl.language.fine_tuning import RECIPES, Recipe, choose_learning_rate, fine_tuned
+from interp.icl.language.fine_tuning import RECIPES, Recipe, check_recipe, choose_learning_rate, fine_tuned
 from interp.icl.language.label_tasks import LabelPrompts, LabelTask, label_task, wrong_task_for
 from interp.icl.language.readings import Reading, read
 
@@ -57,8 +57,8 @@ def three_runs(
         What `interp.icl.language.comparison.compared` returns, over (recipe, condition), and `learning_rate` (recipe).
         Standard errors are over queries.
 
-    Raises InterpError for fewer than 4 demonstrations (they are ranked) and what drawing, fine-tuning and untrained
-    weights refuse.
+    Raises InterpError for fewer than 4 demonstrations (they are ranked), recipes that do not exist or have no rate, and
+    what drawing, fine-tuning and untrained weights refuse.
     """
     import xarray as xr
 
@@ -66,6 +66,13 @@ def three_runs(
         raise InterpError(f"three_runs ranks demonstrations, so it takes 4 of them at least; found {demos}.")
     if not recipes:
         raise InterpError(f"three_runs takes at least one recipe of {', '.join(RECIPES)}.")
+    for recipe in recipes:
+        check_recipe(recipe)
+        if learning_rates is not None and recipe not in learning_rates:
+            raise InterpError(
+                f"learning_rates names {', '.join(learning_rates) or 'none'} and the recipe {recipe} is asked for; add "
+                "its rate, or leave learning_rates out to have all chosen."
+            )
     task = label_task(task) if isinstance(task, str) else task
     wrong = label_task(wrong_task) if isinstance(wrong_task, str) else wrong_task or wrong_task_for(task)
     right = task.draw(lens.tokenizer, demos, queries, held_out, seed)

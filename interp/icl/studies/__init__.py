@@ -50,8 +50,8 @@ def available() -> dict[str, type[Study]]:
 def make(name: str, **settings: Any) -> Study:
     """The study called `name` with these settings, and its defaults for all others.
 
-    Raises UnknownNameError for a name that is none, with the nearest one, and InterpError for a setting that the study
-    does not have.
+    A quick study trains `quick_seeds` unless `seeds` says otherwise. Raises UnknownNameError for a name that is none,
+    with the nearest one, and InterpError for a setting that the study does not have, or of a value that it cannot have.
     """
     if name not in available():
         raise unknown("study", name, available())
@@ -59,6 +59,11 @@ def make(name: str, **settings: Any) -> Study:
     known = [field.name for field in dataclasses.fields(cls)]
     if wrong := [setting for setting in settings if setting not in known]:
         raise InterpError(f"the study {name} has no setting {wrong[0]!r}; it has {', '.join(known)}.")
+    seeds = settings.get("seeds", 1)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise InterpError(f"{name} is run from 1 seed or more, not {seeds!r}.")
+    if settings.get("quick") and cls.quick_seeds is not None:
+        settings = {"seeds": cls.quick_seeds, **settings}
     return cls(**settings)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -23,9 +25,10 @@ CAPTIONS = {
         "least entry of a column is to lie on the diagonal. All over d, in the unit of inputs N(0, I)."
     ),
     "newton": (
-        "Left: steps of gradient descent whose predictions resemble those of k Newton steps most; a straight line on "
-        "this axis is exponential growth. Right: cosine of the predictions of each layer of the transformer trained "
-        "without noise (with a linear read-out of its own) with those of Newton's method by its steps."
+        "Left: steps of gradient descent whose predictions, or errors, resemble those of k Newton steps most; a "
+        "straight line on this axis is exponential growth. Right: cosine of the predictions of each layer of the "
+        "transformer trained without noise (with a linear read-out of its own) with those of Newton's method by its "
+        "steps."
     ),
     "elsewhere": (
         "Mean squared error over that of predicting 0, on the training law (first row), on shifts of inputs and "
@@ -41,14 +44,32 @@ def all_of(ds: xr.Dataset) -> list[Picture]:
     return [Picture(name, CAPTIONS[name], figure(ds)) for name, figure in draw.items()]
 
 
-def doubling(ds: xr.Dataset) -> tuple[float, float]:
+def doubling(ds: xr.Dataset, measure: str = "predictions") -> tuple[float, float]:
     """Slope of log2 of the best-matching descent steps over Newton steps, and the share of variance a line explains.
 
-    Newton steps that match the most steps of descent that were tried are left out: they may match more.
+    Newton steps that match the most steps of descent that were tried are left out: they may match more. Both are NaN
+    where fewer than three are left, through which a line says nothing.
     """
-    best = ds["newton_best_gd"].sel(measure="predictions")
-    inside = best < ds["gd_step"].max()
-    fit = stats.linregress(ds["newton_step"].values[inside], np.log2(best.values[inside]))
+    return _line(*_matched(ds, measure))
+
+
+def power_law(ds: xr.Dataset, measure: str = "predictions") -> float:
+    """The share of variance that a line over log2 of the Newton steps explains, as if growth were a power of them."""
+    steps, best = _matched(ds, measure)
+    return _line(np.log2(steps), best)[1]
+
+
+def _matched(ds: xr.Dataset, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Newton steps, and log2 of the descent steps that match each by this measure of `best_matching_steps`."""
+    best = ds["newton_best_gd"].sel(measure=measure)
+    inside = (best < ds["gd_step"].max()).values
+    return ds["newton_step"].values[inside], np.log2(best.values[inside])
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    if len(x) < 3:
+        return math.nan, math.nan
+    fit = stats.linregress(x, y)
     return float(fit.slope), float(fit.rvalue**2)
 
 
@@ -94,12 +115,13 @@ def newton(ds: xr.Dataset) -> go.Figure:
         )  # fmt: skip
         fig.add_trace(points, **place(0, 2))
     slope, _ = doubling(ds)
+    growth = "" if math.isnan(slope) else f" (log2 grows by {slope:.2f} a step)"
     first, k = float(best.sel(measure="predictions")[0]), ds["newton_step"].values
     doubled = go.Scatter(
         x=k, y=first * 2.0 ** (k - k[0]), mode="lines", name="doubling", line={"color": INK, "dash": "dot"}
     )
     fig.add_trace(doubled, **place(0, 2))
-    named_axes(fig, place(0, 2), f"Newton steps (log2 grows by {slope:.2f} a step)", "steps of descent", log_y=True)
+    named_axes(fig, place(0, 2), f"Newton steps{growth}", "steps of descent", log_y=True)
     layers = ds["layer_similarity"].sel(measure="predictions", drop=True).transpose("layer", "newton_steps")
     heat(
         fig, layers.assign_coords(layer=[f"layer {l}" for l in layers["layer"].values]), place(1, 2), form=".3f", size=9

@@ -44,13 +44,17 @@ CAPTIONS = {
 }
 
 
+def untied_depths(ds: xr.Dataset) -> list[str]:
+    """How many layers the models with weights of their own have that a result holds."""
+    return [name.rpartition("_")[2] for name in map(str, ds.data_vars) if name.startswith("loss_model_gdpp_untied_")]
+
+
 def all_of(ds: xr.Dataset) -> list[Picture]:
     """All figures of a result."""
-    untied = [name.rpartition("_")[2] for name in map(str, ds.data_vars) if name.startswith("loss_model_gdpp_untied_")]
     return [
         Picture("trajectory", CAPTIONS["trajectory"], trajectory(ds)),
         Picture("controls", CAPTIONS["controls"], controls(ds)),
-        *(Picture(f"untied_{layers}", CAPTIONS["untied"], untied_layers(ds, layers)) for layers in untied),
+        *(Picture(f"untied_{layers}", CAPTIONS["untied"], untied_layers(ds, layers)) for layers in untied_depths(ds)),
     ]
 
 

@@ -80,6 +80,11 @@ def half_mse(model: Model, tasks: Tasks) -> float:
     return 0.5 * float((model(tasks.X, tasks.y, tasks.xq) - tasks.yq).double().square().mean())
 
 
+def shared_size(size: float | tuple[float, ...]) -> float:
+    """The step size that all steps of a tuned algorithm share."""
+    return size[0] if isinstance(size, tuple) else size
+
+
 def farthest(values: xr.DataArray, aim: float) -> float:
     """The value farthest from `aim`: the worst seed of a claim about all of them."""
     flat = values.values.ravel()
@@ -99,6 +104,7 @@ def recipe_choices(used: Recipe) -> list[Choice]:
             "variance 0.002 / (layers · fan-in), cut off at two deviations",
         ),
         "learning rate": ("1e-3 for fewer than 3 layers, else 5e-4", "1e-3 for up to 3 layers, else 5e-4"),
+        "tokens kept within ±10": ("for more than 2 layers", "for more than 3 layers"),
     }
     return [
         Choice(setting, paper if mine else code, variant, f"{other}: {code if mine else paper}")

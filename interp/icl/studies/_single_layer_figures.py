@@ -44,10 +44,10 @@ def all_of(ds: xr.Dataset) -> list[Picture]:
 CAPTIONS = {
     "training": (
         "Left: half the mean squared error on the same held-out tasks, of the layer, of one step of gradient "
-        "descent, and of the mean of both sets of weights. Right: how far predictions and their gradients in the "
-        "query (the implicit weights) are from those of gradient descent. Lines are means over seeds, bands reach "
-        "from the least to the greatest; the diamond is the loss that the paper's notebook prints for gradient "
-        "descent."
+        "descent, and of the mean of both sets of weights. Middle: how far predictions and their gradients in the "
+        "query (the implicit weights) are from those of gradient descent. Right: cosine of these gradients, and the "
+        "ratio of their norms. Lines are means over seeds, bands reach from the least to the greatest; the diamond is "
+        "the loss that the paper's notebook prints for gradient descent."
     ),
     "away": (
         "The trained layer where it was never trained. Lines: the layer, mean over seeds. Circles: one step of "

@@ -42,6 +42,12 @@ def share(progress: Progress, place: int, of: int, what: str) -> Callable[[float
     return lambda done: progress((place + done) / of, what)
 
 
+def _interrupted(parts: Parts) -> dict[str, str]:
+    if not parts.continued:
+        return {}
+    return {"interrupted": f"{', '.join(sorted(parts.continued))}: timed only since their training last went on"}
+
+
 @dataclass(frozen=True)
 class Choice:
     """A setting that another reader of the paper might have chosen differently."""
@@ -79,6 +85,8 @@ class Study(ABC):
     """One paragraph: what is trained or loaded, and what is measured."""
     summary: ClassVar[str]
     """One line for `interp icl --list`."""
+    quick_seeds: ClassVar[int | None] = None
+    """The seeds of a quick run where `make` is given none; None: as many as otherwise."""
 
     def __post_init__(self) -> None:
         variant = getattr(self, "variant", "code")
@@ -106,6 +114,7 @@ class Study(ABC):
             "settings": self.settings(),
             **ds.attrs,
             "seconds": {**parts.seconds, "this call": time.perf_counter() - began},
+            **_interrupted(parts),
             **provenance(),
         }
         save(ds, Path(folder) / "result.nc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,20 +11,21 @@ from typing import Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from interp.errors import InterpError
 from interp.icl.language.comparison import SIMILARITIES
 from interp.icl.language.controls import CONDITIONS, CONTROLS
-from interp.icl.language.fine_tuning import LEARNING_RATES, RECIPES
-from interp.icl.language.label_tasks import label_task
+from interp.icl.language.fine_tuning import LEARNING_RATES, RECIPES, Recipe
+from interp.icl.language.label_tasks import label_task, wrong_task_for
 from interp.icl.language.order_of_runs import order_sensitivity_of_runs
 from interp.icl.language.three_runs import three_runs
 from interp.icl.studies._drawing import COLOURS, finished, heat, line, named_axes, panels, place
 from interp.icl.studies.base import Choice, Picture, Progress, Study
 from interp.icl.studies.parts import Parts
-from interp.icl.studies.verdicts import Verdict, between, mean_and_se
+from interp.icl.studies.verdicts import NOT_FOUND, Verdict, between, mean_and_se
 
 DAI = "Dai et al. 2023, mean of six tasks on 1.3 billion parameters"
 CLAIM = "claim of Dai et al. 2023, with the controls of Deutch et al. 2024"
-DEUTCH = "Deutch et al. 2024, mean of six tasks on 1.3 billion parameters"
+DEUTCH = "result files of Deutch et al. 2024, 1.3 billion parameters"
 JUDGED = ("simaou", "simam_update", "kendall_tokens", "label_agreement", "token_overlap")
 """Similarities that must all exceed their controls before a recipe can be said to match in-context learning."""
 HALF = 0.5**0.5
@@ -32,8 +34,9 @@ NAMED = {"sgd": "SGD on keys and values", "layer_causal": "layer-causal SGD on k
 CELLS = ("task", "seed")
 ORDER_QUERIES = 8
 SCORES_CAPTION = (
-    "Means over tasks and draws. A similarity says something only where the first column exceeds all others: untrained "
-    "weights have nothing to learn with, the fine-tuned side of the last two columns was taught something else."
+    "Means over tasks and draws; rec2ftp is the share of all queries that it counts. A similarity says something only "
+    "where the first column exceeds all others: untrained weights have nothing to learn with, the fine-tuned side of "
+    "the last two columns was taught something else. Untrained weights are drawn once a draw, the same for all tasks."
 )
 LAYERS_CAPTION = (
     "Cosine of what demonstrations and fine-tuning change in each layer's attention output. Bands reach from the least "
@@ -69,6 +72,15 @@ class LanguageModel(Study):
     queries: int = 24
     permutations: int = 4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tasks or self.seeds < 1:
+            raise InterpError(
+                f"{self.name} takes one task and one seed at least; found {len(self.tasks)} and {self.seeds}."
+            )
+        for task in self.tasks:
+            label_task(task)  # an unknown name is refused before anything is measured
+
     def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
         @cache
         def lens() -> Any:  # loaded when the first part is missing
@@ -76,7 +88,7 @@ class LanguageModel(Study):
 
             return interp.load(self.model)
 
-        tasks = self.tasks[1:2] if self.quick else self.tasks
+        tasks = self.tasks[:2][-1:] if self.quick else self.tasks  # language by default, whose texts are short
         found = []
         for i, task in enumerate(tasks):
 
@@ -95,15 +107,15 @@ class LanguageModel(Study):
         return {"demos": self.demos, "queries": self.queries, "held_out": 24}
 
     def _measured(self, parts: Parts, lens: Callable[[], Any], task: str, progress: Progress) -> xr.Dataset:
-        """All of one task. Every draw chooses its own learning rates; orders are compared at those of the first."""
-        given = {recipe: LEARNING_RATES[recipe][-1] for recipe in RECIPES} if self.quick else None
+        """All of one task. The first draw chooses the learning rates for all of them, one a task as in the paper."""
+        rates = {recipe: LEARNING_RATES[recipe][-1] for recipe in RECIPES} if self.quick else None
         seeds = 1 if self.quick else self.seeds
         draws = []
         for seed in range(seeds):
             say = lambda fraction, what, seed=seed: progress((seed + fraction) / (seeds + 1), what)  # noqa: E731
-            make = partial(_runs, lens, task, seed=seed, learning_rates=given, progress=say, **self._sizes)
-            draws.append(parts.measured(f"{task}-{seed}", {"model": self.model, "rates": given, **self._sizes}, make))
-        rates = {recipe: float(draws[0]["learning_rate"].sel(recipe=recipe)) for recipe in RECIPES}
+            make = partial(_runs, lens, task, seed=seed, learning_rates=rates, progress=say, **self._sizes)
+            draws.append(parts.measured(f"{task}-{seed}", {"model": self.model, "rates": rates, **self._sizes}, make))
+            rates = {recipe: float(draws[0]["learning_rate"].sel(recipe=recipe)) for recipe in RECIPES}
         progress(seeds / (seeds + 1), f"{task}: order of demonstrations")
         permutations = 2 if self.quick else self.permutations
         order = parts.measured(
@@ -120,8 +132,10 @@ class LanguageModel(Study):
         gain = simaou.sel(condition="demos", recipe="layer_causal") - simaou.sel(condition="demos", recipe="sgd")
         return [
             *rows,
-            self._positive("untrained weights: simaou of SGD", f"{DEUTCH}: .127", untrained),
-            self._positive("simaou of layer-causal SGD less that of SGD", f"{DEUTCH}: .279 less .185", gain),
+            self._positive("untrained weights: simaou of SGD", f"{DEUTCH}, mean of five tasks: .127", untrained),
+            self._positive(
+                "simaou of layer-causal SGD less that of SGD", f"{DEUTCH}, mean of six tasks: .279 less .185", gain
+            ),
         ]
 
     def _recipe_verdicts(self, of: xr.Dataset, named: str) -> list[Verdict]:
@@ -129,18 +143,22 @@ class LanguageModel(Study):
             self._positive(f"{named}: {name} less that of {strongest}, its strongest control", CLAIM, excess)
             for name, (excess, strongest) in ((name, excess_over_controls(of[name])) for name in JUDGED)
         ]
-        alike = of["simaou"].sel(condition="demos")
+        alike = by_task(of["simaou"].sel(condition="demos"))
         half = f"≥ {HALF:.2f}: half of the change's squared length"
-        source = f"claim that the two are alike; {DAI}: .186"
+        source = f"our criterion for two changes that are alike; {DAI}: .186, which is below it too"
         return [
             *above,
             between(f"{named}: simaou itself", source, alike, low=HALF, expected=half, measured=not self.quick),
         ]
 
     def _positive(self, claim: str, source: str, cells: xr.DataArray) -> Verdict:
-        low = 2 * mean_and_se(cells)[1]
-        said = "> 0 by 2 standard errors"
-        return between(claim, source, cells, low=low, expected=said, measured=not self.quick)
+        values = by_task(cells)
+        value, error = mean_and_se(values)
+        said = f"> 0 by 2 standard errors over {'tasks' if cells.sizes['task'] > 1 else 'draws'}"
+        if math.isnan(error) and not self.quick:
+            return Verdict(claim, source, said, value, error, NOT_FOUND)
+        low = math.nextafter(2 * error, math.inf)  # nothing is not more than nothing, even without any spread
+        return between(claim, source, values, low=low, expected=said, measured=not self.quick)
 
     def notes(self, ds: xr.Dataset) -> list[str]:
         return [
@@ -150,6 +168,7 @@ class LanguageModel(Study):
                 for recipe, named in NAMED.items()
                 for name in SIMILARITIES
             ),
+            *(_rates(ds["learning_rate"].sel(recipe=recipe), recipe) for recipe in RECIPES),
             *(_accuracies(ds.sel(task=task)) for task in ds["task"].values),
             "Order sensitivity, the spread of next-token probabilities over orders of the demonstrations: "
             + ", ".join(f"{run} {_told(ds['order_sensitivity'].sel(run=run))}" for run in ds["run"].values)
@@ -161,7 +180,7 @@ class LanguageModel(Study):
         layers = panels(list(NAMED.values()), 2)
         for i, recipe in enumerate(NAMED):
             at, of = place(i, 2), ds.sel(recipe=recipe)
-            table = xr.concat([of[name].mean(CELLS) for name in SIMILARITIES], "measure")
+            table = xr.concat([over_draws(of, name) for name in SIMILARITIES], "measure")
             table = table.assign_coords(measure=list(SIMILARITIES)).transpose("measure", "condition")
             heat(scores, table, at, form=".2f", scale="Blues", low=0, high=1)
             for colour, condition in zip(COLOURS, CONDITIONS, strict=False):
@@ -177,13 +196,15 @@ class LanguageModel(Study):
         ]
 
     def choices(self) -> list[Choice]:
+        wrong = {task: wrong_task_for(label_task(task)).name for task in self.tasks}
         return [
             Choice(
                 "learning rate",
-                "chosen for each draw of a task on held-out examples",
+                "chosen once a task, on held-out examples of its first draw",
                 "ours",
-                "paper: one per task, for 1.3 B",
+                "paper: one a task too, for models of 1.3 B",
             ),
+            Choice("wrong task", ", ".join(f"{other} for {task}" for task, other in wrong.items()), "ours"),
             Choice("random control of SimAOU", "Gaussian", "ours", "released code: U(0, 1), whose mean is not 0"),
             Choice("queries in Kendall's tau", "after rotary embedding", "ours", "paper: models without rotation"),
             Choice("top demonstrations and tokens", "a quarter of each", "ours", "paper: 5 demonstrations, 100 tokens"),
@@ -193,9 +214,18 @@ class LanguageModel(Study):
 def excess_over_controls(score: xr.DataArray) -> tuple[xr.DataArray, str]:
     """The score of a similarity over (condition, ...) less that of the control with the largest mean, and its name."""
     means = score.sel(condition=list(CONTROLS)).mean([dim for dim in score.dims if dim != "condition"])
-    strongest = str(means["condition"].values[int(means.values.argmax())])
+    strongest = CONTROLS[int(means.fillna(-np.inf).values.argmax())]  # one that is defined nowhere is not the strongest
     excess = score.sel(condition="demos", drop=True) - score.sel(condition=strongest, drop=True)
     return excess, strongest
+
+
+def by_task(cells: xr.DataArray) -> xr.DataArray:
+    """One value a task, its mean over draws, to judge by; where there is one task, one value a draw.
+
+    Draws of a task share its texts, labels, template and learning rates, so they are no independent samples of what
+    tasks show.
+    """
+    return cells.mean("seed") if "seed" in cells.dims and cells.sizes["task"] > 1 else cells
 
 
 def conclusion(of: xr.Dataset, named: str) -> str:
@@ -203,20 +233,23 @@ def conclusion(of: xr.Dataset, named: str) -> str:
 
     It matches if every judged similarity exceeds its strongest control by 2 standard errors and SimAOU reaches `HALF`.
     """
-    alike, _ = mean_and_se(of["simaou"].sel(condition="demos"))
+    values = by_task(of["simaou"].sel(condition="demos"))
+    if values.size < 2:
+        return f"{named}: one draw of one task is too little to judge by."
+    alike, _ = mean_and_se(values)
     beaten = []
     for name in JUDGED:
-        value, error = mean_and_se(excess_over_controls(of[name])[0])
+        value, error = mean_and_se(by_task(excess_over_controls(of[name])[0]))
         if value > 2 * error:
             beaten.append(name)
-    cells = of["simaou"].sizes["task"] * of["simaou"].sizes["seed"]
-    if cells < 2:
-        return f"{named}: one draw of one task is too little to judge by."
-    share = f"its simaou of {alike:.2f} is {alike**2:.0%} of the squared length of what demonstrations change"
+    share = f"its simaou is {alike:.2f}, and a cosine of that size explains {alike**2:.0%} of a change"
     if len(beaten) == len(JUDGED) and alike >= HALF:
         return f"{named}: this fine-tuning recipe matches in-context learning on this model by these measures; {share}."
     if not beaten:
-        return f"{named}: no similarity exceeds its strongest control, so nothing links it to in-context learning here."
+        return (
+            f"{named}: none of {', '.join(JUDGED)} exceeds its strongest control by 2 standard errors, so these "
+            "numbers give no reason to link this fine-tuning recipe to in-context learning on this model."
+        )
     left = [name for name in JUDGED if name not in beaten]
     but = f" and does not in {', '.join(left)}" if left else ""
     return (
@@ -225,30 +258,58 @@ def conclusion(of: xr.Dataset, named: str) -> str:
     )
 
 
+def over_draws(of: xr.Dataset, name: str) -> xr.DataArray:
+    """A similarity over all tasks and draws: its mean, or for Rec2FTP the share of all queries that it counts.
+
+    A task with two such queries weighs as much as they do, not as much as one with twenty.
+    """
+    if name != "rec2ftp":
+        return of[name].mean(CELLS)
+    queries = of["rec2ftp_queries"]
+    return (of["rec2ftp"] * queries).sum(CELLS) / queries.sum(CELLS)
+
+
 def accuracy_table(ds: xr.Dataset) -> xr.DataArray:
     """Share of queries labelled right `[task, run]`, mean over draws."""
     demos = ds.sel(condition="demos").mean("seed")
     bare = demos.sel(recipe="sgd", drop=True)
     columns = {"ZSL": bare["accuracy_zsl"], "ICL": bare["accuracy_icl"]} | {
-        f"FT, {recipe}": demos["accuracy_ft"].sel(recipe=recipe, drop=True) for recipe in NAMED
+        f"FT by {recipe}": demos["accuracy_ft"].sel(recipe=recipe, drop=True) for recipe in NAMED
     }
     return xr.concat(list(columns.values()), "run").assign_coords(run=list(columns)).transpose("task", "run")
 
 
 def _accuracies(of: xr.Dataset) -> str:
-    table = accuracy_table(of.expand_dims("task"))[0]
+    table, task = accuracy_table(of.expand_dims("task"))[0], of["task"].item()
     runs = ", ".join(f"{run} {float(table.sel(run=run)):.2f}" for run in table["run"].values)
-    return f"Accuracy on {of['task'].item()}: {runs}."
+    return f"Accuracy on {task} (chance {1 / len(label_task(task).labels):.2f}): {runs}."
+
+
+def _rates(used: xr.DataArray, recipe: Recipe) -> str:
+    """In how many tasks each learning rate was used, and whether a better one may lie outside the grid."""
+    counts = [int((used.isel(seed=0) == rate).sum()) for rate in LEARNING_RATES[recipe]]
+    listed = ", ".join(f"{rate:g} in {n}" for rate, n in zip(LEARNING_RATES[recipe], counts, strict=True))
+    ends = counts[0] + counts[-1]
+    warning = f"; {ends} at an end of the grid, beyond which a better one may lie" if ends else ""
+    return f"{NAMED[recipe]}: learning rate {listed} of {used.sizes['task']} tasks{warning}."
 
 
 def _beside_controls(of: xr.Dataset, name: str, named: str) -> str:
-    controls = ", ".join(f"{c} {_told(of[name].sel(condition=c))}" for c in CONTROLS)
-    return f"{named}, {name}: {_told(of[name].sel(condition='demos'))}; controls: {controls}."
+    tell = _recovered if name == "rec2ftp" else lambda of: _told(of[name])
+    told = {condition: tell(of.sel(condition=condition)) for condition in CONDITIONS}
+    controls = ", ".join(f"{condition} {told[condition]}" for condition in CONTROLS)
+    shared = f"; ICL against ZSL {_told(of['simam_zsl'].sel(condition='demos'))}" if name == "simam" else ""
+    return f"{named}, {name}: {told['demos']}; controls: {controls}{shared}."
+
+
+def _recovered(of: xr.Dataset) -> str:
+    share, queries = float(over_draws(of, "rec2ftp")), int(of["rec2ftp_queries"].sum())
+    return f"{share:.3f} of {queries} queries" if queries else "undefined"
 
 
 def _told(cells: xr.DataArray) -> str:
-    """Mean over draws and tasks in which the value is defined, with its standard error."""
-    values = cells.values.ravel()
+    """Mean over tasks, of draws in which the value is defined, with its standard error over tasks."""
+    values = by_task(cells).values.ravel()
     defined = xr.DataArray(values[~np.isnan(values)])
     if not defined.size:
         return "undefined"

@@ -160,22 +160,20 @@ class Optimal(Study):
         white = ds.sel(pairs=PAIRS)
         return [
             *rows,
-            near(f"Σ = Ω = I: least error of a layer, {PAIRS} pairs", MAHANKALI, 1.226, float(white["white_formula"]),
-                 within=1e-3),
+            near(f"Σ = Ω = I: least error of a layer, {PAIRS} pairs", "closed form d (d + 1 + σ²) / (n + d + 1 + σ²)",
+                 D * (D + 1 + NOISE_VAR) / (PAIRS + D + 1 + NOISE_VAR), float(white["white_formula"]), within=1e-6),
             near(f"Σ = Ω = I: error of Bayes, {PAIRS} pairs", "an earlier independent estimate", 0.170,
                  float(white["white_bayes"]), within=0.03),
         ]  # fmt: skip
 
     def notes(self, ds: xr.Dataset) -> list[str]:
-        seeds, steps = self.starts
+        _, steps = self.starts
         near_best = (ds["mse_of_starts"] < 1.1 * ds["mse_formula"]).sum("start")
-        found = ", ".join(
-            f"{int(count)} for {PRIORS[prior]}" for prior, count in zip(PRIORS, near_best.values, strict=True)
-        )
+        found = ", ".join(f"{int(near_best.sel(prior=prior))} for {law}" for prior, law in PRIORS.items())
         return [
-            f"Of {seeds} starts, within 10 % of the least error after {steps} steps: {found}. The others sit on "
-            "plateaus, where some directions of A are not learned or the terms even in y take their place; the best "
-            "start is trained on."
+            f"Of {ds.sizes['start']} starts, within 10 % of the least error after {steps} steps: {found}. Only the "
+            "best start is trained on; a start can stay on a plateau, where some directions of A are not learned or "
+            "the terms even in y take their place."
         ]
 
     def figures(self, ds: xr.Dataset) -> list[Picture]:
@@ -211,12 +209,13 @@ CAPTIONS = {
     ),
     "training": (
         "While it is trained: distance of the layer's matrix to A*, over the norm of A* (left), and its squared "
-        "error over the least possible (right). The learning rate falls by ten near the end."
+        "error over the least possible (right). The learning rate falls twice, where the best start is trained on and "
+        "again by ten after that."
     ),
     "bayes": (
         "Error of the best single layer of linear attention and of the Bayes predictor by context length, Σ = Ω = I, "
-        "σ² = 0.5. A layer can only use the average inverse of XᵀX, so it stays behind. Diamonds: values of an earlier "
-        "independent estimate."
+        "σ² = 0.5. A layer has one matrix for all prompts where Bayes inverts the XᵀX of each, so it stays behind. "
+        "Diamonds: values of an earlier independent estimate."
     ),
 }
 

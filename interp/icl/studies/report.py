@@ -6,6 +6,7 @@ HTML that works offline, in the look and under the security policy of every othe
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ class Content:
 
     @property
     def tally(self) -> str:
-        return tally(self.rows)
+        """Counts of the verdicts, and what a ± in their table is, where it has one."""
+        if all(math.isnan(row.se) for row in self.rows):
+            return tally(self.rows)
+        return f"{tally(self.rows)} ± is one standard error over repeated runs: seeds, and tasks where a study has any."
 
 
 def write(study: Study, ds: xr.Dataset, folder: str | Path, command: str = "") -> dict[str, Path]:
@@ -135,7 +139,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def as_rows(rows: list[Verdict]) -> list[Mapping[str, Any]]:
-    """Verdicts as plain values for JSON; NaN becomes null."""
+    """Verdicts as plain values for JSON, which has neither NaN nor infinity: null, and what was found as text."""
     return [
         {
             "claim": row.claim,
@@ -143,6 +147,7 @@ def as_rows(rows: list[Verdict]) -> list[Mapping[str, Any]]:
             "expected": row.expected,
             "ours": _plain(row.ours),
             "se": _plain(row.se),
+            "found": row.found,
             "verdict": row.verdict,
         }
         for row in rows
@@ -150,4 +155,4 @@ def as_rows(rows: list[Verdict]) -> list[Mapping[str, Any]]:
 
 
 def _plain(value: float) -> float | None:
-    return None if value != value else value
+    return value if math.isfinite(value) else None

@@ -30,6 +30,7 @@ from interp.icl.studies._regressors import (
     over_seeds,
     recipe_choices,
     scalars,
+    shared_size,
     trained_regressor,
 )
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
@@ -45,13 +46,14 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 CONTEXTS = (5, 10, 20, 40)
 CORRUPTED = (0, 2, 4, 6, 8)
 DAMPINGS = (1.0, 0.875, 0.75)
-FAR = {
-    "inputs": "inputs scaled by 0.5 to 1.5",
-    "teacher": "teachers scaled by 0.5 to 2",
-    "pairs": "5 to 40 pairs, the step kept per pair",
-    "corrupted": "up to 8 of 10 labels replaced by noise",
-}
 PAPER, CLOSED_FORM, RERUN = "von Oswald et al. 2023", "closed form", "an earlier independent re-run"
+FAR = {
+    "inputs": ("inputs scaled by 0.5 to 2", f"{PAPER}, figure 2: equal"),
+    "teacher": ("teachers scaled by 0.5 to 2", f"{PAPER}, figure 6: equal"),
+    "pairs": ("5 to 40 pairs, the step kept per pair", "ours: equal, if the layer is descent"),
+    "corrupted": ("up to 8 of 10 labels replaced by noise", f"{PAPER}, released code; equal, if the layer is descent"),
+}
+"""Tests off the training law, each with what is expected of the layer."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class SingleLayer(Study):
         "closed form; then inputs, teachers, context length and labels leave the training law."
     )
     summary: ClassVar[str] = "one trained linear attention layer against one step of gradient descent"
+    quick_seeds: ClassVar[int | None] = 2
     seeds: int = 5
     variant: Literal["code", "paper"] = "code"
 
@@ -86,12 +89,13 @@ class SingleLayer(Study):
         return 600 if self.quick else 2 * JUDGED
 
     def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
-        seeds = min(self.seeds, 2) if self.quick else self.seeds
         tasks = self.draw()
         each = []
-        for seed in range(seeds):
-            model, curve = self._trained(parts, seed, tasks, share(progress, seed, seeds, f"seed {seed}"))
-            each.append(curve.merge(self._afterwards(model, tasks)).assign(seconds=parts.seconds[f"seed-{seed}"]))
+        for seed in range(self.seeds):
+            part = f"seed-{seed}"
+            model, curve = self._trained(parts, part, seed, tasks, share(progress, seed, self.seeds, f"seed {seed}"))
+            seconds = np.nan if part in parts.continued else parts.seconds[part]
+            each.append(curve.merge(self._afterwards(model, tasks)).assign(seconds=seconds))
         line_search = tune_gd(tasks, method="line_search")
         step = gd(1, self.law.best_eta / PAIRS, step="sum")  # of a prompt of any length, as the layer's
         return (
@@ -99,7 +103,7 @@ class SingleLayer(Study):
             .assign(
                 gd_loss=half_mse(gd(1, self.law.best_eta), tasks),
                 line_search_loss=half_mse(line_search, tasks),
-                line_search_eta=float(line_search.eta[0] if isinstance(line_search.eta, tuple) else line_search.eta),
+                line_search_eta=shared_size(line_search.eta),
                 rollout_gd=_rollout(self._constructed(), tasks),
                 **self._closed_forms(),
             )
@@ -120,7 +124,9 @@ class SingleLayer(Study):
     def _constructed(self) -> AttentionRegressor:
         return construct_gd(AttentionRegressor(self.recipe.cfg), self.law.best_eta)
 
-    def _trained(self, parts: Parts, seed: int, tasks: Tasks, report: Report) -> tuple[AttentionRegressor, xr.Dataset]:
+    def _trained(
+        self, parts: Parts, part: str, seed: int, tasks: Tasks, report: Report
+    ) -> tuple[AttentionRegressor, xr.Dataset]:
         best, target = gd(1, self.law.best_eta), self._constructed()
 
         def watch(_: int, model: AttentionRegressor) -> Mapping[str, float]:
@@ -130,7 +136,7 @@ class SingleLayer(Study):
 
         law = {"N": PAIRS, "d": D, "half_width": self.recipe.half_width}
         return trained_regressor(
-            parts, f"seed-{seed}", AttentionRegressor(self.recipe.cfg, seed), law, self.steps,
+            parts, part, AttentionRegressor(self.recipe.cfg, seed), law, self.steps,
             seed=seed, every=50, watch=watch, report=report, **self.recipe.optimiser,
         )  # fmt: skip
 
@@ -176,8 +182,10 @@ class SingleLayer(Study):
 
     def verdicts(self, ds: xr.Dataset) -> list[Verdict]:
         bounded, close = partial(between, measured=not self.quick), partial(near, measured=not self.quick)
-        at, last = ds.sel(measured_step=min(JUDGED, self.steps)), ds.isel(measured_step=-1)
-        worst = f"worst of {ds.sizes['seed']} seeds at step {JUDGED}"
+        steps = int(ds.attrs["training_steps"])
+        judged = min(JUDGED, steps)
+        at, last = ds.sel(measured_step=judged), ds.isel(measured_step=-1)
+        worst = f"worst of {ds.sizes['seed']} seeds at step {judged}"
         even = (ds["x_leak"] ** 2 + ds["y_leak"] ** 2) ** 0.5 / ds["main"]
         interpolated = at["loss_interpolated"] / ds["gd_loss"]
         rows = [
@@ -195,45 +203,55 @@ class SingleLayer(Study):
                     high=0.04),
             bounded("the terms that are even in y, over the main term", "theory: 0", even, high=0.05),
             *(row for name in FAR for row in self._away(ds, name, bounded)),
-            *self._rolled(ds, bounded),
-            bounded(f"seconds for {self.steps} steps with all measurements, slowest seed", "our aim",
-                    ds["seconds"].max(), high=120),
+            *self._rolled(ds, bounded, close),
+            bounded(f"seconds for {steps} steps with all measurements, slowest seed", "our aim",
+                    ds["seconds"].max(skipna=False), high=120),
         ]  # fmt: skip
         if self.variant == "code":
-            seen = near("loss of gradient descent by the paper's line search", f"{PAPER}, released notebook",
-                        0.20468888, float(ds["line_search_loss"]), within=0.02)  # fmt: skip
+            seen = close("loss of gradient descent by the paper's line search", f"{PAPER}, released notebook",
+                         0.20468888, float(ds["line_search_loss"]), within=0.02)  # fmt: skip
             rows.insert(0, seen)
         return rows
 
     def _away(self, ds: xr.Dataset, name: str, bounded: Any) -> list[Verdict]:
         """Off the training law: the largest deviation over the axis, of the layer and of gradient descent itself."""
         layer, descent = abs(ds[f"loss_{name}"] / ds[f"gd_{name}"] - 1), abs(ds[f"gd_{name}"] / ds[f"law_{name}"] - 1)
-        if name == "inputs":
-            layer, descent = (deviation.sel(scale=slice(None, 1.5)) for deviation in (layer, descent))
         axis = str(descent.dims[0])
-        what = f"{FAR[name]}: largest relative deviation of the loss from that of"
+        where, expected = FAR[name]
+        what = f"{where}: largest relative deviation of the loss from that of"
         return [
-            bounded(f"{what} descent on the same tasks", f"{PAPER}, figure 3: equal", layer.max(axis), high=0.05),
+            bounded(f"{what} descent on the same tasks", expected, layer.max(axis), high=0.05),
             bounded(f"{what} its law, for descent itself", CLOSED_FORM, float(descent.max()), high=0.05),
         ]
 
-    def _rolled(self, ds: xr.Dataset, bounded: Any) -> list[Verdict]:
+    def _rolled(self, ds: xr.Dataset, bounded: Any, close: Any) -> list[Verdict]:
         """The layer applied again and again, and descent the same way."""
         damped = ds[["rollout", "rollout_gd"]].sel(damping=0.75)
         deviation = abs(damped["rollout"] / damped["rollout_gd"] - 1).max("application")
         rows = [
-            near(f"loss of descent after {t} steps, damped by .75", RERUN, expected,
-                 float(damped["rollout_gd"].sel(application=t)), within=0.06)
+            close(f"loss of descent damped by .75, steps: {t}", RERUN, expected,
+                  float(damped["rollout_gd"].sel(application=t)), within=0.06)
             for t, expected in drawn.ROLLED.items()
         ] if self.variant == "code" else []  # fmt: skip
         rows.append(
             bounded("50 applications, damped by .75: largest relative deviation of the loss from that of descent",
-                    f"{PAPER}, appendix: equal; {RERUN}: .034", deviation, high=0.05)
+                    f"{PAPER}, figures 1 and 10: equal; {RERUN}: .031 at the end", deviation, high=0.05)
         )  # fmt: skip
-        undamped = ds["rollout"].sel(damping=1.0, application=50).fillna(np.inf)  # NaN: overflow
-        away = bounded("undamped, 50 applications: least loss of any seed", f"{PAPER}, appendix: diverges",
-                       undamped.min(), low=1.0)  # fmt: skip
-        return [*rows, away]
+        undamped = ds[["rollout", "rollout_gd"]].sel(damping=1.0)
+        if self.variant == "code":
+            rows.append(close("undamped, 5 applications: loss", f"{RERUN}: ≈ .113", 0.113,
+                              undamped["rollout"].sel(application=5), within=0.05))  # fmt: skip
+        for t, layer, descent in (
+            (20, f"{RERUN}: overflow", f"{RERUN}: 651"),
+            (50, f"{PAPER}, figure 10: quick divergence", f"{PAPER}, figure 10: quick divergence"),
+        ):
+            after = undamped.sel(application=t).fillna(np.inf)  # NaN: overflow
+            what = f"undamped, {t} applications"
+            rows += [
+                bounded(f"{what}: least loss of any seed", layer, after["rollout"].min(), low=1.0),
+                bounded(f"{what}: loss of descent", descent, float(after["rollout_gd"]), low=1.0),
+            ]
+        return rows
 
     def figures(self, ds: xr.Dataset) -> list[Picture]:
         return drawn.all_of(ds)

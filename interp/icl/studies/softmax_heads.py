@@ -35,7 +35,7 @@ D = PAIRS = 10
 CONVERGED = 0.25
 """A loss below this is far from both the zero predictor's (.417) and one head's (.29)."""
 OFF_PLATEAU = 0.35
-PAPER, RERUN = "von Oswald et al. 2023, appendix", "an earlier independent re-run"
+PAPER, RERUN = "von Oswald et al. 2023, appendix A.9", "an earlier independent re-run"
 
 
 class Setting(NamedTuple):
@@ -66,7 +66,8 @@ class SoftmaxHeads(Study):
     name: ClassVar[str] = "softmax-heads"
     title: ClassVar[str] = "Two softmax heads do a step of gradient descent by cancelling what each does besides"
     paper: ClassVar[str] = (
-        "von Oswald et al., Transformers learn in-context by gradient descent, ICML 2023 (arXiv:2212.07677), appendix"
+        "von Oswald et al., Transformers learn in-context by gradient descent, ICML 2023 (arXiv:2212.07677), appendix "
+        "A.9"
     )
     description: ClassVar[str] = (
         "One layer of softmax attention is trained on the tasks of the linear layer. A softmax adds up to one, so a "
@@ -75,6 +76,7 @@ class SoftmaxHeads(Study):
         "gradient's norm, 0.001 and 10, and two batches."
     )
     summary: ClassVar[str] = "one and two softmax heads, and what the clip decides"
+    quick_seeds: ClassVar[int | None] = 1
     seeds: int = 5
 
     @property
@@ -82,9 +84,8 @@ class SoftmaxHeads(Study):
         return 300 if self.quick else 5000
 
     def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
-        seeds = 1 if self.quick else self.seeds
         tasks = make_regression(1_000 if self.quick else 5_000, PAIRS, D, seed=EVALUATION_SEED)
-        jobs = [(setting, seed) for setting in SETTINGS for seed in range(seeds)]
+        jobs = [(setting, seed) for setting in SETTINGS for seed in range(self.seeds)]
         found: dict[str, list[xr.Dataset]] = {setting.label: [] for setting in SETTINGS}
         for done, (setting, seed) in enumerate(jobs):
             told = share(progress, done, len(jobs), f"{setting.label}, seed {seed}")
@@ -117,18 +118,18 @@ class SoftmaxHeads(Study):
         bounded, close = partial(between, measured=not self.quick), partial(near, measured=not self.quick)
         last = ds.isel(measured_step=-1)
         converged = last["loss_model"] < CONVERGED
-        seeds = ds.sizes["seed"]
-        count = {str(label): int(converged.sel(setting=label).sum()) for label in ds["setting"].values}
+        seeds, count = ds.sizes["seed"], _converging(ds)
         one = last.sel(setting=ONE)
         one = one.where(one["loss_model"] < OFF_PLATEAU, drop=True)
         two = last.sel(setting=TWO).where(converged.sel(setting=TWO), drop=True)
         cancelled = two["off_diagonal_sum"] / two["off_diagonal_head"].min("head")
         return [
             bounded(f"{TWO}: seeds of {seeds} that converge (loss < {CONVERGED})", RERUN, count[TWO], low=0.8 * seeds),
-            bounded(f"{TWO_LOOSE}: seeds of {seeds} that converge", f"{RERUN}, batch unknown: 1 of 3", count[TWO_LOOSE],
-                    high=count[TWO] - 1, expected="fewer"),
-            bounded(f"{SMALL_LOOSE}: seeds of {seeds} that converge", f"{RERUN}, batch unknown: 1 of 3",
-                    count[SMALL_LOOSE], high=count[SMALL] - 1, expected=f"fewer than the {count[SMALL]} of clip 0.001"),
+            *(
+                bounded(f"{loose}: seeds of {seeds} that converge", f"{RERUN}, batch unknown: 1 of 3", count[loose],
+                        high=seeds // 2, expected=f"≤ {seeds // 2}: most do not")
+                for loose in (TWO_LOOSE, SMALL_LOOSE)
+            ),
             close("1 head: loss, seeds that left the plateau", f"{PAPER}: above gradient descent; value: {RERUN}",
                   0.290, one["loss_model"], within=0.05),
             close("1 head: cosine of the sensitivities", RERUN, 0.72, one["model_cos"], within=0.05),
@@ -146,8 +147,8 @@ class SoftmaxHeads(Study):
         ]  # fmt: skip
 
     def notes(self, ds: xr.Dataset) -> list[str]:
-        final = ds["loss_model"].isel(measured_step=-1)
-        counts = "; ".join(f"{label}: {int((final.sel(setting=label) < CONVERGED).sum())}" for label in (TWO, *LATER))
+        count = _converging(ds)
+        counts = "; ".join(f"{label}: {count[label]:g}" for label in (TWO, *LATER))
         return [
             f"Seeds of {ds.sizes['seed']} that converge with two heads: {counts}. "
             "The earlier run does not say its batch."
@@ -174,9 +175,16 @@ TRAINING = (
 )
 HEADS = (
     "What each head's keys and queries do, weighted by what the head writes to the label slot (η_h W_KᵀW_Q / "
-    "√d_head), for the first seed that converged, and the sum over heads: large entries off the diagonal cancel, the "
-    "diagonal stays."
+    "√d_head), for the seed of least loss, and the sum over heads. Where the heads have converged, large entries off "
+    "the diagonal cancel and the diagonal stays."
 )
+
+
+def _converging(ds: xr.Dataset) -> dict[str, float]:
+    """How many seeds of each setting end below the loss that only cancelling heads reach; NaN without a loss."""
+    final = ds["loss_model"].isel(measured_step=-1)
+    below = (final < CONVERGED).where(final.notnull()).sum("seed", skipna=False)
+    return {str(label): float(below.sel(setting=label)) for label in ds["setting"].values}
 
 
 def _cancellation(model: AttentionRegressor) -> xr.Dataset:

@@ -28,7 +28,7 @@ from interp.icl.studies._drawing import BLUE, ORANGE, finished, level, line, nam
 from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, over_seeds, scalars, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
-from interp.icl.studies.verdicts import Verdict, between, near
+from interp.icl.studies.verdicts import Verdict, between
 from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
 
 PAPER, EXACT = "Li et al. 2023, figures", "identity"
@@ -67,6 +67,7 @@ class SoftmaxRegression(Study):
         "ours."
     )
     summary: ClassVar[str] = "softmax regression: a trained layer, a gradient step, and two kinds of shift"
+    quick_seeds: ClassVar[int | None] = 1
     seeds: int = 2
 
     @property
@@ -78,7 +79,7 @@ class SoftmaxRegression(Study):
         return 300 if self.quick else 2500
 
     def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
-        jobs = [(case, seed) for case in self.cases for seed in range(1 if self.quick else self.seeds)]
+        jobs = [(case, seed) for case in self.cases for seed in range(self.seeds)]
         found: dict[str, list[xr.Dataset]] = {case.label: [] for case in self.cases}
         for done, (case, seed) in enumerate(jobs):
             told = share(progress, done, len(jobs), f"{case.label}, seed {seed}")
@@ -119,7 +120,7 @@ class SoftmaxRegression(Study):
             at = last.sel(case=case)
             rows += [
                 bounded(f"{case}: loss of the layer over that of the gradient step", f"{PAPER}: similar",
-                        at["loss_model"] / at["loss_gd"], high=1.1, expected="not above 1.1"),
+                        at["loss_model"] / at["loss_gd"], low=0.85, high=1.15),
                 bounded(f"{case}: cosine of the sensitivities", f"{PAPER}: rises towards 1", at["slope_cos"], low=0.9),
             ]  # fmt: skip
         return [
@@ -136,9 +137,6 @@ class SoftmaxRegression(Study):
                     float(ds["equivalent_error"]), high=1e-12),
             between("first gradient step over a linear layer on tokens (a_i, b_i − 1/n): difference", EXACT,
                     float(ds["first_step_error"]), high=1e-12),
-            near("log10 of the paper's constant, n = 25, R = 4", "n^1.5 exp(10 R²)", 71.58, log10_paper_constant(25,
-                    4.0),
-                 within=1e-3),
         ]  # fmt: skip
 
     def notes(self, ds: xr.Dataset) -> list[str]:
@@ -161,7 +159,12 @@ class SoftmaxRegression(Study):
         return [
             Choice("sampling law", "words N(0, I/d), x N(0, I/d), b = softmax(A x)", "ours", "paper: not stated"),
             Choice("tokens", "(word, n b − 1), with the uniform part of b taken off", "ours", "paper: not stated"),
-            Choice("step size of descent", "tuned on 10,000 tasks", "ours", "paper: not stated"),
+            Choice(
+                "step size of descent",
+                "tuned for ½‖softmax(A x) − b‖² on 10,000 tasks, 2,000 for 200 words",
+                "ours",
+                "paper: not stated",
+            ),
         ]
 
 
@@ -171,8 +174,10 @@ CAPTIONS = {
         "its sensitivity to that word with the step's x, and distance of the distributions over the prompt's own "
         "words. Lines are means over seeds, bands their range."
     ),
-    "cases": "The same at the end of training, by dimension of the words (25 words), and for 200 words of dimension "
-    "20.",
+    "cases": (
+        "The same at the end of training, by dimension of the words (25 words), and for 200 words of dimension 20. "
+        "Bars are means over seeds, lines on them one standard deviation of the seeds."
+    ),
     "bounds": (
         "How much of its tight bound a shift uses, over random problems: the softmax moves by at most ½‖A‖ times the "
         "shift of x, and at most ½‖x‖ times that of A."

@@ -77,8 +77,10 @@ def between(
 
 
 def mean_and_se(values: float | xr.DataArray) -> tuple[float, float]:
-    """Mean of all values, and its standard error (standard deviation with n - 1, over the root of n; NaN for one); "
-    "NaN for none."""
+    """Mean of all values and its standard error (standard deviation with n - 1, over the root of n; NaN for one value).
+
+    Both are NaN for no values, and the mean is where one value is.
+    """
     import numpy as np  # here, because the command line imports this module before it knows what it will run
 
     flat = np.asarray(values, dtype=float).ravel()

@@ -60,6 +60,24 @@ def test_a_demonstration_weighs_the_softmax_mass_of_its_tokens():
     assert float(one(icl, [[2.0], [3.0], [1.0]])["kendall_demos"]) == pytest.approx(1 / 3)
 
 
+def test_the_top_quarter_of_demonstrations_is_compared():
+    icl = [[3.0], [2.0], [1.0], [0.0]]
+    for ft, shared in (([[9.0], [0.0], [1.0], [2.0]], 1.0), ([[2.0], [3.0], [1.0], [0.0]], 0.0)):
+        assert float(one(icl, ft)["top_demos_shared"]) == shared
+        assert float(one(icl, ft)["top_tokens_shared"]) == shared
+
+
+def test_next_tokens_of_both_runs_are_compared():
+    icl = torch.arange(12.0)  # the ten likeliest are 2 to 11
+    ft = icl.roll(1)  # and here 0 and 3 to 11
+    demos = [[1.0, 2.0], [3.0, 4.0]]
+    ds = compared(bare([LEAN[3]]), change([icl.tolist()], demos), change([ft.tolist()], demos), prompts([3]))
+    assert float(ds["token_overlap"]) == pytest.approx(0.9)
+    p, q = (logits.double().softmax(-1)[3:] for logits in (icl, ft))
+    expected = (p * q).sum() / ((p * p).sum() * (q * q).sum() + 1).sqrt()  # one token is not shared
+    assert float(ds["overlap_cosine"]) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_labels_decide_accuracy_agreement_and_recovery():
     answers = [3, 3, 4, 4]
     zsl = [LEAN[3], LEAN[4], LEAN[3], LEAN[3]]  # right on the first
@@ -70,5 +88,13 @@ def test_labels_decide_accuracy_agreement_and_recovery():
     found = {name: float(ds[name]) for name in ("accuracy_zsl", "accuracy_icl", "accuracy_ft", "label_agreement")}
     assert found == {"accuracy_zsl": 0.25, "accuracy_icl": 0.75, "accuracy_ft": 0.5, "label_agreement": 0.25}
     assert (float(ds["rec2ftp"]), int(ds["rec2ftp_queries"])) == (0.5, 2)
-    assert float(ds["rec2ftp_se"]) == pytest.approx(0.25**0.5 / 2**0.5)
+    assert float(ds["rec2ftp_se"]) == pytest.approx(0.5)  # of 1 and 0: sqrt(1/2) over sqrt(2), as for every other mean
     assert float(ds["accuracy_icl_se"]) == pytest.approx((3 * 0.25**2 + 0.75**2) ** 0.5 / 3**0.5 / 4**0.5)
+
+
+def test_a_share_of_one_query_has_no_standard_error():
+    zsl, icl, ft = [LEAN[4], LEAN[3]], [LEAN[3], LEAN[3]], [LEAN[3], LEAN[3]]
+    demos = [[1.0, 2.0], [3.0, 4.0]]
+    ds = compared(bare(zsl), change(icl, demos), change(ft, demos), prompts([3, 3]))
+    assert (float(ds["rec2ftp"]), int(ds["rec2ftp_queries"])) == (1.0, 1)
+    assert math.isnan(float(ds["rec2ftp_se"]))

@@ -89,7 +89,6 @@ def test_layer_causal_steps_are_those_of_layers_on_their_own():
     model, prompts, lr = lens("llama").model, draw(demos=1), 0.1
     (demo,) = prompts.demos
     tokens = torch.tensor([[*prompts.start, *demo.prompt]])
-    states = model(tokens, output_hidden_states=True).hidden_states
     parameters, label = dict(model.named_parameters()), torch.tensor([demo.label])
     expected = {}
     for layer in range(3):
@@ -105,7 +104,6 @@ def test_layer_causal_steps_are_those_of_layers_on_their_own():
         names = [f"model.layers.{layer}.self_attn.{x}_proj.weight" for x in "kv"]
         gradients = torch.autograd.grad(loss, [parameters[n] for n in names])
         expected |= {n: parameters[n].detach() - lr * g for n, g in zip(names, gradients, strict=True)}
-    assert len(states) == 4
     with fine_tuned(lens("llama"), prompts, lr, "layer_causal"):
         for n, value in expected.items():
             torch.testing.assert_close(parameters[n].detach(), value, rtol=1e-5, atol=1e-7)
@@ -159,6 +157,14 @@ def test_weights_come_back_when_something_fails(when):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def test_a_last_step_to_infinity_is_noticed():
+    with (
+        pytest.raises(DivergedError, match="diverged at its last demonstration at lr=inf"),
+        fine_tuned(lens("llama"), draw(demos=1), inf),
+    ):
+        pass
+
+
 def test_the_learning_rate_with_the_least_held_out_loss_is_chosen():
     prompts = draw(demos=8, held_out=12)
     best, losses = choose_learning_rate(lens("llama"), prompts, grid=(0.0, 1e-3, 1e-2, inf))
@@ -170,6 +176,10 @@ def test_the_learning_rate_with_the_least_held_out_loss_is_chosen():
         choose_learning_rate(lens("llama"), prompts, grid=(inf,))
     with pytest.raises(InterpError, match="held_out"):
         choose_learning_rate(lens("llama"), draw(held_out=0))
+    with pytest.raises(InterpError, match="the grid is empty"):
+        choose_learning_rate(lens("llama"), prompts, grid=())
+    with pytest.raises(InterpError, match="one of sgd, layer_causal, not 'adam'"):
+        choose_learning_rate(lens("llama"), prompts, "adam")
 
 
 def test_what_cannot_be_trained_is_refused():

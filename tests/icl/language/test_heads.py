@@ -251,7 +251,10 @@ def test_standard_error_is_over_sequences(lens):
     ("ask", "said"),
     [
         (lambda lens: induction_scores(lens, samples=1), "induction needs at least 2 sequences"),
+        (lambda lens: induction_scores(lens, samples=0), "induction needs at least 2 sequences"),
         (lambda lens: copying(lens, samples=1), "copying needs at least 2 sequences"),
+        (lambda lens: previous_token(lens, "w5 " * 300, samples=1), "previous_token needs at least 2 sequences"),
+        (lambda lens: previous_token(lens, "w5 " * 300, samples=0), "previous_token has nothing to read"),
         (lambda lens: prefix_matching(lens, repeats=1), "takes 2 repeats of 2 tokens, found 1 of 25"),
         (lambda lens: induction_scores(lens, length=117), "117 distinct random tokens are needed and tiny"),
         (lambda lens: prefix_matching(lens, length=110, repeats=5), "551 tokens exceed the context of 512"),

@@ -59,6 +59,7 @@ def test_one_text_is_read_as_stretches_and_several_from_their_beginnings(lens, t
     [
         (["w5 " * 30, "w6 w7"], {}, "icl_score needs 20 tokens of each text and text 1 has 3; pass longer texts"),
         ("w6 w7", {}, "icl_score needs 20 tokens of each text and text 0 has 3"),
+        ([], {}, "icl_score has nothing to read"),
         ("w5 " * 30, {}, "needs at least two texts of 20 tokens for a standard error, found 1"),
         ("w5 " * 99, {"early": 1}, "the first token has no loss"),
         ("w5 " * 99, {"early": 16, "width": 5}, "must not overlap"),

@@ -127,6 +127,24 @@ def test_label_words_that_are_not_one_token_each_are_refused(labels, message):
         replace(TOY, labels=labels).draw(tokenizer(), 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"template": "w4 w5"}, "does not hold {text} once"),
+        ({"labels": ("w100",)}, "has 1 labels; a task takes two at least"),
+        ({"examples": (("w10", 0), ("w11", 2))}, "has 2 labels and an example numbered 2"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_refused(change, message):
+    with pytest.raises(InterpError, match=message):
+        replace(TOY, **change)
+
+
+def test_a_task_needs_a_tokenizer():
+    with pytest.raises(InterpError, match="toy is a task of texts and needs a tokenizer"):
+        TOY.draw(None)
+
+
 def test_more_examples_than_there_are_is_refused():
     with pytest.raises(InterpError, match=r"too few labelled 'w10[01]' for a balanced draw of 90"):
         TOY.draw(tokenizer(), 40, 30, 20)

@@ -86,6 +86,11 @@ def test_outcomes_of_a_distribution_add_up():
     assert math.isnan(float(ds["order_sensitivity_se"]))
 
 
+def test_a_prediction_may_be_a_plain_number():
+    ds = order_sensitivity(lambda demos, query: demos[0] * query, [1.0, 2.0], [3.0], permutations=2)
+    assert float(ds["order_sensitivity"]) == pytest.approx(3 / math.sqrt(2))
+
+
 @settings(max_examples=40)
 @given(st.integers(2, 9), st.data())
 def test_orders_are_different_orders(n, data):

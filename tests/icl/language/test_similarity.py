@@ -69,6 +69,13 @@ def test_kendall_counts_pairs(order):
     assert float(kendall(x[None], y[None])) == pytest.approx(agree / len(pairs))
 
 
+def test_kendall_takes_any_number_of_dimensions():
+    x, y = torch.arange(4.0), torch.tensor([0.0, 1.0, 3.0, 2.0])
+    assert kendall(x, y).shape == ()
+    assert float(kendall(x, y)) == pytest.approx(4 / 6)
+    assert kendall(x.expand(2, 3, 4), y.expand(2, 3, 4)).tolist() == [[pytest.approx(4 / 6)] * 3] * 2
+
+
 def test_kendall_of_two():
     assert kendall(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([[3.0, 4.0], [4.0, 3.0]])).tolist() == [1, -1]
 

@@ -18,6 +18,7 @@ from interp.icl.language.controls import CONDITIONS, CONTROLS, gaussian, untrain
 from interp.icl.language.fine_tuning import fine_tuned
 from interp.icl.language.order_of_runs import order_sensitivity_of_runs
 from interp.icl.language.readings import demo_tokens, read
+from interp.icl.language.similarity import simaou
 from interp.icl.language.three_runs import three_runs
 from tests.icl.language.test_readings import UNEVEN
 from tests.models import tiny, tokenizer
@@ -91,6 +92,24 @@ def test_simaou_is_that_of_an_independent_fine_tuning():
     assert float(found["simaou_se"]) == pytest.approx(float(error), abs=1e-4)
 
 
+def test_controls_are_fine_tuned_on_what_they_say_and_held_against_the_right_prompt():
+    right = UNEVEN.draw(tokenizer(), 4, 6, 4, seed=5)
+    zsl, icl = (read(lens(), right, demos=demos) for demos in (False, True))
+    taught = {
+        "demos": right,
+        "wrong_task": right.with_demos_of(WRONG.draw(tokenizer(), 4, 1, 0, seed=5)),
+        "shuffled_labels": right.with_shuffled_labels(5),
+    }
+    seen = set()
+    for condition, prompts in taught.items():
+        with fine_tuned(lens(), prompts, LR["sgd"]):
+            ft = read(lens(), right, demos=False)
+        expected = float(simaou(zsl.attn_out, icl.attn_out, ft.attn_out).mean())
+        assert float(result()["simaou"].sel(recipe="sgd", condition=condition)) == pytest.approx(expected, abs=1e-5)
+        seen.add(round(expected, 3))
+    assert len(seen) == 3
+
+
 def test_weights_and_random_state_are_left_alone():
     before = {n: p.detach().clone() for n, p in lens().model.named_parameters()}
     state = torch.random.get_rng_state()
@@ -142,7 +161,7 @@ def test_untrained_weights_are_fresh_and_depend_on_the_seed_alone():
             assert not torch.equal(p, r)
             assert not torch.equal(p, dict(lens().model.named_parameters())[name])
     assert one.config._attn_implementation == lens().model.config._attn_implementation
-    with pytest.raises(InterpError, match="is no such"):
+    with pytest.raises(InterpError, match="for a plain Lens, not for a Identity; load the model itself"):
         untrained(torch.nn.Identity(), 0)
 
 
@@ -211,6 +230,13 @@ def test_too_little_to_compare_is_refused():
         three_runs(lens(), UNEVEN, **{**SIZES, "demos": 3})
     with pytest.raises(InterpError, match="at least one recipe"):
         three_runs(lens(), UNEVEN, recipes=(), **SIZES)
+
+
+def test_recipes_without_a_rate_or_unknown_are_refused():
+    with pytest.raises(InterpError, match="names sgd and the recipe layer_causal is asked for"):
+        three_runs(lens(), UNEVEN, learning_rates={"sgd": 0.1}, **SIZES)
+    with pytest.raises(InterpError, match="one of sgd, layer_causal, not 'adam'"):
+        three_runs(lens(), UNEVEN, recipes=("adam",), **SIZES)
 
 
 def test_order_matters_in_a_prompt_and_not_where_nothing_is_learnt():

@@ -82,6 +82,19 @@ def test_seeds_for_a_study_without_them_are_refused(monkeypatch):
         studies.make("seedless", seeds=3)
 
 
+@pytest.mark.parametrize("name", ["single-layer", "depth", "softmax-heads", "softmax-regression"])
+def test_a_quick_study_has_the_seeds_that_it_says(name):
+    """Fewer of its own accord, and as many as are asked for."""
+    assert studies.make(name, quick=True).settings()["seeds"] < studies.make(name).settings()["seeds"]
+    assert studies.make(name, quick=True, seeds=7).settings()["seeds"] == 7
+
+
+@pytest.mark.parametrize("seeds", [0, -1, "2"])
+def test_seeds_that_are_no_number_of_seeds_are_refused(seeds):
+    with pytest.raises(studies.InterpError, match="depth is run from 1 seed or more, not"):
+        studies.make("depth", seeds=seeds)
+
+
 def test_a_variant_that_is_none_is_refused():
     with pytest.raises(studies.InterpError, match=r"'code' .* and 'paper', not 'papr'"):
         studies.make("single-layer", variant="papr")

@@ -49,10 +49,53 @@ def test_a_part_of_other_settings_is_refused(tmp_path):
         ToyStudy(steps=60).run(tmp_path)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "settings.json").write_text("not json")
+@pytest.mark.parametrize("text", ["not json", "[1]", "3"])
+def test_a_folder_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
     with pytest.raises(InterpError, match="choose another folder"):
         ToyStudy().run(tmp_path)
+
+
+def test_a_file_where_parts_go_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "parts").write_text("mine")
+    with pytest.raises(InterpError, match="parts is no folder"):
+        ToyStudy(die_at=0).run(tmp_path)
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path):
+    with pytest.raises(InterpError, match=r"cannot be a folder: .*; choose another folder"):
+        ToyStudy().run(tmp_path / ("a" * 300))
+
+
+def spoil(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "garbage":
+        path.write_bytes(b"garbage")
+    else:
+        storage.save(xr.Dataset({"mine": 1.0}), path)
+
+
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [("seed-1.nc", "garbage"), ("seed-1.nc", "other"), ("seed-1.safetensors", "garbage"),
+     ("seed-1.safetensors", "missing")],
+)  # fmt: skip
+def test_a_damaged_part_is_named_and_made_again_when_it_is_removed(tmp_path, file, how):
+    first = ToyStudy().run(tmp_path)
+    spoil(tmp_path / "parts" / file, how)
+    with pytest.raises(InterpError, match=rf"{file} is no finished part .* remove \S*seed-1.nc, and it is made again"):
+        ToyStudy().run(tmp_path)
+    (tmp_path / "parts" / "seed-1.nc").unlink()
+    assert ToyStudy().run(tmp_path)["weight"].identical(first["weight"])
+
+
+def test_a_training_that_was_interrupted_is_said_to_be_timed_in_part(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ToyStudy(die_at=1).run(tmp_path)
+    for _ in range(2):  # the part remembers it
+        assert ToyStudy().run(tmp_path).attrs["interrupted"].startswith("seed-1: timed only")
+    assert "interrupted" not in ToyStudy().run(tmp_path / "straight").attrs
 
 
 def test_the_result_says_how_it_was_made(tmp_path):

@@ -12,7 +12,7 @@ from interp.icl.construction import construct_gd
 from interp.icl.regression import make_regression
 from interp.icl.studies import single_layer
 from interp.icl.studies.single_layer import SingleLayer
-from interp.icl.studies.verdicts import NOT_REPRODUCED, REPRODUCED
+from interp.icl.studies.verdicts import NOT_FOUND, NOT_REPRODUCED, REPRODUCED
 from interp.subjects.attention_regressor import AttentionRegressor
 
 
@@ -24,7 +24,7 @@ class Short(SingleLayer):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory) -> xr.Dataset:
-    return Short(quick=True, seeds=2).run(tmp_path_factory.mktemp("study"))
+    return Short(quick=True, seeds=3).run(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,20 @@ def perfect(result) -> xr.Dataset:
     study = SingleLayer()
     tasks = study.draw()
     model = construct_gd(AttentionRegressor(study.recipe.cfg), study.law.best_eta)
-    ds = result.assign(study._afterwards(model, tasks).expand_dims(seed=[0, 1]))
+    ds = result.assign(study._afterwards(model, tasks).expand_dims(seed=[0, 1, 2]))
     step = gd(1, study.law.best_eta / 10, step="sum")
     ds = ds.assign(study._far(step, tasks, "gd"))
     same = {"loss_ratio": 1.0, "model_cos": 1.0, "preds_diff": 0.0, "model_diff": 0.0}
     ds = ds.assign({name: xr.full_like(ds[name], value) for name, value in same.items()})
     ds["loss_interpolated"] = xr.full_like(ds["loss_interpolated"], float(ds["gd_loss"]))
-    return ds
+    ds["rollout_gd"] = ds["rollout"].isel(seed=0, drop=True)
+    return ds.isel(measured_step=[-1]).assign_coords(measured_step=[1000]).assign_attrs(training_steps=2000)
+
+
+def test_as_many_seeds_are_trained_as_are_asked_for(result):
+    assert result.sizes["seed"] == 3
+    claims = [row.claim for row in Short(quick=True, seeds=3).verdicts(result)]
+    assert "cosine of the sensitivities, worst of 3 seeds at step 20" in claims
 
 
 def test_the_control_is_gradient_descent(result):
@@ -61,7 +68,7 @@ def test_closed_forms_off_the_law_are_the_papers(result):
 
 
 def test_a_layer_that_is_descent_is_found_to_be_descent(perfect):
-    rows = SingleLayer().verdicts(perfect.isel(measured_step=[-1]).assign_coords(measured_step=[1000]))
+    rows = SingleLayer().verdicts(perfect)
     wrong = [row for row in rows if row.verdict == NOT_REPRODUCED and "line search" not in row.claim]
     assert not wrong, wrong
     assert len([row for row in rows if row.verdict == REPRODUCED]) >= 15
@@ -76,13 +83,16 @@ def test_a_layer_that_is_descent_is_found_to_be_descent(perfect):
         ("y_leak", 1.0, "even in y"),
         ("loss_inputs", 0.5, "inputs scaled"),
         ("rollout", 0.3, "50 applications, damped"),
+        ("rollout", 0.3, "undamped, 50 applications: least"),
+        ("rollout", 0.3, "undamped, 5 applications"),
+        ("rollout_gd", 0.3, "undamped, 20 applications: loss of descent"),
     ],
 )
 def test_one_wrong_number_turns_its_claim(perfect, variable, value, claim):
-    at = perfect.isel(measured_step=[-1]).assign_coords(measured_step=[1000])
-    values = at[variable].copy()
-    values.loc[{"seed": 1}] = value
-    changed = at.assign({variable: values if variable in ("loss_ratio", "model_cos") else xr.full_like(values, value)})
+    values = xr.full_like(perfect[variable], value)
+    if variable in ("loss_ratio", "model_cos"):  # one seed is enough
+        values = values.where(values["seed"] == 1, perfect[variable])
+    changed = perfect.assign({variable: values})
     (row, *_) = [row for row in SingleLayer().verdicts(changed) if claim in row.claim]
     assert row.verdict == NOT_REPRODUCED
 
@@ -100,3 +110,22 @@ def test_the_papers_variant_has_the_papers_inputs():
     assert study.recipe.half_width == 1.0
     assert study.law.best_loss == pytest.approx(0.82492, abs=5e-5)
     assert {choice.variant for choice in study.choices()} == {"paper"}
+
+
+class Interrupted(Short):
+    """Long enough to leave a checkpoint."""
+
+    steps = 60
+
+
+def test_the_seconds_of_an_interrupted_training_are_not_judged(tmp_path):
+    def stop(fraction: float, what: str) -> None:
+        if fraction == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(quick=True, seeds=1).run(tmp_path, stop)
+    ds = Interrupted(quick=True, seeds=1).run(tmp_path)
+    full = ds.assign_coords(measured_step=ds["measured_step"] * 20).assign_attrs(training_steps=1200)
+    (row,) = [row for row in SingleLayer().verdicts(full) if row.claim.startswith("seconds")]
+    assert row.verdict == NOT_FOUND

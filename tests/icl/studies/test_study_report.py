@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 
 import pytest
 
-from interp.icl.studies import report
+from interp.icl.studies import between, report
 from tests.icl.studies.toy_study import EVIL, ToyStudy
 
 
@@ -35,6 +36,7 @@ def test_both_forms_say_the_verdicts(files):
             "Of 3 claims: 1 reproduced, 1 not reproduced, 1 not measured (quick).",
             "≥ 4",
             "the mean weight is 3.000",
+            "± is one standard error over repeated runs",
             "interp icl toy --out x",
         ):
             assert wanted in text, (path, wanted)
@@ -56,3 +58,15 @@ def test_rows_are_json(tmp_path):
     rows = json.loads(json.dumps(report.as_rows(study.verdicts(study.run(tmp_path))), allow_nan=False))
     assert [row["verdict"] for row in rows] == ["reproduced", "not reproduced", "not measured (quick)"]
     assert rows[0]["se"] is None
+
+
+def test_infinity_is_no_number_in_json():
+    """A roll-out that overflows has an infinite loss."""
+    (row,) = json.loads(json.dumps(report.as_rows([between("", "", math.inf, low=1)]), allow_nan=False))
+    assert (row["ours"], row["found"], row["verdict"]) == (None, "inf", "reproduced")
+
+
+def test_without_repeats_no_error_is_explained(tmp_path):
+    study = ToyStudy(seeds=1)
+    files = report.write(study, study.run(tmp_path), tmp_path)
+    assert not [path for path in files.values() if "one standard error" in path.read_text()]
