@@ -9,6 +9,7 @@ from pathlib import Path
 from interp.errors import InterpError
 
 PORT = 8501
+LARGEST_UPLOAD = 10  # MB; pages take less, but it is the server that refuses
 
 
 def start(port: int | None = None, address: str = "localhost", browser: bool = True) -> int:
@@ -27,6 +28,7 @@ def start(port: int | None = None, address: str = "localhost", browser: bool = T
     options = {
         "server.address": address,
         "server.port": str(chosen),
+        "server.maxUploadSize": str(LARGEST_UPLOAD),
         "server.headless": "false" if browser else "true",
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",

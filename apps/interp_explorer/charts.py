@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from interp.figures._theme import INK
+from interp.figures._theme import INK, ORANGE
 from interp_explorer import view
 
 MANY = 2000  # cells of a map above which its points are drawn by the graphics card
@@ -30,23 +30,45 @@ def keep(figure: go.Figure, *, name: str, key: str, **selecting: Any) -> None:
 
 
 def show(
-    make: Callable[..., go.Figure], dataset: Any, *, result: str, key: str, source: str = "results", **chosen: Any
+    make: Callable[..., go.Figure],
+    dataset: Any,
+    *,
+    result: str,
+    key: str,
+    source: str = "results",
+    take: Callable[[str], None] | None = None,
+    **chosen: Any,
 ) -> None:
-    """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`."""
-    keep(make(dataset, **chosen), name=make.__name__, key=key)
+    """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`.
+
+    take: what a click on the figure does, `take_head` or `take_token`; it is called before the page runs again.
+    """
+    clicks = {} if take is None else {"on_select": lambda: take(key), "selection_mode": "points"}
+    keep(_made(make, dataset, key, chosen), name=make.__name__, key=key, **clicks)
     given = "".join(f", {k}={v!r}" for k, v in chosen.items() if v is not None)
-    view.code(f"interp.figures.{make.__name__}({source}[{result!r}]{given}).show()")
+    view.code(f"{_in_python(make)}({source}[{result!r}]{given}).show()")
 
 
-def show_clickable(make: Callable[..., go.Figure], dataset: Any, *, result: str, key: str) -> None:
-    """The same for a map of layers and heads: a click on a cell chooses that layer and head for all pages."""
-    clicks = {"on_select": lambda: take_choice(key), "selection_mode": "points"}
-    keep(make(dataset), name=make.__name__, key=key, **clicks)
-    view.code(f"interp.figures.{make.__name__}(results[{result!r}]).show()")
+def _made(make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[str, Any]) -> go.Figure:
+    """The figure of this place, made anew only when what it shows is other: a slider moves one figure of a page."""
+    places = st.session_state.setdefault("figures", {})
+    shown, wanted, figure = places.get(key, (None, None, None))
+    if shown is not dataset or wanted != (make, chosen):
+        figure = make(dataset, **chosen)
+        places[key] = dataset, (make, chosen), figure
+    return figure
 
 
-def take_choice(key: str) -> None:
-    """Make a clicked cell's layer and head the shared ones. Runs before the page does.
+def _in_python(make: Callable[..., go.Figure]) -> str:
+    """How Python calls a figure; one that is the explorer's own is imported first."""
+    if make.__module__.startswith("interp.figures."):
+        return f"interp.figures.{make.__name__}"
+    view.code(f"from {make.__module__} import {make.__name__}")
+    return make.__name__
+
+
+def take_head(key: str) -> None:
+    """Make a clicked cell's layer and head those of all pages.
 
     Rows of a map are called "layer 3" where its columns are heads, or "layer 3 · kv head 1".
     """
@@ -59,9 +81,21 @@ def take_choice(key: str) -> None:
             st.session_state["head"] = str(int(point["x"]))
 
 
+def take_token(key: str) -> None:
+    """Make a clicked bar's token the chosen one, where a figure has a bar for each token."""
+    for point in st.session_state[key]["selection"]["points"]:
+        st.session_state["token"] = int(point["point_index"])
+
+
 def with_targets(figure: go.Figure) -> go.Figure:
-    """The figure with an invisible point on every cell of its heat maps: Streamlit hears no click on a heat map."""
+    """The figure with an invisible point on every cell of its heat maps: Streamlit hears no click on a heat map.
+
+    Bars keep their colours when one of them is chosen.
+    """
     figure = go.Figure(figure)
+    figure.update_traces(
+        selected={"textfont": {"color": ORANGE}}, unselected={"marker": {"opacity": 1.0}}, selector={"type": "bar"}
+    )
     unseen = {"marker": {"opacity": 0.0}}
     for heat in [trace for trace in figure.data if trace.type == "heatmap"]:
         rows, columns = np.asarray(heat.y), np.asarray(heat.x)

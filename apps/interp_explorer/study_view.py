@@ -15,6 +15,20 @@ from interp_explorer.text import plain
 ICONS = {"reproduced": "✓", "not reproduced": "✗"}
 
 
+def study_of(ds: xr.Dataset) -> Any:
+    """The study that made a result. Raises InterpError where what it says about its settings can not be read."""
+    from interp.icl import studies
+
+    try:
+        return studies.of_result(ds)
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or no settings
+        raise InterpError(f"this result does not say which settings its study had ({_short(error)}).") from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
 def show(study: Any, ds: xr.Dataset, source: str) -> None:
     """Verdicts, figures and notes of a result that Python calls `source`.
 
@@ -25,8 +39,8 @@ def show(study: Any, ds: xr.Dataset, source: str) -> None:
         rows, pictures, notes = study.verdicts(ds), study.figures(ds), study.notes(ds)
     except (LookupError, ValueError, TypeError) as error:  # what is missing in it, or has another shape
         raise InterpError(
-            f"this result of {study.name} is of another version, and cannot be read ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:120]}): run the study again."
+            f"this result of {study.name} is of another version, and cannot be read ({_short(error)}): run the study "
+            "again."
         ) from error
     table = pd.DataFrame(
         {

@@ -223,6 +223,13 @@ def choose_head(count: int, *, key: str = "head", label: str = "Head", mean: boo
     return _choose(label, key, count, mean)
 
 
+def choose_token(count: int) -> int:
+    """A token of the text, by its position."""
+    if not 0 <= int(st.session_state.get("token") or 0) < count:  # of a longer text
+        st.session_state["token"] = 0
+    return int(st.number_input("Token, by its position", 0, count - 1, "min", key="token", bind="query-params"))
+
+
 def _choose(label: str, key: str, count: int, mean: bool) -> int | None:
     options = ([MEAN] if mean else []) + [str(number) for number in range(count)]
     if st.session_state.get(key) not in (None, *options):  # of another model, or a page that has no mean

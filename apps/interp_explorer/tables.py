@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +17,31 @@ from interp.figures._theme import BLUE, GREY, ORANGE, finish
 
 KINDS = (".nc", ".parquet", ".csv")
 MOST = 200  # files listed
+WALKED = 50_000  # files and folders looked at to find them
 
 
-def results_in(folder: str) -> list[Path]:
-    """Result files in a folder and below it, the folder's own first.
+def results_in(folder: str) -> dict[str, Path]:
+    """Result files in a folder and below it by their names in it, the folder's own first.
 
-    Raises InterpError where there is no such folder, or nothing in it.
+    Raises InterpError where there is no such folder, nothing in it, or so much that it can hardly be meant.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise InterpError(f"there is no folder {folder}; give one that a study or `interp probe` wrote.")
-    files = (file for file in path.rglob("*") if file.suffix in KINDS and file.is_file())
+    path = _folder(folder)
+    entries = list(islice(path.rglob("*"), WALKED + 1))
+    if len(entries) > WALKED:
+        raise InterpError(f"the folder {folder} holds more than {WALKED:,} files; give one nearer to the results.")
+    files = (file for file in entries if file.suffix in KINDS and file.is_file())
     found = sorted(files, key=lambda file: (len(file.parts), file))
     if not found:
         raise InterpError(f"the folder {folder} holds no results (*.nc, *.parquet or *.csv).")
-    return found[:MOST]
+    return {str(file.relative_to(path)): file for file in found[:MOST]}
+
+
+def _folder(name: str) -> Path:
+    with suppress(OSError, RuntimeError):  # a name that is too long, the home of a user who does not exist
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+    raise InterpError(f"there is no folder {name}; give one that a study or `interp probe` wrote.")
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any, NoReturn
 
 import streamlit as st
 
 from interp.errors import InterpError
-from interp_explorer.desk import Cancelled, Desk, Job, Work
+from interp_explorer.desk import Cancelled, Desk, Job, Progress, Work
 from interp_explorer.text import plain
 
 TICK = 0.1  # seconds between two looks at a job
@@ -44,6 +46,20 @@ def done(key: tuple[Hashable, ...], what: str, work: Work) -> Any:
     return job.value
 
 
+@contextmanager
+def told_of_passes(lens: Any, progress: Progress, of: int) -> Iterator[None]:
+    """Report each forward pass of the model, of about `of`, for work of the library that reports nothing itself.
+
+    So it shows how far it is, and can be cancelled before the next pass.
+    """
+    done = count()
+    hook = lens.model.register_forward_pre_hook(lambda *_: progress(min(next(done), of), of))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _watch(job: Job) -> None:
     place = st.empty()
     with place.container():
@@ -55,12 +71,12 @@ def _watch(job: Job) -> None:
 
 
 def _status(job: Job) -> str:
+    """Where the job stands, as Markdown: a model's name in it is whatever somebody typed, maybe in another tab."""
     if job.running:
-        return f"{job.what} ..."
+        return plain(f"{job.what} ...")
     holder = desk().holder()
-    return (
-        f"waiting for the model, which is busy with another tab's work: {holder.what} ..." if holder else "waiting ..."
-    )
+    busy = f" for the model, which is busy with another tab's work: {holder.what}" if holder else ""
+    return plain(f"waiting{busy} ...")
 
 
 def _cancel(job: Job) -> None:
@@ -69,7 +85,7 @@ def _cancel(job: Job) -> None:
 
 
 def _offer_again(what: str) -> NoReturn:
-    st.info(f"Cancelled: {what}.", icon=":material/cancel:")
+    st.info(plain(f"Cancelled: {what}."), icon=":material/cancel:")
     st.button("Do it after all", key="again", on_click=lambda: st.session_state.pop("cancelled", None))
     st.stop()
 
@@ -79,9 +95,10 @@ def _explain(job: Job) -> NoReturn:
     if isinstance(error, InterpError):
         st.error(plain(str(error)))
     elif isinstance(error, Cancelled):
-        st.info(f"Given up: {job.what}. Reload the page to do it again.")
+        st.info(plain(f"Given up: {job.what}. Reload the page to do it again."))
     elif isinstance(error, MemoryError) or "not enough memory" in str(error):
-        st.error(f"This machine's memory does not suffice for {job.what}; choose fewer tokens or a smaller model.")
+        said = f"This machine's memory does not suffice for {job.what}; choose fewer tokens or a smaller model."
+        st.error(plain(said))
     else:
         st.error(plain(f"{job.what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
     st.stop()

@@ -12,6 +12,7 @@ from interp import explaining, figures
 from interp.interventions import parts
 from interp.interventions.base import CachePolicy
 from interp_explorer import charts, view, waiting
+from interp_explorer.desk import Progress
 from interp_explorer.subject import Reading
 from interp_explorer.text import plain
 
@@ -37,10 +38,11 @@ def section(
     ids = ds["token_id"].sel(side="unchanged").values
     continuation = torch.tensor(ids[ids >= 0], device=tokens.device)[None]
 
-    def explain(_: Any) -> dict[str, xr.Dataset]:
+    def explain(progress: Progress) -> dict[str, xr.Dataset]:
         import interp
 
-        return interp.explain(lens, intervention, tokens, continuation, asked)
+        with waiting.told_of_passes(lens, progress, 2 * continuation.shape[1]):
+            return interp.explain(lens, intervention, tokens, continuation, asked)
 
     answers = waiting.done(("explain", *key, *asked), f"asking about {', '.join(asked)}", explain)
     view.code(f"tokens, _ = lens.tokens_and_mask(prompt, chat={chat})")
@@ -60,8 +62,11 @@ def section(
 
 
 def _table(answer: xr.Dataset) -> None:
-    """The rows of an answer that is a list of events, such as the ledger."""
-    rows = "eviction" if "eviction" in answer.dims else None
-    if rows is not None:
-        listed = answer[[name for name in answer.data_vars if answer[name].dims == (rows,)]].to_dataframe()
-        st.dataframe(listed, height=260)
+    """The numbers of an answer that stand in one row for each thing: evictions, samples put back, steps."""
+    columns: dict[Hashable, list[Hashable]] = {}
+    for name, variable in answer.data_vars.items():
+        if variable.ndim == 1:
+            columns.setdefault(variable.dims[0], []).append(name)
+    if columns:
+        longest = max(columns.values(), key=len)
+        st.dataframe(answer[longest].to_dataframe(), height=260)

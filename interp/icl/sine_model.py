@@ -24,7 +24,6 @@ from interp.subjects.attention_regressor import AttentionRegressor, Mlp, Regress
 
 WIDTH, HIDDEN = 40, 160
 ETA = 0.1
-LR = 3e-4
 
 
 class SineRegressor(AttentionRegressor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -10,9 +11,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.explorer.browsing import Tab
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -37,6 +41,8 @@ class Server:
     process: subprocess.Popen
     began: float
     """When the process was started, by `time.monotonic`."""
+    temporary: Path
+    """The folder that it takes for temporary files."""
 
     def processor_seconds(self) -> float:
         """What it has used so far. Other programs of a busy machine make it wait, and this is without that."""
@@ -45,13 +51,16 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server(tmp_path_factory) -> Iterator[Server]:
     """`interp app`, as a user starts it."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
+    temporary = tmp_path_factory.mktemp("server")
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(temporary)},
     )
     url = f"http://localhost:{port}"
     try:
@@ -61,7 +70,7 @@ def server() -> Iterator[Server]:
                 break
             except OSError:
                 time.sleep(0.1)
-        yield Server(url, process, began)
+        yield Server(url, process, began, temporary)
     finally:
         process.terminate()
         process.wait(20)
@@ -77,3 +86,10 @@ def chromium() -> Iterator:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def tab(chromium, server) -> Iterator[Tab]:
+    page = chromium.new_page(viewport={"width": 1280, "height": 800})
+    yield Tab(page, server.url)
+    page.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import time
@@ -12,78 +11,12 @@ import pytest
 
 import interp
 from interp.figures._text import visible
+from tests.explorer.browsing import Tab, numbers
 from tests.explorer.opening import collected_figures
 
 TOKENS = 256  # what the first screen reads
 FIRST = "text=Attention sinks, by layer"  # a heading of the first screen, near its end
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
-
-
-class Tab:
-    """A browser tab on the explorer."""
-
-    def __init__(self, page, url: str) -> None:
-        self.page, self.url = page, url
-        self.failed: list[str] = []
-        page.on("requestfailed", lambda request: self.failed.append(request.url))
-
-    def open(self, screen: str = "", **address: str | int) -> Tab:
-        given = "&".join(f"{name}={value}" for name, value in address.items())
-        self.page.goto(f"{self.url}/{screen}?{given}")
-        return self.settle()
-
-    def settle(self, seconds: float = 300) -> Tab:
-        """Wait until the script has run to its end and stays there."""
-        self.page.wait_for_timeout(300)
-        self.page.wait_for_selector(
-            "[data-testid=stApp][data-test-script-state=notRunning]", timeout=1000 * seconds, state="attached"
-        )
-        self.page.wait_for_timeout(500)
-        assert not self.page.locator("[data-testid=stException]").count(), self.text()
-        return self
-
-    def text(self) -> str:
-        return self.page.locator("[data-testid=stMain]").inner_text()
-
-    def click_on_chart(self, x: float, y: str) -> None:
-        """Click into the first panel of the first of two charts, at a number across and a row's name."""
-        self.chart(1)
-        at = self.page.evaluate(
-            "([x, y]) => { const p = document.querySelector('.js-plotly-plot'), l = p._fullLayout;"
-            "p.scrollIntoView({block: 'start'}); const box = p.getBoundingClientRect();"
-            "return [box.left + l.xaxis._offset + l.xaxis.d2p(x), box.top + l.yaxis._offset + l.yaxis.d2p(y)] }",
-            [x, y],
-        )  # fmt: skip
-        self.page.mouse.move(*at)
-        self.page.wait_for_selector(".hoverlayer .hovertext")  # a click counts on what the pointer was seen over
-        self.page.mouse.click(*at)
-
-    def chart(self, number: int = 0) -> dict:
-        """A chart as plotly holds it: data and layout, with packed numbers unpacked."""
-        self.page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length > {number}", timeout=60_000)
-        found = self.page.evaluate(
-            "n => { const p = document.querySelectorAll('.js-plotly-plot')[n];"
-            "return JSON.stringify({data: p.data, layout: p.layout}) }", number,
-        )  # fmt: skip
-        return json.loads(found)
-
-
-def numbers(value) -> np.ndarray:
-    """An array as plotly keeps it: a list, or packed bytes with a dtype."""
-    if isinstance(value, dict) and "bdata" in value:
-        flat = np.frombuffer(base64.b64decode(value["bdata"]), np.dtype(value["dtype"]))
-        shape = value.get("shape")
-        return flat.reshape([int(n) for n in str(shape).split(",")]) if shape else flat
-    if isinstance(value, dict):  # a typed array, as JSON writes it
-        return np.array(list(value.values()), dtype=float)
-    return np.array([numbers(row) if isinstance(row, (dict, list)) else row for row in value], dtype=float)
-
-
-@pytest.fixture
-def tab(chromium, server):
-    page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    yield Tab(page, server.url)
-    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +46,7 @@ def test_first_screen_tells_findings_soon(tab, server, results):
     for probe in resolve(None):
         for sentence in probe.findings(results[probe.name]):
             assert " ".join(visible(sentence).split()) in said
-    assert tab.failed == [], "nothing is fetched from anywhere else"
+    assert tab.elsewhere() == []
 
 
 def test_rank_map_shows_the_probes_numbers_and_a_click_chooses_a_head(tab, results):
@@ -136,7 +69,7 @@ def test_rank_map_shows_the_probes_numbers_and_a_click_chooses_a_head(tab, resul
 
 
 def test_a_typed_text_comes_along_to_other_pages(tab):
-    tab.open(text="typed", typed="Seven+foxes+dig+below+the+barn.")
+    tab.open(text="typed", typed="Seven foxes dig below the barn.")
     tab.page.get_by_role("link", name="Sinks").click()
     tab.settle()
     assert "foxes" in json.dumps(tab.chart(1)["data"])
@@ -169,6 +102,36 @@ def test_epsilon_of_the_sink_rate(tab, results):
     assert f"{rate:.1f} % of heads" in tab.text()
 
 
+def test_a_click_on_a_token_shows_the_heads_that_look_at_it(tab, results):
+    received = results["text_sinks"]["mean_received"]
+
+    def assert_shown(token: int) -> None:
+        shown = tab.chart(2)
+        assert f"token {token} " in shown["layout"]["title"]["text"]
+        heat = next(trace for trace in shown["data"] if trace["type"] == "heatmap")
+        wanted = 100 * received.isel(token=token).transpose("layer", "head")
+        np.testing.assert_allclose(numbers(heat["z"]), wanted, atol=1e-3)
+
+    tab.open("sinks", token=7)
+    assert_shown(7)
+    text = next(trace for trace in tab.chart(1)["data"] if trace["type"] == "bar")
+    across = numbers(text["base"])[3] + numbers(text["x"])[3] / 2
+    tab.click_on_chart(across, float(numbers(text["y"])[3]), 1)
+    tab.page.wait_for_function("location.search.includes('token=3')")
+    tab.settle()
+    assert_shown(3)
+    tab.page.reload()
+    tab.settle()
+    assert_shown(3)
+
+
+def test_what_leaves_the_blocks_is_drawn(tab, results):
+    tab.open("sinks")
+    largest, median = tab.chart(4)["data"]
+    np.testing.assert_allclose(numbers(largest["y"]), results["text_sinks"]["residual_max"], rtol=1e-4)
+    np.testing.assert_allclose(numbers(median["y"]), results["text_sinks"]["residual_median"], rtol=1e-4)
+
+
 def test_generation_under_think_and_d2o_shows_both_texts(tab):
     tab.open("intervene", tokens=64, steps=8)
     lens = interp.load("demo")
@@ -180,6 +143,18 @@ def test_generation_under_think_and_d2o_shows_both_texts(tab):
         assert any(" ".join(text.split()) == " ".join(code.split()) for code in shown)
     bars = [trace for trace in tab.chart()["data"] if trace["type"] == "bar"]
     assert [len(bar["text"]) for bar in bars] == [8, 8]
+    part = ds.attrs["first_divergence"]
+    assert 0 <= part < 8, "ThinK and D2O change this text"
+    for bar, side in zip(bars, ("unchanged", "intervened"), strict=True):
+        shift = [float(row[1]) for row in bar["customdata"]]
+        np.testing.assert_allclose(shift, ds["shift"].sel(side=side), atol=0.011)
+        grey = [colour for colour, value in zip(bar["marker"]["color"], shift, strict=True) if value == 0]
+        assert len(set(bar["marker"]["color"])) > len(set(grey)), "a shift has a colour of its own"
+        assert np.flatnonzero(numbers(bar["marker"]["line"]["width"])).tolist() == [part]
+    accounts = json.loads(ds.attrs["accounts"])
+    table = tab.page.locator("[data-testid=stDataFrame]").first.locator("td").all_inner_texts()
+    for account in accounts:
+        assert str(account["cache"]["bytes"] / 2**20) in table
 
 
 def test_two_tabs_do_not_mix(chromium, server):

@@ -8,7 +8,9 @@ import time
 import pytest
 
 from interp_explorer import desk as desk_module
-from interp_explorer.desk import Cancelled, Desk
+from interp_explorer import waiting
+from interp_explorer.desk import Cancelled, Desk, Job
+from interp_explorer.text import plain
 
 LONG = 30.0  # seconds; a test that hangs fails long before pytest's own limit
 
@@ -119,3 +121,32 @@ def test_old_results_are_forgotten_models_first():
     held = [key for key in desk._jobs if key[0] == "lens"]
     assert len(held) <= desk_module.KEPT["lens"] + 1
     assert len([key for key in desk._jobs if key[0] == "probes"]) == 4
+
+
+def test_work_that_reports_nothing_stops_before_the_next_pass_of_the_model():
+    import interp
+
+    lens, passes = interp.load("demo"), []
+
+    def report(done: int, of: int) -> None:
+        passes.append((done, of))
+        if done == 2:
+            raise Cancelled
+
+    with waiting.told_of_passes(lens, report, 5):
+        lens("one two three")
+        lens("one two three")
+        with pytest.raises(Cancelled):
+            lens("one two three")
+    assert passes == [(0, 5), (1, 5), (2, 5)]
+    lens("one two three")
+    assert len(passes) == 3, "nobody is told any more"
+
+
+def test_what_is_waited_for_is_shown_letter_by_letter(monkeypatch):
+    first, second = Job(("lens", 1), "loading ![m](http://a.b/c)"), Job(("lens", 2), "loading $x$")
+    first.running = True
+    assert waiting._status(first) == plain("loading ![m](http://a.b/c) ...")
+    monkeypatch.setattr(waiting, "desk", lambda: type("Busy", (), {"holder": lambda self: first})())
+    busy = "waiting for the model, which is busy with another tab's work: loading ![m](http://a.b/c) ..."
+    assert waiting._status(second) == plain(busy)

@@ -76,3 +76,33 @@ def test_questions_are_answered_with_a_table_of_what_was_merged():
         frame.value for frame in app.dataframe if len(frame.value) == 0 or "eviction" in frame.value.index.names
     )
     assert len(ledger)
+
+
+def test_a_prompt_that_would_not_fit_is_refused(monkeypatch, lens):
+    import psutil
+
+    app = opened("intervene", **{"with": "knorm"})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1024})())
+    app.toggle(key="from_text").set_value(False).run()
+    app.text_area(key="prompt").set_value("Eleven herons stand in a shallow river.").run()
+    assert "choose fewer tokens" in sentences(app)
+
+
+def test_a_prompt_too_short_for_a_policy_is_a_sentence():
+    app = opened("intervene", **{"with": "think", "text": "typed", "typed": "x", "tokens": "2"})
+    assert "longer than the prompt" in sentences(app)
+
+
+def test_a_prompt_of_too_many_tokens_is_a_sentence():
+    app = opened("intervene", **{"with": "knorm", "from_text": "false", "prompt": "\u2603" * 8000})
+    assert "exceed the context of 8192" in sentences(app)
+
+
+def test_every_sample_that_was_put_back_is_listed(lens):
+    app = opened("intervene", **{"with": "think", "ask": "true", "questions": ["attribution"], "steps": "6"})
+    assert not app.error, [e.value for e in app.error]
+    listed = app.dataframe[-1].value
+    answer = app.session_state["view"].data["attribution"]
+    assert len(listed) == answer.sizes["sample"] > 0
+    np.testing.assert_array_equal(listed["mean_effect"], answer["mean_effect"])
+    assert {"score", "layer", "kv_head", "channel"} <= set(listed.columns)

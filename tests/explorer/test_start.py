@@ -28,6 +28,19 @@ def test_without_a_port_it_takes_the_next_free_one(monkeypatch):
         assert port < explorer._free_port("localhost") < port + 100
 
 
+def test_it_listens_on_localhost_and_takes_no_large_upload(monkeypatch):
+    import streamlit.web.cli
+
+    given: list[str] = []
+    monkeypatch.setattr(streamlit.web.cli, "main", lambda args, **_: given.extend(args))
+    assert explorer.start(browser=False) == 0
+    assert "--server.address=localhost" in given
+    assert f"--server.maxUploadSize={explorer.LARGEST_UPLOAD}" in given
+    given.clear()
+    explorer.start(address="127.0.0.1", browser=False)
+    assert "--server.address=127.0.0.1" in given
+
+
 def test_it_serves_until_it_is_terminated_and_leaves_nothing_running():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]

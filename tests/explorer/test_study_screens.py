@@ -115,10 +115,44 @@ def test_any_other_result_is_listed_number_by_number(tmp_path):
     assert sentences(app) == ""
 
 
-@pytest.mark.parametrize("folder", ["/no/such/folder", "empty"])
-def test_a_bad_results_folder_is_a_sentence(folder, tmp_path):
-    app = opened("studies", folder=str(tmp_path) if folder == "empty" else folder)
-    assert ("no results" if folder == "empty" else "there is no folder") in sentences(app)
+@pytest.mark.parametrize("settings", ["{", "[1]", '{"quick": true, "gone": 1}'])
+def test_a_result_with_other_settings_is_a_sentence(tmp_path, settings):
+    import xarray as xr
+
+    ds = xr.Dataset({"gone": ("x", [1.0])}, attrs={"study": "single-layer", "settings": settings})
+    ds.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
+    assert "setting" in sentences(opened("studies", folder=str(tmp_path)))
+
+
+@pytest.mark.parametrize("folder", ["/no/such/folder", "~nobody-of-this-name/x", "/" + "long" * 2000, "a\0b"])
+def test_a_bad_results_folder_is_a_sentence(folder):
+    assert "there is no folder" in sentences(opened("studies", folder=folder))
+
+
+def test_an_empty_folder_and_a_far_too_large_one_are_sentences(tmp_path, monkeypatch):
+    assert "no results" in sentences(opened("studies", folder=str(tmp_path)))
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text("x,y\n1,2\n")
+    monkeypatch.setattr(tables, "WALKED", 2)
+    assert "more than 2 files" in sentences(opened("studies", folder=str(tmp_path)))
+
+
+def test_a_table_of_numbers_alone_with_infinite_ones_is_drawn(rows, tmp_path):
+    only = rows[["bytes", "loss"]].copy()
+    only.loc[3, "loss"] = np.inf
+    only.to_csv(tmp_path / "r.csv", index=False)
+    app = opened("studies", folder=str(tmp_path))
+    app.multiselect(key="filters").set_value(["loss"]).run()
+    assert sentences(app) == ""
+    assert app.slider(key="f loss").value == (only["loss"].min(), only["loss"].drop(3).max())
+    assert len(charts(app)) == 1
+
+
+def test_columns_that_hold_lists_are_no_filters(tmp_path):
+    pd.DataFrame({"layers": [[1, 2], [3]], "loss": [0.1, 0.2]}).to_parquet(tmp_path / "r.parquet")
+    app = opened("studies", folder=str(tmp_path))
+    assert sentences(app) == ""
+    assert app.multiselect(key="filters").options == ["loss"]
 
 
 def test_a_damaged_result_is_a_sentence(tmp_path):

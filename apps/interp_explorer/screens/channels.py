@@ -16,7 +16,7 @@ result = measured.result(read, probe)
 for sentence in probe.findings(result):
     st.markdown(f"- {plain(sentence)}")
 st.caption("Click a row to choose its head.")
-charts.show_clickable(figures.channel_imbalance, result, result=probe.name, key="imbalance")
+charts.show(figures.channel_imbalance, result, result=probe.name, key="imbalance", take=charts.take_head)
 
 st.subheader("One head")
 left, right = st.columns(2)

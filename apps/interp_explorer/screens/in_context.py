@@ -27,8 +27,9 @@ st.caption(
 )
 if st.toggle("Measure this model's heads", False, key="heads", bind="query-params"):
 
-    def measure(_: Progress) -> xr.Dataset:
-        return head_scores(lens, read.text, samples=SAMPLES)
+    def measure(progress: Progress) -> xr.Dataset:
+        with waiting.told_of_passes(lens, progress, 4 * SAMPLES):
+            return head_scores(lens, read.text, samples=SAMPLES)
 
     scores = waiting.done(("heads", *read.key), "scoring the heads on repeated tokens", measure)
     view.loaded(read)

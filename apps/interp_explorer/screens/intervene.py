@@ -12,7 +12,7 @@ from interp import figures
 from interp.continuing import findings
 from interp.errors import InterpError
 from interp.interventions import available
-from interp_explorer import charts, forms, subject, view, waiting, why
+from interp_explorer import charts, forms, memory, subject, view, waiting, why
 from interp_explorer.desk import Progress
 from interp_explorer.text import plain
 
@@ -59,6 +59,7 @@ key = (read.model, read.dtype, subject.fingerprint(prompt), specs, steps, chat)
 def generate(progress: Progress) -> xr.Dataset:
     import interp
 
+    memory.check_reading(lens.cfg, lens.tokens_and_mask(prompt, chat=chat)[0].shape[1] + steps)
     return interp.side_by_side(lens, prompt, intervention, steps, chat=chat, progress=progress)
 
 

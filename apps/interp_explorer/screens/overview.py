@@ -15,7 +15,7 @@ read = subject.reading()
 lens = subject.lens(read)
 tokens = subject.row(read)
 wanted = measured.probes()
-st.title(lens.cfg.model_name)
+st.title(plain(lens.cfg.model_name))
 st.caption(
     plain(
         f"{lens.cfg.architecture}: {lens.cfg.n_layers} layers, {lens.cfg.n_heads} query heads, "

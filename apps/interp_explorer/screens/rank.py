@@ -18,7 +18,7 @@ result = measured.result(read, probe)
 for sentence in probe.findings(result):
     st.markdown(f"- {plain(sentence)}")
 st.caption("Click a cell to choose its head.")
-charts.show_clickable(figures.rank_map, result, result=probe.name, key="map")
+charts.show(figures.rank_map, result, result=probe.name, key="map", take=charts.take_head)
 left, right = st.columns(2)
 with left:
     layer = subject.choose_layer(lens.cfg)

@@ -1,13 +1,10 @@
 """Where attention goes to rest: sinks by layer, the text by attention received, Sink_k, massive activations."""
 
-import numpy as np
-import plotly.graph_objects as go
 import streamlit as st
 
 from interp import figures
-from interp.figures._theme import BLUE, finish
 from interp.probes.text_sinks import TextSinks
-from interp_explorer import charts, measured, subject, view
+from interp_explorer import charts, measured, sink_charts, subject, view
 from interp_explorer.text import plain
 
 view.begin("Sinks")
@@ -26,33 +23,35 @@ with left:
     layer = subject.choose_layer(lens.cfg)
 with right:
     head = subject.choose_head(lens.cfg.n_heads)
+st.caption("Click a token to see which heads look at it.")
 charts.show(
     figures.token_mass,
     result,
     result=probe.name,
     key="text chart",
+    take=charts.take_token,
     layer=layer,
     head=head,
     characters=charts.CHARACTERS,
 )
 
+st.subheader("One token")
+token = subject.choose_token(result.sizes["token"])
+if result["mean_received"].isel(token=token).isnull().all():
+    st.info(f"Token {token} is seen by too few queries to say which heads look at it.")
+else:
+    st.caption("Click a cell to choose its head.")
+    charts.show(
+        sink_charts.token_heads, result, result=probe.name, key="token chart", take=charts.take_head, token=token
+    )
+
 k = int(result.attrs["k"])
 st.subheader(f"Sink rate: heads that attend to token {k}")
 epsilon = st.slider("ε, the share of a head's attention that makes a sink", 0.05, 0.95, 0.3, 0.05, key="epsilon",
                     bind="query-params")  # fmt: skip
-above = result["alpha_first"] > epsilon
-st.metric(
-    f"Sink_{k + 1} at ε = {epsilon:g}", f"{100 * float(above.mean()):.1f} % of heads", border=True, width="content"
-)
-rates = 100 * above.mean("head")
-bars = go.Figure(go.Bar(x=rates["layer"].values, y=np.asarray(rates.values, "float32"), marker_color=BLUE))
-bars.update_xaxes(title_text="layer").update_yaxes(title_text="heads above ε (%)", range=[0, 100])
-charts.keep(
-    finish(bars, f"Heads that give token {k} more than {epsilon:.0%} of their attention", 320),
-    name="sink_rate", key="rate",
-)  # fmt: skip
-view.code(
-    "import plotly.graph_objects as go",
-    f"rates = 100 * (results[{probe.name!r}]['alpha_first'] > {epsilon:g}).mean('head')",
-    "go.Figure(go.Bar(x=rates['layer'].values, y=rates.values)).show()",
-)
+rate = 100 * float((result["alpha_first"] > epsilon).mean())
+st.metric(f"Sink_{k + 1} at ε = {epsilon:g}", f"{rate:.1f} % of heads", border=True, width="content")
+charts.show(sink_charts.sink_rate, result, result=probe.name, key="rate", epsilon=epsilon)
+
+st.subheader("Massive activations")
+charts.show(sink_charts.massive_activations, result, result=probe.name, key="massive")

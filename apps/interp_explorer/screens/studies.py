@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
 from interp import figures, storage
 from interp.errors import InterpError
-from interp.icl import studies
 from interp_explorer import charts, study_view, tables, view
 from interp_explorer.text import plain
 
@@ -30,7 +30,8 @@ def open_table(file: Path) -> None:
     view.code(
         "from pathlib import Path", "from interp_explorer import tables", f"table = tables.read(Path({str(file)!r}))"
     )
-    for name in st.multiselect("Filter by", list(table.columns), key="filters"):
+    plain_columns = [name for name in table.columns if not table[name].map(pd.api.types.is_list_like).any()]
+    for name in st.multiselect("Filter by", plain_columns, key="filters"):
         table = kept(table, name)
     st.caption(f"{len(table):,} rows")
     st.dataframe(table, hide_index=True, height=300)
@@ -49,7 +50,8 @@ def kept(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The rows that the user keeps, by what stands in one column."""
     values = table[name].dropna()
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > FEW:
-        ends = float(values.min()), float(values.max())
+        finite = values[np.isfinite(values)]
+        ends = float(finite.min()), float(finite.max())
         low, high = st.slider(plain(name), *ends, ends, key=f"f {name}")
         view.code(f"table = table[table[{name!r}].between({low}, {high})]")
         return table[table[name].between(low, high)]
@@ -76,7 +78,7 @@ def open_result(file: Path) -> None:
     view.code("import interp", f"results = {{{name!r}: interp.storage.load({str(file)!r})}}")
     shown.data[name] = ds
     if "study" in ds.attrs:
-        study = studies.of_result(ds)
+        study = study_view.study_of(ds)
         st.subheader(plain(study.title))
         made = type(study)
         view.code(f"from {made.__module__} import {made.__name__}", f"study = {study!r}")
@@ -91,8 +93,7 @@ def open_result(file: Path) -> None:
 
 
 try:
-    root = Path(folder).expanduser()
-    found = {str(path.relative_to(root)): path for path in tables.results_in(folder)}
+    found = tables.results_in(folder)
     file = found[st.selectbox("Result", list(found), key="file", bind="query-params")]
     (open_result if file.suffix == ".nc" else open_table)(file)
 except InterpError as error:
