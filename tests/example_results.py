@@ -156,7 +156,7 @@ def _text_sinks(rng: np.random.Generator, sizes: dict[str, int]) -> xr.Dataset:
         "median_cosine": (per_head, rng.uniform(-0.2, 0.3, (layers, heads))),
     }
     coords = {"epsilon": epsilon, "token_text": ("token", np.array(example_text(tokens), dtype=object))}
-    return _dataset("text_sinks", variables, sizes, coords, n_tokens=tokens)
+    return _dataset("text_sinks", variables, sizes, coords, n_tokens=tokens, T=tokens, k=0)
 
 
 def _logit_lens(rng: np.random.Generator, sizes: dict[str, int]) -> xr.Dataset:

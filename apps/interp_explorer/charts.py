@@ -46,7 +46,7 @@ def show(
     clicks = {} if take is None else {"on_select": lambda: take(key), "selection_mode": "points"}
     keep(_made(make, dataset, key, chosen), name=make.__name__, key=key, **clicks)
     given = "".join(f", {k}={v!r}" for k, v in chosen.items() if v is not None)
-    view.code(f"{_in_python(make)}({source}[{result!r}]{given}).show()")
+    view.code(f"interp.figures.{make.__name__}({source}[{result!r}]{given}).show()")
 
 
 def _made(make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[str, Any]) -> go.Figure:
@@ -57,14 +57,6 @@ def _made(make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[s
         figure = make(dataset, **chosen)
         places[key] = dataset, (make, chosen), figure
     return figure
-
-
-def _in_python(make: Callable[..., go.Figure]) -> str:
-    """How Python calls a figure; one that is the explorer's own is imported first."""
-    if make.__module__.startswith("interp.figures."):
-        return f"interp.figures.{make.__name__}"
-    view.code(f"from {make.__module__} import {make.__name__}")
-    return make.__name__
 
 
 def take_head(key: str) -> None:

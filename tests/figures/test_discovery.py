@@ -25,7 +25,8 @@ def test_every_file_is_a_figure_with_its_probe_and_a_caption():
 def test_figures_of_a_result():
     assert list(figures.figures_of("channel_imbalance")) == ["channel_imbalance", "channel_surface"]
     assert list(figures.figures_of("attention_rank")) == ["rank_map", "spectrum"]
-    assert list(figures.figures_of("text_sinks")) == ["sink_map", "token_mass"]
+    of_sinks = ["massive_activations", "sink_map", "sink_rate", "token_heads", "token_mass"]
+    assert list(figures.figures_of("text_sinks")) == of_sinks
     assert figures.figures_of("something_else") == {}
 
 

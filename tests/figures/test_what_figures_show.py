@@ -202,3 +202,40 @@ def test_escape_leaves_nothing_for_plotly_to_interpret():
     assert escape('<b>&lt;"$\\alpha$') == '&lt;b&gt;&amp;lt;"&#36;\\alpha&#36;'
     assert escape("abcdef", most=4) == "abc…"
     assert escape("&&&&&", most=4) == "&amp;&amp;&amp;…", "cut before escaping, so that no entity is cut"
+
+
+def test_sink_rate_counts_heads_above_epsilon(results):
+    ds = results["text_sinks"]
+    ds["alpha_first"][:] = 0.0
+    ds["alpha_first"].loc[{"layer": 2, "head": 1}] = 0.5
+    ds["alpha_first"].loc[{"layer": 2, "head": 3}] = 0.25
+    (bars,) = figures.sink_rate(ds).data
+    np.testing.assert_allclose(bars.y, [0, 0, 25, 0, 0])
+    (bars,) = figures.sink_rate(ds, epsilon=0.2).data
+    np.testing.assert_allclose(bars.y, [0, 0, 50, 0, 0])
+
+
+def test_token_heads_shows_the_chosen_token_or_the_sink_of_most_layers(results):
+    ds = results["text_sinks"]
+    ds["primary_sink"][:] = [7, 0, 7, 3, 7]
+    ds["mean_received"].loc[{"token": 7, "layer": 3, "head": 2}] = 0.75
+    fig = figures.token_heads(ds)
+    assert "token 7 " in fig.layout.title.text
+    (heat,) = fig.data
+    assert heat.z[list(heat.y).index("layer 3"), 2] == pytest.approx(75)
+    assert "token 5 " in figures.token_heads(ds, token=5).layout.title.text
+    with pytest.raises(FigureError, match="token 600 is not in this result"):
+        figures.token_heads(ds, token=600)
+
+
+def test_massive_activations_are_marked_where_they_are(results):
+    ds = results["text_sinks"]
+    ds["massive"][:] = [0, 1, 0, 0, 0]
+    ds["residual_max"][:] = [3.0, 5000.0, 4.0, 4.0, 4.0]
+    ds["massive_position"][1], ds["massive_channel"][1] = 9, 44
+    largest, median = figures.massive_activations(ds).data
+    np.testing.assert_allclose(largest.y, ds["residual_max"])
+    np.testing.assert_allclose(median.y, ds["residual_median"])
+    assert [colour == largest.marker.color[1] for colour in largest.marker.color] == [False, True, False, False, False]
+    assert largest.text[1].startswith("token 9 ")
+    assert largest.text[1].endswith("channel 44")

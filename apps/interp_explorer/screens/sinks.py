@@ -4,7 +4,7 @@ import streamlit as st
 
 from interp import figures
 from interp.probes.text_sinks import TextSinks
-from interp_explorer import charts, measured, sink_charts, subject, view
+from interp_explorer import charts, measured, subject, view
 from interp_explorer.text import plain
 
 view.begin("Sinks")
@@ -41,9 +41,7 @@ if result["mean_received"].isel(token=token).isnull().all():
     st.info(f"Token {token} is seen by too few queries to say which heads look at it.")
 else:
     st.caption("Click a cell to choose its head.")
-    charts.show(
-        sink_charts.token_heads, result, result=probe.name, key="token chart", take=charts.take_head, token=token
-    )
+    charts.show(figures.token_heads, result, result=probe.name, key="token chart", take=charts.take_head, token=token)
 
 k = int(result.attrs["k"])
 st.subheader(f"Sink rate: heads that attend to token {k}")
@@ -51,7 +49,7 @@ epsilon = st.slider("ε, the share of a head's attention that makes a sink", 0.0
                     bind="query-params")  # fmt: skip
 rate = 100 * float((result["alpha_first"] > epsilon).mean())
 st.metric(f"Sink_{k + 1} at ε = {epsilon:g}", f"{rate:.1f} % of heads", border=True, width="content")
-charts.show(sink_charts.sink_rate, result, result=probe.name, key="rate", epsilon=epsilon)
+charts.show(figures.sink_rate, result, result=probe.name, key="rate", epsilon=epsilon)
 
 st.subheader("Massive activations")
-charts.show(sink_charts.massive_activations, result, result=probe.name, key="massive")
+charts.show(figures.massive_activations, result, result=probe.name, key="massive")
