@@ -60,7 +60,8 @@ def _machine(ds: xr.Dataset) -> str:
     seconds = ds.attrs["seconds"]
     seconds = json.loads(seconds) if isinstance(seconds, str) else seconds
     parts = sum(value for part, value in seconds.items() if part != "this call")
-    return f"Its parts took {parts / 60:.0f} minutes on {ds.attrs['cpu']}, {ds.attrs['threads']} thread(s)."
+    threads = "one thread" if ds.attrs["threads"] == 1 else f"{ds.attrs['threads']} threads"
+    return f"Its parts took {parts / 60:.1f} min on {ds.attrs['cpu']}, {threads}."
 
 
 if __name__ == "__main__":
