@@ -39,7 +39,7 @@ def depth_result() -> xr.Dataset:
             **tied,
             **{f"{name}_untied_5": ("measured_step_untied_5", [value]) for name, value in untied.items()},
         },
-        coords={"steps": steps, "pairs": pairs, "measured_step": [0, 1000, 4000]},
+        coords={"measured_step_untied_5": [24_000], "steps": steps, "pairs": pairs, "measured_step": [0, 1000, 4000]},
         attrs={"training_steps": 4000},
     )  # fmt: skip
 
