@@ -82,9 +82,10 @@ def attention_calls() -> list[dict[str, Any]]:
 @torch.no_grad()
 def whole_model() -> list[dict[str, Any]]:
     import interp
-    from interp.cache import LensCache
-    from interp.event import AttentionEvent
-    from interp.interventions.base import Keeper, parts
+    from interp.cache.lens_cache import LensCache
+    from interp.interventions.base import parts
+    from interp.interventions.keeper import Keeper
+    from interp.seam.event import AttentionEvent
     from interp.subjects.texts import demo_text
 
     lens = interp.load("demo")

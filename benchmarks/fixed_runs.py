@@ -24,9 +24,9 @@ import torch
 import xarray as xr
 
 import interp
-from interp.storage import load as load_dataset
-from interp.storage import provenance
-from interp.storage import save as save_dataset
+from interp.results.storage import load as load_dataset
+from interp.results.storage import provenance
+from interp.results.storage import save as save_dataset
 from interp.subjects.texts import demo_text
 
 PROMPT, READ_ON = 192, 24

@@ -15,7 +15,7 @@ import torch
 import interp
 from benchmarks.shared_prefill import readings
 from benchmarks.table import publish
-from interp.interventions import _channels as channels
+from interp.interventions.policies import _channels as channels
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 WINDOW = 32

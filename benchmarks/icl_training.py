@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.table import publish
-from interp.icl.regression import Tasks, make_regression
-from interp.icl.training import recipe, train
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.training import recipe, train
+from interp.icl.tasks.regression import Tasks, make_regression
 
 GATE_STEPS = 50
 ROUNDS = 15

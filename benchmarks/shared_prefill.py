@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.extract_handbook import handbook_path
-from interp.cache import LensCache
-from interp.event import AttentionEvent
+from interp.cache.lens_cache import LensCache
 from interp.interventions import Intervention, parts
-from interp.interventions.base import Keeper
+from interp.interventions.keeper import Keeper
+from interp.seam.event import AttentionEvent
 
 PROMPT, SCORED = 1024, 256
 

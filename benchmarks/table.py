@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp.storage import provenance
+from interp.results.storage import provenance
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = ("cpu", "threads", "device", "torch", "transformers", "transformer_lens", "python", "commit", "time")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from interp import points
+from interp.seam import points
 
 PAGE = Path(__file__).with_name("hook_points.md")
 

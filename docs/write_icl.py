@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from interp.icl import studies
 from interp.icl.studies import report
 from interp.report.markdown import escape
-from interp.storage import load
+from interp.results.storage import load
 
 if TYPE_CHECKING:
     import xarray as xr

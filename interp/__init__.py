@@ -12,35 +12,42 @@ Importing this package imports neither torch nor transformers: each name below i
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from interp.discovery import fetching
+from interp.moved import know_moved_modules
 
 if TYPE_CHECKING:
     from interp import figures, icl, interventions, report
-    from interp.comparing import compare
-    from interp.continuing import side_by_side
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
     from interp.explaining import explain
-    from interp.lens import Lens
-    from interp.loading import load
-    from interp.patching import patch
-    from interp.running import probe
+    from interp.lens.lens import Lens
+    from interp.lens.loading import load
+    from interp.results.comparing import compare
+    from interp.runs.patching import patch
+    from interp.runs.probing import probe
+    from interp.runs.side_by_side import side_by_side
 
 __version__ = "0.1.0"
 
+know_moved_modules()
+
+_PACKAGES = ("explaining", "figures", "icl", "interventions", "probes", "report", "subjects")
 _WHERE = {
-    "load": "interp.loading",
-    "probe": "interp.running",
-    "patch": "interp.patching",
-    "compare": "interp.comparing",
+    "load": "interp.lens.loading",
+    "probe": "interp.runs.probing",
+    "patch": "interp.runs.patching",
+    "compare": "interp.results.comparing",
     "explain": "interp.explaining",
-    "side_by_side": "interp.continuing",
-    "Lens": "interp.lens",
+    "side_by_side": "interp.runs.side_by_side",
+    "Lens": "interp.lens.lens",
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",
     "UnsupportedModelError": "interp.errors",
+    "storage": "interp.results.storage",
+    "patching": "interp.runs.patching",
+    **{name: f"interp.{name}" for name in _PACKAGES},
 }
-_PACKAGES = ("explaining", "figures", "icl", "interventions", "patching", "report", "probes", "storage", "subjects")
 
 __all__ = [
     "InterpError",
@@ -60,18 +67,17 @@ __all__ = [
 ]
 
 
+_fetch = fetching(__name__, _WHERE)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    if name in _PACKAGES:
-        return importlib.import_module(f"interp.{name}")
-    if name[:1].isupper() and name in (found := _interventions()):
+    if name not in _WHERE and name[:1].isupper() and name in (found := _interventions()):
         return found[name]
-    raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    return _fetch(name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE, *_PACKAGES, *_interventions()])
+    return sorted([*globals(), *_WHERE, *_interventions()])
 
 
 def _interventions() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from interp.errors import UnknownNameError
@@ -28,6 +28,21 @@ def classes_in(package: str, path: Iterable[str], base: type[T]) -> dict[str, ty
         if issubclass(c, base) and isinstance(vars(c).get("name"), str) and not inspect.isabstract(c)
     }
     return dict(sorted(found.items()))
+
+
+def fetching(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that imports a name's module when the name is first used.
+
+    where: full name of the module that defines each name, or that the name stands for.
+    """
+
+    def fetch(name: str) -> Any:
+        if name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(where[name])
+        return module if where[name].rpartition(".")[2] == name else getattr(module, name)
+
+    return fetch
 
 
 def unknown(kind: str, name: Any, known: Iterable[str]) -> UnknownNameError:

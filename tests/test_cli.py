@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from interp import cli, storage
+from interp import cli
+from interp.results import storage
 from tests.models import shared, tokenizer
 
 TEXT = "w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16"

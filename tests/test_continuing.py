@@ -10,8 +10,8 @@ import torch
 
 import interp
 from interp import InterpError
-from interp.continuing import findings
 from interp.figures._need import FigureError
+from interp.runs.side_by_side import findings
 
 PROMPT = "The library reads files of text. The library writes files of numbers. The library keeps"
 STEPS = 6

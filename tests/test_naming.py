@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from interp.naming import heads_named, layers_named, quoted, ranges
+from interp.results.naming import heads_named, layers_named, quoted, ranges
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import interp
-from interp.patching import logit_difference
+from interp.runs.patching import logit_difference
 from tests.models import NAMES, shared, tiny, tokens
 from tests.probes.schema import check_result
 

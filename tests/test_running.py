@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 
 import interp
-from interp import storage
 from interp.probes import Context, Fold, Probe, available, resolve
+from interp.results import storage
 from tests.models import shared, tokenizer, tokens
 
 

@@ -10,8 +10,8 @@ import xarray as xr
 
 import interp
 from interp.probes import available
-from interp.several import gather, one, single
-from interp.storage import load, save
+from interp.results.many_texts import gather, one, single
+from interp.results.storage import load, save
 from tests.models import shared, tokenizer
 
 WORDS = [f"w{i}" for i in range(4, 104)]

@@ -13,7 +13,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp import storage
+from interp.results import storage
 from tests.example_results import HOSTILE, example_results
 
 

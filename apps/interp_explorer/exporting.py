@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.storage import save
+from interp.results.storage import save
 from interp_explorer import tables
 from interp_explorer.view import View
 

@@ -85,7 +85,7 @@ def bring_along(page: str) -> None:
 
 def sidebar() -> None:
     """The widgets that choose model and text; drawn on every page, before it."""
-    from interp.loading import DTYPES
+    from interp.lens.loading import DTYPES
     from interp.subjects.local import local_models
 
     with st.sidebar:

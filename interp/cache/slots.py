@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 
-from interp.segments import Segment, joined
+from interp.cache.segments import Segment, joined
 
 Tensor = torch.Tensor
 

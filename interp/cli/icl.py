@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interp.cli.terminal import command_line
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def icl(
     study = studies.make(name, **{setting: value for setting, value in asked.items() if value is not None})
     if out is None:
         raise InterpError(f"--out names the folder for the report of {name}; add --out DIR.")
-    from interp.cli import command_line
     from interp.icl.studies import report
 
     with _bar(name) as progress:

@@ -7,28 +7,25 @@ shows the traceback of either). With `--json` standard output is one JSON object
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.icl import icl
+from interp.cli.terminal import DEBUG, bar, command_line, folder, printable
 from interp.errors import InterpError
-from interp.icl.studies.command import icl
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from interp.lens import Lens
+    from interp.lens.lens import Lens
     from interp.probes import Probe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-DEBUG = "--debug"
 DEFAULT_TOKENS = 1024
 
 Model = Annotated[str, typer.Argument(help="'demo', a hub id, a folder, or a .gguf file")]
@@ -81,9 +78,9 @@ def probe(
 ) -> None:
     """Run probes on a model reading a text and store their results."""
     run = _read(model, text, tokens, probes, dtype)
-    from interp.storage import save
+    from interp.results.storage import save
 
-    _folder(out)
+    folder(out)
     files = {name: str(save(dataset, out / f"{name}.nc")) for name, dataset in run.results.items()}
     _tell(run, {"files": files}, as_json)
 
@@ -103,7 +100,7 @@ def report(
     """Write a report about a model reading a text: one HTML file that works offline, Markdown, and the numbers."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"--out names the HTML file of the report, not {out}; end it in .html.")
-    _folder(out.parent)
+    folder(out.parent)
     run = _read(model, text, tokens, probes, dtype)
     from interp.report import write_markdown, write_report
 
@@ -137,11 +134,11 @@ def generate(
     if not content or not content.strip():
         raise InterpError("the prompt is empty; pass some text.")
     lens, seconds = _load(model, dtype)
-    from interp.generating import generate as generate_text
-    from interp.storage import provenance
+    from interp.results.storage import provenance
+    from interp.runs.generating import generate as generate_text
     from interp.subjects.quiet import quiet_transformers
 
-    with _bar("generating", max_new_tokens) as step, quiet_transformers():
+    with bar("generating", max_new_tokens) as step, quiet_transformers():
         told = generate_text(lens, content, intervention, max_new_tokens, chat=chat, progress=step)
     about = {
         "model": lens.cfg.model_name,
@@ -158,8 +155,8 @@ def generate(
         print(json.dumps({"run": about, **told}, default=str))
         return
     for note in told["notes"]:
-        print(f"note: {_printable(note)}", file=sys.stderr)
-    print("\n".join(_printable(line) for line in told["text"].split("\n")))
+        print(f"note: {printable(note)}", file=sys.stderr)
+    print("\n".join(printable(line) for line in told["text"].split("\n")))
     print("\n" + "\n".join(_account(lens.cfg.model_name, told)))
 
 
@@ -180,8 +177,8 @@ def bench(
         raise InterpError(f"bench knows nothing called {what!r}; there is 'kernels'.")
     import torch
 
-    from interp.loading import dtype_named
-    from interp.storage import provenance
+    from interp.lens.loading import dtype_named
+    from interp.results.storage import provenance
 
     if device not in (None, "cpu", "cuda"):
         raise InterpError(f"--device is cpu or cuda, not {device!r}.")
@@ -190,7 +187,7 @@ def bench(
     from interp_kernels.timing import measure
 
     kind = dtype_named(dtype)
-    with _bar("timing", 1) as step:
+    with bar("timing", 1) as step:
         rows = measure(tuple(tokens or (1024, 4096)), device=device, dtype=kind)
         step(1, 1)
     about = {"command": command_line(), **provenance(device or ("cuda" if torch.cuda.is_available() else "cpu"))}
@@ -214,7 +211,7 @@ def explorer(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open a browser")] = False,
 ) -> None:
     """Open the explorer in a browser."""
-    from interp.explorer import start
+    from interp.cli.explorer import start
 
     if code := start(port, address, browser=not no_browser):
         raise typer.Exit(code)
@@ -237,14 +234,9 @@ def _account(model: str, told: dict[str, Any]) -> list[str]:
     ]
 
 
-def command_line() -> str:
-    """The command as it was typed, without `--debug`."""
-    return "interp " + shlex.join(a for a in sys.argv[1:] if a != DEBUG)
-
-
 def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
     """A Lens, and the seconds that imports and loading took."""
-    with _bar("loading", 1) as step:
+    with bar("loading", 1) as step:
         began = time.perf_counter()
         import interp
         from interp.subjects.quiet import quiet_transformers
@@ -271,11 +263,11 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: str | None,
     asked = tokens or min(DEFAULT_TOKENS, lens.cfg.n_ctx or DEFAULT_TOKENS)
     lens.check_length(asked)
     row = lens.to_tokens(content, truncate=asked)
-    with _bar("reading", lens.cfg.n_layers) as step:
+    with bar("reading", lens.cfg.n_layers) as step:
         probing = time.perf_counter()
         results = interp.probe(lens, row[0], wanted, progress=step)
         probed = time.perf_counter()
-    from interp.storage import provenance
+    from interp.results.storage import provenance
 
     n = int(row.shape[1])
     about = {
@@ -311,31 +303,8 @@ def _tell(run: Run, extra: dict[str, Any], as_json: bool) -> None:
     for name, sentences in findings.items():
         print(f"\n{name}")
         for sentence in sentences:
-            print(f"  - {_printable(sentence)}")
+            print(f"  - {printable(sentence)}")
     print("\n" + "\n".join(f"wrote {path}" for path in extra["files"].values()))
-
-
-def _printable(sentence: str) -> str:
-    """Token text may hold control characters that would drive the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-
-
-def _folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InterpError(f"cannot make the folder {path}: {error.strerror or error}.") from None
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Any]:
-    """A progress bar on standard error, shown only on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def main() -> None:
@@ -362,7 +331,3 @@ def _fail(error: Exception, debug: bool, line: str, code: int) -> None:
         raise error
     print(line, file=sys.stderr)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
 from interp.explaining.case import Case
+from interp.explaining.memberships import memberships
 from interp.explaining.restoring import at_rest, with_channels, with_tokens
 from interp.explaining.scores import Place, channel_scores, token_scores, value_channel_scores
-from interp.explaining.summaries import Membership, memberships
-from interp.naming import quoted
+from interp.explaining.summaries import Membership
+from interp.results.naming import quoted
 
 Tensor = torch.Tensor
 Kind = Literal["channels", "value_channels", "tokens"]

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from interp.applying import ApplyMixin
-from interp.cache import LensCache
+from interp.cache.lens_cache import LensCache
+from interp.cache.segments import Segment
 from interp.errors import InterpError
-from interp.event import AttentionEvent
 from interp.explaining.restoring import at_rest
 from interp.explaining.summaries import marked
 from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, parts
-from interp.scoring import nll_of
-from interp.segments import Segment
+from interp.lens.in_force import ApplyMixin
+from interp.lens.scoring import nll_of
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 NEVER = torch.iinfo(torch.int32).max

@@ -13,7 +13,7 @@ import xarray as xr
 from interp.explaining.base import Question
 from interp.explaining.case import Case
 from interp.interventions.base import Entry
-from interp.naming import quoted
+from interp.results.naming import quoted
 
 KINDS = ("word", "part of a word", "number", "punctuation", "white space", "other")
 

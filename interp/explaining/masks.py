@@ -12,12 +12,13 @@ import torch
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from interp.cache import LensCache, StoredLayer
+from interp.cache.lens_cache import LensCache
+from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
-from interp.event import AttentionEvent
 from interp.explaining.base import NothingToSay, Question
 from interp.explaining.case import Case, one_text
-from interp.interventions.base import Keeper
+from interp.interventions.keeper import Keeper
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 Mask = Bool[Tensor, "head channel"]

@@ -13,15 +13,15 @@ import xarray as xr
 from interp_kernels import attention_pattern, packed_decode
 from jaxtyping import Bool, Float, Int
 
-from interp.cache import StoredLayer
+from interp.cache.segments import Segment
+from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
-from interp.event import AttentionEvent
 from interp.explaining.base import Question
 from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import at_positions
 from interp.explaining.summaries import of_the_text
-from interp.naming import quoted
-from interp.segments import Segment
+from interp.results.naming import quoted
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

@@ -12,7 +12,7 @@ import xarray as xr
 from interp.explaining.base import Question
 from interp.explaining.case import Case
 from interp.explaining.missed_mass import ratio
-from interp.naming import quoted
+from interp.results.naming import quoted
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import torch
 from interp_kernels import cut
 from jaxtyping import Float, Int
 
-from interp.cache import LensCache, StoredLayer
+from interp.cache.lens_cache import LensCache
+from interp.cache.segments import INDEX, POSITION, Segment, others
+from interp.cache.stored_layer import StoredLayer
 from interp.explaining.summaries import Membership, of_the_text, without
-from interp.interventions.base import Keeper
-from interp.segments import INDEX, POSITION, Segment, others
+from interp.interventions.keeper import Keeper
 
 Tensor = torch.Tensor
 Part = Literal["keys", "values"]

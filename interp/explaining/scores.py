@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from interp.event import AttentionEvent
+from interp.cache.segments import Segment
 from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import Part, at_positions, stored_channels
 from interp.explaining.summaries import of_the_text
-from interp.interventions._window import last_queries, window_read
 from interp.interventions.base import parts
-from interp.segments import Segment
+from interp.interventions.policies._window import last_queries, window_read
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 Place = tuple[int, int, int]

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.several import single
+from interp.results.many_texts import single
 
 
 class FigureError(InterpError, ValueError):

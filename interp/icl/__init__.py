@@ -14,51 +14,58 @@ figures are in `interp.icl.studies`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interp.discovery import fetching
 
 if TYPE_CHECKING:
-    from interp.icl import function_classes, language, rollout, shifts, softmax_regression, studies
-    from interp.icl.algorithms import Algorithm, bayes_ridge, gd, gdpp, knn, newton, ols, ridge, sgd_one_pass
-    from interp.icl.alignment import align
-    from interp.icl.construction import construct_gd, construct_gdpp
-    from interp.icl.copying import copying_score
-    from interp.icl.copying_model import copying_recipe
-    from interp.icl.extraction import effective_predictor, in_gauge, interpolate, lsa_products, with_products
-    from interp.icl.gd_losses import GDLaw
-    from interp.icl.optimal import lsa_optimal, nonlinear_step, relu_network_step, tune_gd, tune_gdpp
-    from interp.icl.regression import Tasks, make_regression, tokenise
-    from interp.icl.rollout import rollout_losses
-    from interp.icl.similarity import best_matching_steps
-    from interp.icl.sine_model import SineRegressor, sine_tasks
-    from interp.icl.training import Recipe, recipe, train
-    from interp.icl.trajectory import Trajectory
+    from interp.icl import language, studies
+    from interp.icl.learners.algorithms import Algorithm, bayes_ridge, gd, gdpp, knn, newton, ols, ridge, sgd_one_pass
+    from interp.icl.learners.gd_losses import GDLaw
+    from interp.icl.learners.optimal import lsa_optimal, nonlinear_step, relu_network_step, tune_gd, tune_gdpp
+    from interp.icl.measures import rollout
+    from interp.icl.measures.alignment import align
+    from interp.icl.measures.copying import copying_score
+    from interp.icl.measures.rollout import rollout_losses
+    from interp.icl.measures.similarity import best_matching_steps
+    from interp.icl.measures.trajectory import Trajectory
+    from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+    from interp.icl.models.construction import construct_gd, construct_gdpp
+    from interp.icl.models.copying_model import copying_recipe
+    from interp.icl.models.extraction import effective_predictor, in_gauge, interpolate, lsa_products, with_products
+    from interp.icl.models.sine_model import SineRegressor, sine_tasks
+    from interp.icl.models.training import Recipe, recipe, train
+    from interp.icl.tasks import function_classes, shifts, softmax_regression
+    from interp.icl.tasks.regression import Tasks, make_regression, tokenise
     from interp.icl.weights import pretrained
-    from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
 
 _WHERE = {
     name: module
     for module, names in {
-        "interp.icl.algorithms": "Algorithm bayes_ridge gd gdpp knn newton ols ridge sgd_one_pass",
-        "interp.icl.alignment": "align",
-        "interp.icl.construction": "construct_gd construct_gdpp",
-        "interp.icl.copying": "copying_score",
-        "interp.icl.copying_model": "copying_recipe",
-        "interp.icl.extraction": "effective_predictor in_gauge interpolate lsa_products with_products",
-        "interp.icl.gd_losses": "GDLaw",
-        "interp.icl.optimal": "lsa_optimal nonlinear_step relu_network_step tune_gd tune_gdpp",
-        "interp.icl.regression": "Tasks make_regression tokenise",
-        "interp.icl.rollout": "rollout_losses",
-        "interp.icl.similarity": "best_matching_steps",
-        "interp.icl.sine_model": "SineRegressor sine_tasks",
-        "interp.icl.training": "Recipe recipe train",
-        "interp.icl.trajectory": "Trajectory",
+        "interp.icl.learners.algorithms": "Algorithm bayes_ridge gd gdpp knn newton ols ridge sgd_one_pass",
+        "interp.icl.measures.alignment": "align",
+        "interp.icl.models.construction": "construct_gd construct_gdpp",
+        "interp.icl.measures.copying": "copying_score",
+        "interp.icl.models.copying_model": "copying_recipe",
+        "interp.icl.models.extraction": "effective_predictor in_gauge interpolate lsa_products with_products",
+        "interp.icl.learners.gd_losses": "GDLaw",
+        "interp.icl.learners.optimal": "lsa_optimal nonlinear_step relu_network_step tune_gd tune_gdpp",
+        "interp.icl.tasks.regression": "Tasks make_regression tokenise",
+        "interp.icl.measures.rollout": "rollout rollout_losses",
+        "interp.icl.measures.similarity": "best_matching_steps",
+        "interp.icl.models.sine_model": "SineRegressor sine_tasks",
+        "interp.icl.models.training": "Recipe recipe train",
+        "interp.icl.measures.trajectory": "Trajectory",
         "interp.icl.weights": "pretrained",
-        "interp.subjects.attention_regressor": "AttentionRegressor RegressorConfig",
+        "interp.icl.models.attention_regressor": "AttentionRegressor RegressorConfig",
+        "interp.icl.language": "language",
+        "interp.icl.studies": "studies",
+        "interp.icl.tasks.function_classes": "function_classes",
+        "interp.icl.tasks.shifts": "shifts",
+        "interp.icl.tasks.softmax_regression": "softmax_regression",
     }.items()
     for name in names.split()
 }
-_MODULES = ("function_classes", "language", "rollout", "shifts", "softmax_regression", "studies")
 
 __all__ = [
     "Algorithm",
@@ -109,13 +116,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"interp.icl.{name}")
-    raise AttributeError(f"module 'interp.icl' has no attribute {name!r}")
+__getattr__ = fetching(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE, *_MODULES])
+    return sorted([*globals(), *_WHERE])

@@ -12,31 +12,22 @@ the model. A setting of None is written "none", as on the command line: TOML has
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import numbers
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from interp.errors import InterpError, UnknownNameError
+from interp.errors import InterpError
+from interp.interventions._types import NONE, check_names, checked, fields_of, required, settings_of
 from interp.interventions.base import Intervention, parts
+from interp.interventions.catalogue import available, named
 
 TABLE = "intervention"
-_NONE = "none"
-_WORDS = {_NONE: None, "true": True, "false": False}
+_WORDS = {NONE: None, "true": True, "false": False}
 _OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")
-_STRICT_FIRST = (NoneType, bool, int, float)
-
-
-class _MisfitError(Exception):
-    """A value that is not of a field's type."""
 
 
 def parse(text: str) -> Intervention:
@@ -72,8 +63,6 @@ def to_toml(intervention: Intervention) -> str:
     """
     import tomlkit
 
-    from interp.interventions import available
-
     tables = tomlkit.aot()
     for part in parts(intervention):
         cls = type(part)
@@ -83,9 +72,9 @@ def to_toml(intervention: Intervention) -> str:
             )
         table = tomlkit.table()
         table.add("name", cls.name)
-        for key, kind in _settings(cls).items():
-            value = _checked(cls.name, key, getattr(part, key), kind)
-            table.add(key, _NONE if value is None else value)
+        for key, kind in settings_of(cls).items():
+            value = checked(cls.name, key, getattr(part, key), kind)
+            table.add(key, NONE if value is None else value)
         tables.append(table)
     document = tomlkit.document()
     document.add(TABLE, tables)
@@ -110,7 +99,7 @@ def from_toml(text: str) -> Intervention:
 
 def save(intervention: Intervention, path: str | Path) -> Path:
     """Write an intervention's settings to `path` as TOML; the file appears complete or not at all."""
-    from interp.storage import replacing
+    from interp.results.storage import replacing
 
     text, path = to_toml(intervention), Path(path)
     with replacing(path) as draft:
@@ -133,56 +122,21 @@ def load(path: str | Path) -> Intervention:
 
 
 def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Intervention:
-    from interp.interventions import available, named
-
     if name not in available():
         named(name)  # raises, and suggests the nearest name
     cls = available()[name]
     known = check_names(cls, settings)
     values = {
-        key: _checked(name, key, value, known[key], *(_readings(value) if from_text else _none_or(value)))
+        key: checked(name, key, value, known[key], *(_readings(value) if from_text else _none_or(value)))
         for key, value in settings.items()
     }
-    if missing := [f.name for f in _fields(cls) if f.name not in values and _required(f)]:
+    if missing := [f.name for f in fields_of(cls) if f.name not in values and required(f)]:
         raise InterpError(f"{name} needs the setting {', '.join(missing)}, as in {name}:{missing[0]}=...")
     return named(name, **values)
 
 
-def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
-    """The types of all settings. Raises UnknownNameError where one of `settings` is none of them."""
-    known = _settings(cls)
-    for key in settings:
-        if key not in known:
-            (near,) = difflib.get_close_matches(key, known, n=1, cutoff=0.0) or [""]
-            raise UnknownNameError(
-                f"{cls.name} has no setting {key!r}; did you mean {near!r}? It has {', '.join(known)}."
-            )
-    return known
-
-
-def check_types(intervention: Any) -> None:
-    """Raise InterpError where a setting is not of its field's type, whoever made the intervention."""
-    cls = type(intervention)
-    for key, kind in _settings(cls).items():
-        _checked(cls.name, key, getattr(intervention, key), kind)
-
-
-def _fields(cls: Any) -> list[dataclasses.Field]:
-    return [field for field in dataclasses.fields(cls) if field.init]
-
-
-def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _settings(cls: type) -> dict[str, Any]:
-    """The type of every setting."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in _fields(cls)}
-
-
 def _none_or(value: Any) -> tuple[Any, ...]:
-    return (None, value) if value == _NONE else (value,)
+    return (None, value) if value == NONE else (value,)
 
 
 def _readings(text: str) -> list[Any]:
@@ -198,55 +152,3 @@ def _readings(text: str) -> list[Any]:
         except ValueError:
             continue
     return [*meanings, text]
-
-
-def _checked(name: str, key: str, value: Any, kind: Any, *readings: Any) -> Any:
-    """The first of the readings (without any, the value itself) that is of a field's type."""
-    for reading in readings or (value,):
-        try:
-            return _typed(reading, kind)
-        except _MisfitError:
-            continue
-    raise InterpError(f"{name}: {key} should be {_described(kind)}, found {value!r}.")
-
-
-def _typed(value: Any, kind: Any) -> Any:
-    """`value` as a plain Python value of the type `kind`; raises `_MisfitError` where it is of another.
-
-    Numbers are finite: no setting means anything at infinity, and one that is not a number passes every comparison.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        for member in sorted(arguments, key=lambda t: _STRICT_FIRST.index(t) if t in _STRICT_FIRST else 9):
-            try:
-                return _typed(value, member)
-            except _MisfitError:
-                continue
-    elif origin is Literal:
-        if any(type(value) is type(choice) and value == choice for choice in arguments):
-            return value
-    elif origin is tuple and isinstance(value, (tuple, list, range)):
-        inner = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
-        if len(inner) == len(value):
-            return tuple(_typed(item, member) for item, member in zip(value, inner, strict=True))
-    elif kind is NoneType and value is None:
-        return None
-    elif kind in (bool, str) and isinstance(value, kind):
-        return value
-    elif kind is int and not isinstance(value, bool) and isinstance(value, numbers.Integral):
-        return int(value)
-    elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
-        return float(value)
-    raise _MisfitError
-
-
-def _described(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin in (Union, UnionType):
-        return " or ".join(_described(member) for member in arguments)
-    if origin is tuple:
-        return f"a list of {_described(arguments[0]).removeprefix('a ')}s in brackets"
-    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", NoneType: _NONE}
-    return names.get(kind, str(kind))

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.attention import AttentionCall, attention_through, refusal
 from interp.errors import UnsupportedModelError
-from interp.rotation import Rotation
+from interp.seam.attention import attention_through, refusal
+from interp.seam.call import AttentionCall
+from interp.seam.config import LensConfig
+from interp.seam.rotation import Rotation
 
 Tensor = torch.Tensor
 # How far logits may be from a map of the unembedding's output that is the right one, relative.
@@ -330,3 +332,33 @@ def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Callable[[T
         if torch.allclose(candidate(raw), logits, rtol=FIT[logits.dtype], atol=1e-6):
             return candidate
     return None
+
+
+def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
+    """Read the shape of a model from its config and from what its two-token run showed."""
+    config = model.config.get_text_config(decoder=True)
+    blocks = anatomy.blocks
+    seen = blocks[0].seen
+    windows = [block.seen["window"] for block in blocks]
+    caps = [block.seen["softcap"] for block in blocks if block.seen["softcap"] is not None]
+    return LensConfig(
+        model_name=name or getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        architecture=type(model).__name__,
+        n_layers=len(blocks),
+        n_heads=seen["n_heads"],
+        n_key_value_heads=seen["n_key_value_heads"],
+        d_head=seen["d_head"],
+        d_model=config.hidden_size,
+        d_vocab=config.vocab_size,
+        n_ctx=int(getattr(config, "max_position_embeddings", 0) or 0),  # also the name of GPT-2's n_positions
+        positional_embedding_type="rotary" if seen["rotary"] else "other",
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        attention=config._attn_implementation,
+        window_size=next((int(w) for w in windows if w), None),
+        attn_types=tuple("local" if w else "global" for w in windows),
+        attn_softcap=caps[0] if caps else None,
+        learned_sinks=any(block.seen["sinks"] for block in blocks),
+        parallel_attn_mlp=any(block.parallel for block in blocks),
+        residual_scale=blocks[0].residual_scale,
+    )

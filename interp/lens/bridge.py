@@ -15,17 +15,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from interp import points as table
-from interp.anatomy import FIT, Anatomy, BlockParts, logit_map
-from interp.attention import OBSERVABLES, show
-from interp.config import LensConfig
 from interp.errors import UnsupportedModelError
-from interp.event import AttentionEvent
-from interp.hooked import HookedLens, HookPoint, Room
-from interp.lens import as_asked, check_return_type
-from interp.points import live
-from interp.readout import FinalNorm, ReadoutMixin
-from interp.text import TextMixin
+from interp.lens.anatomy import FIT, Anatomy, BlockParts, logit_map
+from interp.lens.lens import as_asked, check_return_type
+from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.strict_hooks import HookedLens, HookPoint, Room
+from interp.lens.text import TextMixin
+from interp.seam import points as table
+from interp.seam.attention import OBSERVABLES, show
+from interp.seam.config import LensConfig
+from interp.seam.event import AttentionEvent
+from interp.seam.points import live
 
 Tensor = torch.Tensor
 

@@ -9,13 +9,14 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from interp.attention import Site
-from interp.cache import LensCache
+from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError
-from interp.interventions._edit_memory import EditedCache, Memory
-from interp.interventions._editing import Account, Editing, LayerEdits
-from interp.interventions.base import CachePolicy, Intervention, Keeper, cache_policies, parts
-from interp.interventions.edits import AttentionEdit
+from interp.interventions.base import CachePolicy, Intervention, parts
+from interp.interventions.edits._edit_memory import EditedCache, Memory
+from interp.interventions.edits._editing import Account, Editing, LayerEdits
+from interp.interventions.edits.base import AttentionEdit
+from interp.interventions.keeper import Keeper, cache_policies
+from interp.seam.attention import Site
 
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 

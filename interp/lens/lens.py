@@ -19,18 +19,18 @@ import torch
 from torch import nn
 from transformers.utils import TransformersKwargs
 
-from interp import points as table
-from interp.anatomy import BlockParts, dissect, first
-from interp.applying import ApplyMixin
-from interp.attention import Site, attention_through
-from interp.cache import LensCache
-from interp.config import LensConfig, config_of
+from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError, UnsupportedModelError
-from interp.hooked import HookedLens, HookPoint, Room
-from interp.points import live
-from interp.readout import FinalNorm, ReadoutMixin
-from interp.scoring import ScoreMixin
-from interp.text import TextMixin
+from interp.lens.anatomy import BlockParts, config_of, dissect, first
+from interp.lens.in_force import ApplyMixin
+from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.scoring import ScoreMixin
+from interp.lens.strict_hooks import HookedLens, HookPoint, Room
+from interp.lens.text import TextMixin
+from interp.seam import points as table
+from interp.seam.attention import Site, attention_through
+from interp.seam.config import LensConfig
+from interp.seam.points import live
 
 Tensor = torch.Tensor
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()

@@ -11,8 +11,8 @@ import torch
 from interp.errors import InterpError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from interp.bridge import BridgeLens
-    from interp.lens import Lens
+    from interp.lens.bridge import BridgeLens
+    from interp.lens.lens import Lens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -52,7 +52,7 @@ def load(
     if ignored := sorted(name for name, value in given.items() if value is not None):
         raise InterpError(f"{', '.join(ignored)} would be ignored: this model is loaded already.")
     if is_bridge(model):
-        from interp.bridge import BridgeLens
+        from interp.lens.bridge import BridgeLens
 
         return BridgeLens(model, tokenizer)
     return _lens(model, tokenizer, None)
@@ -68,7 +68,7 @@ def is_bridge(model: Any) -> bool:
 def _lens(model: Any, tokenizer: Any, name: str | None) -> Lens:
     from transformers import PreTrainedModel
 
-    from interp.lens import Lens
+    from interp.lens.lens import Lens
 
     if not isinstance(model, PreTrainedModel):
         raise InterpError(

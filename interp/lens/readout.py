@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.anatomy import FIT
 from interp.errors import UnsupportedModelError
-from interp.hooked import Room
+from interp.lens.anatomy import FIT
+from interp.lens.strict_hooks import Room
 
 Tensor = torch.Tensor
 

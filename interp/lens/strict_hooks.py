@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError, UnknownNameError
-from interp.points import Point, live
+from interp.seam.points import Point, live
 
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
     from transformer_lens import ActivationCache, HookedRootModule

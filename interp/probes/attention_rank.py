@@ -19,11 +19,11 @@ import torch
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.naming import heads_named
 from interp.probes._by_head import by_head
 from interp.probes._spectrum import Spectrum, exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
+from interp.results.naming import heads_named
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

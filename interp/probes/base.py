@@ -21,7 +21,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     import xarray as xr
 
-    from interp.icl.regression import Tasks
+    from interp.icl.tasks.regression import Tasks
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class TaskProbe(Probe):
 def _of_one_text(findings: Callable[[Any, xr.Dataset], list[str]]) -> Callable[[Any, xr.Dataset], list[str]]:
     @wraps(findings)
     def of_one_text(probe: Any, result: xr.Dataset) -> list[str]:
-        from interp.several import single
+        from interp.results.many_texts import single
 
         return findings(probe, single(result))
 

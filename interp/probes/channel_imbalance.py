@@ -16,9 +16,9 @@ import torch
 import xarray as xr
 from interp_kernels import channel_energy
 
-from interp.event import AttentionEvent
-from interp.naming import layers_named
 from interp.probes.base import Context, Fold, Probe
+from interp.results.naming import layers_named
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

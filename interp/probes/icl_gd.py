@@ -18,14 +18,14 @@ import torch
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.icl._means import mean
-from interp.icl.alignment import align
-from interp.icl.copying import copying_score
-from interp.icl.extraction import effective_predictor
-from interp.icl.optimal import lsa_optimal, tune_gd, tune_gdpp
-from interp.icl.regression import INPUT_LAWS, Tasks
+from interp.icl.learners.optimal import lsa_optimal, tune_gd, tune_gdpp
+from interp.icl.measures._means import mean
+from interp.icl.measures.alignment import align
+from interp.icl.measures.copying import copying_score
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.models.extraction import effective_predictor
+from interp.icl.tasks.regression import INPUT_LAWS, Tasks
 from interp.probes.base import TaskProbe
-from interp.subjects.attention_regressor import AttentionRegressor
 
 GROUPS = 20
 """Groups of tasks from whose spread the standard errors of the leak terms are."""

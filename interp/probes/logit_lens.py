@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interp.naming import quoted
 from interp.probes.base import Context, Fold, Probe
+from interp.results.naming import quoted
 
 Tensor = torch.Tensor
 

@@ -22,9 +22,9 @@ import xarray as xr
 from interp_kernels import residual_census
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.naming import layers_named, quoted
 from interp.probes.base import Context, Fold, Probe
+from interp.results.naming import layers_named, quoted
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

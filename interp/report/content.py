@@ -65,7 +65,7 @@ class Content:
 
 def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes: Iterable[Probe] | None) -> Content:
     """Gathers what is to be said; see `write_report` for the arguments."""
-    from interp.several import single
+    from interp.results.many_texts import single
 
     if not results:
         raise InterpError("there is nothing to report: pass the results of at least one probe.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from interp import figures
 from interp.figures._text import visible
 from interp.report.content import Section, content_of
-from interp.storage import replacing
+from interp.results.storage import replacing
 
 if TYPE_CHECKING:
     import xarray as xr

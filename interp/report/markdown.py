@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from interp.figures._text import visible
 from interp.report.content import Content, content_of
 from interp.report.table import Table
-from interp.storage import replacing, save
+from interp.results.storage import replacing, save
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -19,7 +19,7 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
     Raises InterpError for fewer than two results or results of different probes.
     """
-    from interp.several import stack
+    from interp.results.many_texts import stack
 
     if len(results) < 2:
         raise InterpError(f"comparing takes at least two models' results, not {len(results)}.")

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.cache import LensCache, StoredLayer
+from interp.cache.lens_cache import LensCache
+from interp.cache.stored_layer import StoredLayer
 from interp.interventions import Intervention, parts
 
 if TYPE_CHECKING:
-    from interp.lens import Lens
+    from interp.lens.lens import Lens
 
 
 def generate(

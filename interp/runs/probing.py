@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from interp.errors import InterpError, UnknownNameError
-from interp.icl.regression import Tasks
+from interp.icl.tasks.regression import Tasks
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def probe(
     Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer. Inside
     `lens.apply(...)` probes see attention as edits leave it, and `attrs["interventions"]` has the edits' settings.
     """
-    from interp.storage import provenance
+    from interp.results.storage import provenance
 
     if isinstance(inputs, Tasks):
         if tokens is not None or attention_mask is not None:
@@ -76,13 +76,13 @@ def probe(
         done += lens.cfg.n_layers
     if not _several(inputs):
         return results[0]
-    from interp.several import gather
+    from interp.results.many_texts import gather
 
     return {p.name: gather([r[p.name] for r in results]) for p in wanted}
 
 
 def _probe_tasks(model: Any, tasks: Tasks, wanted: list[TaskProbe], progress: Progress | None) -> dict[str, xr.Dataset]:
-    from interp.storage import provenance
+    from interp.results.storage import provenance
 
     results = {}
     for done, probe in enumerate(wanted, start=1):

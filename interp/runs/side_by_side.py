@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
-from interp.generating import generate
-from interp.running import Progress
+from interp.runs.generating import generate
+from interp.runs.probing import Progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,7 +76,7 @@ def _dataset(
     import xarray as xr
 
     from interp.interventions import parts
-    from interp.storage import provenance
+    from interp.results.storage import provenance
 
     steps = logprob.shape[-1]
     ids = np.full((2, steps), -1, "int64")

@@ -11,11 +11,9 @@ future, so `interp.masks.MaskFacts` is registered beside the function.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,36 +21,19 @@ import torch
 from interp_kernels import packed_decode
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from interp.cache import LensCache, StoredLayer
+from interp.cache.lens_cache import LensCache
+from interp.cache.stored_layer import StoredLayer
 from interp.errors import UnsupportedModelError
-from interp.event import AttentionEvent
-from interp.interventions._editing import LayerEdits
-from interp.masks import MaskFacts, additive_mask, first_new, kernel_facts
-from interp.points import live
-from interp.rotation import Rotation
+from interp.seam.call import AttentionCall
+from interp.seam.edits import Edits
+from interp.seam.event import AttentionEvent
+from interp.seam.masks import MaskFacts, additive_mask, first_new, kernel_facts
+from interp.seam.points import live
+from interp.seam.rotation import Rotation
 
 NAME = "interp"
 Tensor = torch.Tensor
-
-# Keyword arguments that say nothing about the attention maths, or that the maths below honours.
-UNDERSTOOD = {
-    "position_ids", "use_cache", "is_causal", "sliding_window", "softcap", "s_aux", "output_attentions",
-    "output_hidden_states", "output_router_logits", "return_dict", "cache_position", "position_embeddings",
-    "token_type_ids", "num_items_in_batch", "dropout",
-}  # fmt: skip
-
-
-@cache
-def _eager_of(modelling_file: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The eager attention function that a modelling file defines for its own models."""
-    function = vars(sys.modules[modelling_file]).get("eager_attention_forward")
-    if function is None:
-        raise UnsupportedModelError(
-            f"{modelling_file} defines no eager attention function to delegate to; load with sdpa."
-        )
-    return function
 
 
 def show(point: nn.Module, value: Any) -> None:
@@ -65,47 +46,6 @@ def show(point: nn.Module, value: Any) -> None:
 def _version(value: Any) -> int:
     """torch's count of in-place changes; tensors of inference mode have none."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """What a model passes to its attention: q `[batch, head, new, d_head]`, k and v `[batch, kv_head, key, d_head]`
-    (after rotary embedding, cached keys included), a mask, the scale of the scores, and what else it may say."""
-
-    module: nn.Module
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Any
-    scaling: float | None
-    rest: Mapping[str, Any]
-    places: Tensor | None = None
-    """Column in the input of every key `[batch, stored head, key]`, where keys are not simply the newest tokens."""
-
-    @property
-    def scale(self) -> float:
-        return self.q.shape[-1] ** -0.5 if self.scaling is None else self.scaling
-
-    def delegate(self, implementation: str) -> tuple[Tensor, Tensor | None]:
-        """What the model would have called without us, with the mask that function expects."""
-        mask = self.mask.for_delegate(implementation) if isinstance(self.mask, MaskFacts) else self.mask
-        eager = implementation == "eager"
-        function = _eager_of(type(self.module).__module__) if eager else ALL_ATTENTION_FUNCTIONS[implementation]
-        return function(self.module, self.q, self.k, self.v, mask, scaling=self.scaling, **self.rest)
-
-    def maths(self) -> dict[str, Any]:
-        """What `interp_kernels` has to know of the call beside its tensors; refuses what the kernels would ignore."""
-        self.refuse_unknown()
-        return {"scale": self.scale, "softcap": self.rest.get("softcap"), "sinks": self.rest.get("s_aux")}
-
-    def refuse_unknown(self) -> None:
-        """Refuse to compute attention ourselves where the model passes something that we would ignore."""
-        unknown = sorted(name for name, value in self.rest.items() if value is not None and name not in UNDERSTOOD)
-        if unknown:
-            raise UnsupportedModelError(
-                f"{type(self.module).__name__} passes {', '.join(unknown)} to its attention, which scores, pattern and "
-                "observables would ignore; hook q, k, v or z of this model instead."
-            )
 
 
 class Site:
@@ -122,7 +62,7 @@ class Site:
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
         self.cache: LensCache | None = None
-        self.edits: LayerEdits | None = None
+        self.edits: Edits | None = None
 
     def point(self, name: str) -> nn.Module:
         """`q` and `k` are the rotated points where the model rotates; everything else is literal."""
@@ -296,7 +236,7 @@ class Site:
         scores = self.point("attn_scores")(scores + additive_mask(call.module, call.mask, scores))
         pattern = softmax_with_sinks(scores, call.rest.get("s_aux"))
         if self.edits is not None:
-            pattern = self.edits.reweighting(call.q, call.k.shape[2], call.places).pattern(pattern)
+            pattern = self.edits.pattern(call, pattern)
         pattern = self.point("pattern")(pattern.to(call.q.dtype))
         dropped = nn.functional.dropout(pattern, p=call.rest.get("dropout", 0.0), training=call.module.training)
         return (dropped @ v).transpose(1, 2).contiguous(), pattern

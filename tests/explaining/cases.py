@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 
+from interp.cache.segments import joined
 from interp.explaining import explain
 from interp.explaining.case import Case
 from interp.interventions.base import CachePolicy, Entry, Plan, Prompt
-from interp.interventions.think import ThinK
-from interp.segments import joined
+from interp.interventions.policies.think import ThinK
 from tests.models import tokens
 
 S, G = 40, 9

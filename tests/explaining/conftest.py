@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from interp.lens import Lens
+from interp.lens.lens import Lens
 from tests.models import shared
 
 

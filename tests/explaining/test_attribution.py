@@ -12,7 +12,7 @@ from interp.explaining.attribution import Attribution, Reader, chosen
 from interp.explaining.case import Case
 from interp.explaining.restoring import stored_channels, with_channels
 from interp.explaining.scores import channel_scores, token_scores, value_channel_scores
-from interp.interventions.think import ThinK
+from interp.interventions.policies.think import ThinK
 from tests.explaining.cases import THINK, Drop, G, S, ask, case_of
 from tests.models import tokens
 

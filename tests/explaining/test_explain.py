@@ -13,12 +13,12 @@ from interp.explaining.attribution import Attribution
 from interp.explaining.masks import Masks
 from interp.explaining.missed_mass import MissedMass
 from interp.interventions.base import parts
-from interp.interventions.d2o import D2O
-from interp.interventions.h2o import H2O
-from interp.interventions.recall import Recall
-from interp.interventions.think import ThinK
-from interp.lens import Lens
-from interp.storage import load, save
+from interp.interventions.policies.d2o import D2O
+from interp.interventions.policies.h2o import H2O
+from interp.interventions.policies.recall import Recall
+from interp.interventions.policies.think import ThinK
+from interp.lens.lens import Lens
+from interp.results.storage import load, save
 from tests.explaining.cases import THINK, Drop, G, S
 from tests.models import shared, tokens
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.explaining.masks import Masks, chance_overlap, jaccard
-from interp.interventions.think import ThinK
+from interp.interventions.policies.think import ThinK
 from tests.explaining.cases import THINK, Drop, G, S, ask
 from tests.models import tokens
 

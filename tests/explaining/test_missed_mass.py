@@ -12,8 +12,8 @@ import torch
 from interp.explaining import explain
 from interp.explaining.missed_mass import MissedMass
 from interp.interventions.base import Plan, Prompt
-from interp.interventions.d2o import D2O
-from interp.interventions.think import ThinK
+from interp.interventions.policies.d2o import D2O
+from interp.interventions.policies.think import ThinK
 from tests.explaining.cases import THINK, Drop, G, S, ask, case_of
 from tests.models import tokens
 

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from interp.explaining.memberships import memberships
 from interp.explaining.missed_mass import MissedMass
 from interp.explaining.restoring import with_channels, with_tokens
 from interp.explaining.scores import channel_scores, token_scores
-from interp.explaining.summaries import memberships, of_the_text
-from interp.interventions.recall import Recall
-from interp.interventions.think import ThinK
+from interp.explaining.summaries import of_the_text
+from interp.interventions.policies.recall import Recall
+from interp.interventions.policies.think import ThinK
 from tests.explaining.cases import THINK, S, case_of
 from tests.explaining.test_attribution import check_all_put_back
 from tests.models import tokens

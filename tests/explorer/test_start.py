@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from interp import explorer
+from interp.cli import explorer
 from interp.errors import InterpError
 
 

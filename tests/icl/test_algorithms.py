@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import InterpError
-from interp.icl.algorithms import bayes_ridge, gd, gdpp, knn, newton, ols, ridge, sgd_one_pass
-from interp.icl.regression import make_regression
+from interp.icl.learners.algorithms import bayes_ridge, gd, gdpp, knn, newton, ols, ridge, sgd_one_pass
+from interp.icl.tasks.regression import make_regression
 
 LINEAR = [
     gd(3, 2.0),

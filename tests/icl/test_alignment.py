@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp import InterpError
-from interp.icl import _functions
-from interp.icl.algorithms import gd, knn, ols, ridge
-from interp.icl.alignment import MEASURES, PARTLY_DEFINED, align
-from interp.icl.construction import construct_gd
-from interp.icl.regression import make_regression
-from interp.storage import load, save
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.learners.algorithms import gd, knn, ols, ridge
+from interp.icl.measures import _functions
+from interp.icl.measures.alignment import MEASURES, PARTLY_DEFINED, align
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd
+from interp.icl.tasks.regression import make_regression
+from interp.results.storage import load, save
 
 F64 = torch.float64
 

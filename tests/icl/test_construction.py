@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.construction import construct_gd, construct_gdpp
-from interp.icl.regression import make_regression
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd, construct_gdpp
+from interp.icl.tasks.regression import make_regression
 
 N, D = 7, 5
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.copying_model import copying_recipe
-from interp.icl.regression import make_regression
-from interp.icl.training import train
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.models.copying_model import copying_recipe
+from interp.icl.models.training import train
+from interp.icl.tasks.regression import make_regression
 
 
 def test_shape_of_the_released_code_and_of_the_paper():

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from interp import InterpError
-from interp.icl import _functions
-from interp.icl.copying import copying_score
-from interp.icl.copying_model import copying_recipe
-from interp.icl.regression import make_regression
-from interp.storage import load, save
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.measures import _functions
+from interp.icl.measures.copying import copying_score
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.copying_model import copying_recipe
+from interp.icl.tasks.regression import make_regression
+from interp.results.storage import load, save
 
 N, D = 4, 3
 TASKS = make_regression(60, N, D, seed=2, dtype=torch.float64)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import InterpError
-from interp.icl.construction import construct_gd, construct_gdpp
-from interp.icl.extraction import effective_predictor, in_gauge, interpolate, lsa_products, with_products
-from interp.icl.regression import make_regression
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd, construct_gdpp
+from interp.icl.models.extraction import effective_predictor, in_gauge, interpolate, lsa_products, with_products
+from interp.icl.tasks.regression import make_regression
 
 D, N = 4, 6
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.function_classes import DecisionTree, Quadratic, ReLUNetwork, Sines, SparseLinear
-from interp.icl.regression import Draws, make_regression
+from interp.icl.tasks.function_classes import DecisionTree, Quadratic, ReLUNetwork, Sines, SparseLinear
+from interp.icl.tasks.regression import Draws, make_regression
 
 TEACHERS = [SparseLinear(), Quadratic(), ReLUNetwork(), DecisionTree()]
 

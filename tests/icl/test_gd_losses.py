@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.algorithms import gd
-from interp.icl.gd_losses import GDLaw
-from interp.icl.regression import make_regression
-from interp.icl.shifts import corrupt_targets
+from interp.icl.learners.algorithms import gd
+from interp.icl.learners.gd_losses import GDLaw
+from interp.icl.tasks.regression import make_regression
+from interp.icl.tasks.shifts import corrupt_targets
 
 LAW = GDLaw()
 NORMAL = GDLaw(x_variance=1.0, kurtosis=3.0)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.algorithms import gd, gdpp
-from interp.icl.function_classes import ReLUNetwork
-from interp.icl.gd_losses import GDLaw
-from interp.icl.optimal import LINE_SEARCH, lsa_optimal, nonlinear_step, relu_network_step, tune_gd, tune_gdpp
-from interp.icl.regression import Draws, make_regression
+from interp.icl.learners.algorithms import gd, gdpp
+from interp.icl.learners.gd_losses import GDLaw
+from interp.icl.learners.optimal import LINE_SEARCH, lsa_optimal, nonlinear_step, relu_network_step, tune_gd, tune_gdpp
+from interp.icl.tasks.function_classes import ReLUNetwork
+from interp.icl.tasks.regression import Draws, make_regression
 
 SPREAD = torch.tensor([[1.5, 0.3, 0.0], [0.3, 0.8, -0.2], [0.0, -0.2, 0.5]], dtype=torch.float64)
 PRIORS = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from interp.errors import UnknownNameError
-from interp.icl.algorithms import gd
-from interp.icl.alignment import align
-from interp.icl.gd_losses import GDLaw
-from interp.icl.optimal import tune_gd, tune_gdpp
-from interp.icl.regression import make_regression
+from interp.icl.learners.algorithms import gd
+from interp.icl.learners.gd_losses import GDLaw
+from interp.icl.learners.optimal import tune_gd, tune_gdpp
+from interp.icl.measures.alignment import align
+from interp.icl.tasks.regression import make_regression
 from interp.icl.weights import FOLDER, MODELS, pretrained
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.function_classes import Quadratic
-from interp.icl.regression import INPUT_LAWS, make_regression, tokenise
+from interp.icl.tasks.function_classes import Quadratic
+from interp.icl.tasks.regression import INPUT_LAWS, make_regression, tokenise
 
 SIGMA = torch.tensor([[2.0, 0.6], [0.6, 0.5]])
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.regression import make_regression
-from interp.icl.shifts import (
+from interp.icl.tasks.regression import make_regression
+from interp.icl.tasks.shifts import (
     CopiedQuery,
     HalfSubspace,
     OrthogonalQuery,

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.construction import construct_gd
-from interp.icl.extraction import lsa_products
-from interp.icl.regression import make_regression
-from interp.icl.rollout import rollout, rollout_losses
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.measures.rollout import rollout, rollout_losses
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd
+from interp.icl.models.extraction import lsa_products
+from interp.icl.tasks.regression import make_regression
 
 BEST_ETA = 6.0606  # N = d = 10, inputs uniform on ±0.5
 

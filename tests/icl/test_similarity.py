@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from interp import InterpError
-from interp.icl import _functions
-from interp.icl.algorithms import gd, knn, newton
-from interp.icl.alignment import align
-from interp.icl.construction import construct_gd
-from interp.icl.regression import make_regression
-from interp.icl.similarity import best_matching_steps
-from interp.storage import load, save
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.learners.algorithms import gd, knn, newton
+from interp.icl.measures import _functions
+from interp.icl.measures.alignment import align
+from interp.icl.measures.similarity import best_matching_steps
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd
+from interp.icl.tasks.regression import make_regression
+from interp.results.storage import load, save
 
 F64 = torch.float64
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.icl.function_classes import Sines
-from interp.icl.regression import make_regression
-from interp.icl.sine_model import SineRegressor, sine_tasks
-from interp.icl.training import train
+from interp.icl.models.sine_model import SineRegressor, sine_tasks
+from interp.icl.models.training import train
+from interp.icl.tasks.function_classes import Sines
+from interp.icl.tasks.regression import make_regression
 
 
 def tasks_of(batch=6):

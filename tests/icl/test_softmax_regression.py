@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import InterpError
-from interp.icl.algorithms import gd
-from interp.icl.softmax_regression import (
+from interp.icl.learners.algorithms import gd
+from interp.icl.tasks.softmax_regression import (
     closeness,
     data_constant,
     distribution,

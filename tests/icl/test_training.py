@@ -8,16 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp import storage
 from interp.errors import InterpError
-from interp.icl._single_layer_step import is_one_linear_layer, single_layer_gradients
-from interp.icl.algorithms import gd, gdpp
-from interp.icl.construction import construct_gd, construct_gdpp
-from interp.icl.extraction import effective_predictor, in_gauge, interpolate, lsa_products
-from interp.icl.optimal import lsa_optimal
-from interp.icl.regression import make_regression
-from interp.icl.training import autograd_gradients, recipe, train
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.learners.algorithms import gd, gdpp
+from interp.icl.learners.optimal import lsa_optimal
+from interp.icl.models._single_layer_step import is_one_linear_layer, single_layer_gradients
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd, construct_gdpp
+from interp.icl.models.extraction import effective_predictor, in_gauge, interpolate, lsa_products
+from interp.icl.models.training import autograd_gradients, recipe, train
+from interp.icl.tasks.regression import make_regression
+from interp.results import storage
 
 BEST_ETA = 6.0606  # N = d = 10, inputs uniform on ±0.5
 draw = partial(make_regression, N=10, d=10)

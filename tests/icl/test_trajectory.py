@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from interp import InterpError
-from interp.icl.algorithms import gd, ols
-from interp.icl.alignment import align
-from interp.icl.construction import construct_gd
-from interp.icl.regression import make_regression
-from interp.icl.training import train
-from interp.icl.trajectory import Trajectory
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.learners.algorithms import gd, ols
+from interp.icl.measures.alignment import align
+from interp.icl.measures.trajectory import Trajectory
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd
+from interp.icl.models.training import train
+from interp.icl.tasks.regression import make_regression
 
 TASKS = make_regression(50, 6, 3, seed=1)
 CFG = RegressorConfig(d_in=3, n_ctx=6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interp.cache import StoredLayer
+from interp.cache.stored_layer import StoredLayer
 from tests.models import tokens
 
 Tensor = torch.Tensor

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from interp.cache.segments import joined
 from interp.interventions import CachePolicy, Plan, Prompt, parts
-from interp.segments import joined
 from tests.models import tokens
 
 

@@ -9,7 +9,7 @@ import torch
 
 import interp
 from interp import ThinK
-from interp.interventions._channels import (
+from interp.interventions.policies._channels import (
     compensated,
     kept_after_pruning_smallest,
     kept_by_elimination,

@@ -9,7 +9,8 @@ import torch
 
 import interp
 from interp import H2OPrefill, H2OWindow, Knorm, PyramidKV, RandomTokens, SnapKV, StreamingLLM, ThinK
-from interp.interventions.base import Intervention, Keeper
+from interp.interventions.base import Intervention
+from interp.interventions.keeper import Keeper
 from tests.interventions.live_cache import close, name_of
 from tests.models import shared, tokens
 

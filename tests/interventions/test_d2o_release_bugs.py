@@ -10,7 +10,7 @@ import torch
 
 import interp
 from interp import D2O
-from interp.event import AttentionEvent
+from interp.seam.event import AttentionEvent
 from tests.interventions.d2o_reference import VARIANTS, Reference, deep
 from tests.interventions.largest import Largest
 from tests.models import tiny, tokens

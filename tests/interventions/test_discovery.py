@@ -9,7 +9,12 @@ import pytest
 
 from interp.interventions import available
 
-FIRST = ("interp.interventions.think", "interp.interventions.recall", "interp.interventions._channels", "interp.lens")
+FIRST = (
+    "interp.interventions.policies.think",
+    "interp.interventions.policies.recall",
+    "interp.interventions.policies._channels",
+    "interp.lens.lens",
+)
 
 
 @pytest.mark.parametrize("first", FIRST)

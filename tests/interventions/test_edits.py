@@ -14,7 +14,7 @@ from interp_kernels import visual_redistribution
 import interp
 from interp import H2OPrefill, InterpError, KnockOut, interventions
 from interp.interventions import AttentionEdit
-from interp.interventions.edits import Arrived
+from interp.interventions.edits.base import Arrived
 from tests.interventions.edited_by_hand import by_hand, in_pieces, knocked_out, one_sentence
 from tests.interventions.live_cache import close, left_padded
 from tests.models import GROUPED, shared, tiny, tokens

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp import H2O, H2OPrefill, H2OWindow, InterpError, Knorm, PyramidKV, RandomTokens, SnapKV, StreamingLLM
-from interp.interventions._eviction import chosen, tokens_of
+from interp.interventions.policies._eviction import chosen, tokens_of
 from tests.interventions.evicting import GENERATED, PROMPT, generated
 from tests.interventions.evicting_by_hand import best
 from tests.models import shared, tokens

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp import D2O, H2O, ThinK
-from interp.cache import LensCache
+from interp.cache.lens_cache import LensCache
 from interp.interventions import _eviction
 from interp.interventions.base import Entry
 from tests.interventions.d2o_reference import deep

@@ -196,7 +196,7 @@ def test_speed_is_that_of_decoding_alone(monkeypatch) -> None:
 def test_peak_memory_is_this_process_and_in_bytes() -> None:
     """A process that takes 200 MB more than it has, and gives them back; started by one that is larger still."""
     code = (
-        "from interp.generating import peak_resident_bytes as peak\n"
+        "from interp.runs.generating import peak_resident_bytes as peak\n"
         "now = lambda: int(open('/proc/self/statm').read().split()[1]) * __import__('os').sysconf('SC_PAGE_SIZE')\n"
         "taken = bytearray(b'1') * 200_000_000; full = now(); del taken\n"
         "print(full, peak(), now())\n"

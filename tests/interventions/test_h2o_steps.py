@@ -9,9 +9,10 @@ import torch
 
 import interp
 from interp import H2O, ThinK
-from interp.cache import LensCache, StoredLayer
+from interp.cache.lens_cache import LensCache
+from interp.cache.segments import Segment
+from interp.cache.stored_layer import StoredLayer
 from interp.interventions.base import Prompt
-from interp.segments import Segment
 from tests.interventions.evicting import GENERATED, PROMPT, generated, padded, positions, quietly
 from tests.interventions.evicting_by_hand import FullCache, best
 from tests.models import shared, tokens

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.interventions._layer_budgets import LEAST, density, head_variance, layer_shares
+from interp.interventions.policies._layer_budgets import LEAST, density, head_variance, layer_shares
 
 METRICS = ["code_minmax", "paper_raw", "log", "uniform"]
 quick = settings(max_examples=60, deadline=None)

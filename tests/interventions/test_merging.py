@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interp_kernels import merge_tokens, nearest_key
 
-from interp.interventions._merging import factors, own_weight
+from interp.interventions.policies._merging import factors, own_weight
 
 MODES = ["paper", "code"]
 quick = settings(max_examples=40, deadline=None)

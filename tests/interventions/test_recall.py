@@ -10,11 +10,11 @@ import torch
 
 import interp
 from interp import InterpError
-from interp.cache import LensCache
-from interp.event import AttentionEvent
-from interp.interventions._summaries import BLOCK, Readers
-from interp.interventions.base import Keeper
-from interp.interventions.recall import Recall, RecallPlan
+from interp.cache.lens_cache import LensCache
+from interp.interventions.keeper import Keeper
+from interp.interventions.policies._summaries import BLOCK, Readers
+from interp.interventions.policies.recall import Recall, RecallPlan
+from interp.seam.event import AttentionEvent
 from tests.interventions.largest import Largest
 from tests.interventions.test_summaries import dense_clusters, dense_summaries
 from tests.models import shared, tokens

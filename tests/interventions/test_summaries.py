@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interp.interventions import _summaries
-from interp.interventions._summaries import BLOCK, Readers, clusters, summarised
+from interp.interventions.policies._summaries import BLOCK, Readers, clusters, summarised
 
 ROWS, EVICTED, D = 200, 12, 8
 

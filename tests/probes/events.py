@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from interp.event import AttentionEvent
 from interp.probes import Context
+from interp.seam.event import AttentionEvent
 
 
 def random_event(

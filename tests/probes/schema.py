@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from interp.storage import load, save
+from interp.results.storage import load, save
 
 
 def check_result(ds: xr.Dataset, folder: Path) -> None:

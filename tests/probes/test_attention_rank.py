@@ -10,8 +10,8 @@ import torch
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
 from interp.probes.attention_rank import AttentionRank, score_singular_values
+from interp.seam.event import AttentionEvent
 from tests.probes.events import context, lifelike_event, random_event, written_out
 from tests.probes.schema import check_result
 

@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from interp.event import AttentionEvent
 from interp.probes.channel_imbalance import ChannelImbalance, imbalance, token_consistency
+from interp.seam.event import AttentionEvent
 from tests.probes.events import context, random_event
 from tests.probes.schema import check_result
 

@@ -12,9 +12,9 @@ import torch
 import xarray as xr
 
 import interp
-from interp.event import AttentionEvent
 from interp.probes import Context, Fold, Probe
 from interp.probes.attention_rank import AttentionRank
+from interp.seam.event import AttentionEvent
 from interp.subjects.texts import demo_text
 
 

@@ -10,15 +10,15 @@ import torch
 import xarray as xr
 
 import interp
-from interp.icl.construction import construct_gd, construct_gdpp
-from interp.icl.copying import copying_score
-from interp.icl.function_classes import ReLUNetwork
-from interp.icl.optimal import lsa_optimal, tune_gd, tune_gdpp
-from interp.icl.regression import make_regression
-from interp.icl.shifts import corrupt_targets
+from interp.icl.learners.optimal import lsa_optimal, tune_gd, tune_gdpp
+from interp.icl.measures.copying import copying_score
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd, construct_gdpp
+from interp.icl.tasks.function_classes import ReLUNetwork
+from interp.icl.tasks.regression import make_regression
+from interp.icl.tasks.shifts import corrupt_targets
 from interp.probes import TaskProbe, available, resolve
 from interp.probes.icl_gd import IclGd
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
 from tests.models import shared, tokenizer
 from tests.probes.schema import check_result
 

@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 from markdown_it import MarkdownIt
 
-from interp import storage
 from interp.report import write_markdown
 from interp.report.markdown import escape
+from interp.results import storage
 from tests.example_results import HOSTILE
 
 

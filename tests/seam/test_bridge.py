@@ -10,7 +10,7 @@ import torch
 
 import interp
 from interp.errors import InterpError, UnsupportedModelError
-from interp.loading import is_bridge
+from interp.lens.loading import is_bridge
 from tests.models import shared, tokens
 
 NAMES = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "gpt_neox", "gpt2", "phi3", "olmo2", "gpt_oss", "granite",

@@ -9,8 +9,8 @@ import torch
 import transformers as hf
 
 import interp
-from interp.attention import NAME, AttentionCall
-from interp.masks import same_function
+from interp.seam.attention import NAME, AttentionCall
+from interp.seam.masks import same_function
 from tests.models import SHAPE, shared, tiny, tokens
 
 

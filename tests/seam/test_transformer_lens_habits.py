@@ -79,7 +79,7 @@ def test_batch_of_texts_is_padded_on_the_left(lens: interp.Lens) -> None:
 @torch.no_grad()
 def test_nothing_is_computed_that_nobody_hooks(lens: interp.Lens, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without hooks the seam is not even entered; a hooked pattern makes that layer eager and no other."""
-    import interp.attention as seam
+    import interp.seam.attention as seam
 
     delegated: list[nn.Module] = []
     plain = seam.AttentionCall.delegate

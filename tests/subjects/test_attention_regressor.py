@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interp.errors import InterpError, UnknownNameError
-from interp.icl.regression import make_regression, tokenise
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig, sinusoids
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig, sinusoids
+from interp.icl.tasks.regression import make_regression, tokenise
 
 SHAPES = {
     "one linear layer": RegressorConfig(d_in=4),

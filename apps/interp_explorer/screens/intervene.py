@@ -9,9 +9,9 @@ import streamlit as st
 import xarray as xr
 
 from interp import figures
-from interp.continuing import findings
 from interp.errors import InterpError
 from interp.interventions import available
+from interp.runs.side_by_side import findings
 from interp_explorer import charts, forms, memory, subject, view, waiting, why
 from interp_explorer.desk import Progress
 from interp_explorer.text import plain

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from interp import figures, storage
+from interp import figures
 from interp.errors import InterpError
+from interp.results import storage
 from interp_explorer import charts, study_view, tables, view
 from interp_explorer.text import plain
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.lens import Lens
+from interp.lens.lens import Lens
 
 Tensor = torch.Tensor
 Note = Callable[[nn.Module, Tensor, Tensor], None]

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.icl._means import mean_of_defined
 from interp.icl.language.changes import Change
 from interp.icl.language.label_tasks import LabelPrompts
 from interp.icl.language.readings import Reading
 from interp.icl.language.similarity import cosine, kendall, overlap_cosine, rec2ftp, simam, token_overlap, top_overlap
+from interp.icl.measures._means import mean_of_defined
 
 if TYPE_CHECKING:
     import xarray as xr

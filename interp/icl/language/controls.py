@@ -36,7 +36,7 @@ def untrained(lens: Any, seed: int) -> Any:
     The weights follow the architecture's own initialisation with the config's `initializer_range`. torch's random state
     is left as it was. Raises InterpError for what is not a Lens of the Lens' own kind, such as one around a bridge.
     """
-    from interp.lens import Lens
+    from interp.lens.lens import Lens
 
     if type(lens) is not Lens:
         raise InterpError(

@@ -16,8 +16,8 @@ import xarray as xr
 from torch.nn.functional import cross_entropy
 
 from interp.errors import InterpError
-from interp.icl._means import mean
 from interp.icl.language._prompts import rows_of_text
+from interp.icl.measures._means import mean
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 Text = str | Tensor

@@ -19,7 +19,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from interp.errors import InterpError
-from interp.icl._means import mean
+from interp.icl.measures._means import mean
 
 Demo = TypeVar("Demo")
 Query = TypeVar("Query")

@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.covariance import Covariance
-from interp.icl.regression import start_weights
+from interp.icl.tasks.covariance import Covariance
+from interp.icl.tasks.regression import start_weights
 
 
 class Algorithm(ABC):

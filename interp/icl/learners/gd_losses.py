@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from interp.errors import InterpError
-from interp.icl.regression import HALF_WIDTH, INPUT_LAWS
+from interp.icl.tasks.regression import HALF_WIDTH, INPUT_LAWS
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.algorithms import LinearAlgorithm, gd, gdpp
-from interp.icl.covariance import Covariance, checked_covariance
-from interp.icl.regression import Tasks
+from interp.icl.learners.algorithms import LinearAlgorithm, gd, gdpp
+from interp.icl.tasks.covariance import Covariance, checked_covariance
+from interp.icl.tasks.regression import Tasks
 
 
 @dataclass(frozen=True, eq=False)

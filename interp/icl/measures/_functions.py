@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.algorithms import Algorithm
-from interp.icl.regression import Tasks
+from interp.icl.learners.algorithms import Algorithm
+from interp.icl.tasks.regression import Tasks
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(X, y, xq) -> prediction`, as `interp.icl.alignment` says."""

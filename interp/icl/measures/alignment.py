@@ -28,7 +28,7 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl._functions import (
+from interp.icl.measures._functions import (
     NOTHING,
     at_query,
     check_comparable,
@@ -41,9 +41,9 @@ from interp.icl._functions import (
     prefix,
     weights_at,
 )
-from interp.icl._functions import Model as Model
-from interp.icl._means import Mean, mean, mean_of_defined, ratio
-from interp.icl.regression import Tasks
+from interp.icl.measures._functions import Model as Model
+from interp.icl.measures._means import Mean, mean, mean_of_defined, ratio
+from interp.icl.tasks.regression import Tasks
 
 PARTS = ("query", "function", "prefixes")
 

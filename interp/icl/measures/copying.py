@@ -17,9 +17,9 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl._functions import facts, named, parts_of
-from interp.icl.regression import Tasks
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.measures._functions import facts, named, parts_of
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks
 
 GROUPS = 20
 """Groups of tasks that the jackknife leaves out in turn."""

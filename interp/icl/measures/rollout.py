@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.regression import Tasks
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks
 
 
 @torch.no_grad()

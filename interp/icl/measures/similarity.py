@@ -22,7 +22,7 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl._functions import (
+from interp.icl.measures._functions import (
     Model,
     check_comparable,
     components,
@@ -34,9 +34,9 @@ from interp.icl._functions import (
     prefix,
     weights_at,
 )
-from interp.icl._means import mean, mean_of_defined
-from interp.icl.regression import Tasks
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.measures._means import mean, mean_of_defined
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks
 
 MEASURES = ("errors", "predictions", "weights")
 

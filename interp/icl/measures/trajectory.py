@@ -34,7 +34,7 @@ class Trajectory:
         self.measure, self.path = measure, None if path is None else Path(path)
         self.steps: dict[int, xr.Dataset] = {}
         if self.path is not None and self.path.is_file():
-            from interp.storage import load
+            from interp.results.storage import load
 
             stored = load(self.path)
             self.steps = {int(step): stored.sel(step=step, drop=True) for step in stored["step"].values}
@@ -53,7 +53,7 @@ class Trajectory:
             raise InterpError(f"{self.path or 'this trajectory'} holds another measurement; start another one.")
         self.steps[int(step)] = found
         if self.path is not None:
-            from interp.storage import save
+            from interp.results.storage import save
 
             save(self.dataset(), self.path)
 

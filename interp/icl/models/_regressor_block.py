@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.hooked import Room
-from interp.points import Point
-from interp.subjects._regressor_config import RegressorConfig
+from interp.icl.models._regressor_config import RegressorConfig
+from interp.lens.strict_hooks import Room
+from interp.seam.points import Point
 
 TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of a standard normal that is cut off at two standard deviations."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.icl.regression import Tasks
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks
 
 
 def is_one_linear_layer(model: AttentionRegressor) -> bool:

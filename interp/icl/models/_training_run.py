@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.regression import Tasks
-from interp.storage import replacing
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks
+from interp.results.storage import replacing
 
 OnStep = Callable[[int, AttentionRegressor], Mapping[str, float] | None]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's Adam remembers of each weight

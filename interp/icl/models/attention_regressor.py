@@ -29,13 +29,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interp.errors import InterpError
-from interp.hooked import HookedLens, Room
-from interp.points import live
-from interp.storage import replacing
-from interp.subjects._regressor_block import BLOCK_POINTS, EMBED, MLP_POINTS, Block, fill_
-from interp.subjects._regressor_block import AttentionLayer as AttentionLayer
-from interp.subjects._regressor_block import Mlp as Mlp
-from interp.subjects._regressor_config import RegressorConfig as RegressorConfig
+from interp.icl.models._regressor_block import BLOCK_POINTS, EMBED, MLP_POINTS, Block, fill_
+from interp.icl.models._regressor_block import AttentionLayer as AttentionLayer
+from interp.icl.models._regressor_block import Mlp as Mlp
+from interp.icl.models._regressor_config import RegressorConfig as RegressorConfig
+from interp.lens.strict_hooks import HookedLens, Room
+from interp.results.storage import replacing
+from interp.seam.points import live
 
 INIT_VARIANCE = 0.002
 """The released code draws weights with variance 0.002 / (layers · fan-in)."""

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.regression import start_weights
-from interp.subjects.attention_regressor import AttentionLayer, AttentionRegressor, RegressorConfig
+from interp.icl.models.attention_regressor import AttentionLayer, AttentionRegressor, RegressorConfig
+from interp.icl.tasks.regression import start_weights
 
 Target = TypeVar("Target", AttentionRegressor, AttentionLayer)
 Sizes = float | Sequence[float] | Tensor

@@ -11,8 +11,8 @@ import math
 from typing import Literal
 
 from interp.errors import InterpError
-from interp.icl.training import Recipe
-from interp.subjects.attention_regressor import RegressorConfig
+from interp.icl.models.attention_regressor import RegressorConfig
+from interp.icl.models.training import Recipe
 
 LAYERS = 2
 INIT_VARIANCE = 0.02  # ten times that of the other models

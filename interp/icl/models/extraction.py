@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.subjects.attention_regressor import AttentionLayer, AttentionRegressor
+from interp.icl.models.attention_regressor import AttentionLayer, AttentionRegressor
 
 if TYPE_CHECKING:
-    from interp.icl.regression import Tasks
+    from interp.icl.tasks.regression import Tasks
 
 SMALLEST_BETA = 1e-6
 

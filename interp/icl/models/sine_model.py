@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.icl.construction import construct_gd
-from interp.icl.function_classes import Sines as Sines
-from interp.icl.regression import make_regression
-from interp.icl.training import Sample
-from interp.subjects.attention_regressor import AttentionRegressor, Mlp, RegressorConfig
+from interp.icl.models.attention_regressor import AttentionRegressor, Mlp, RegressorConfig
+from interp.icl.models.construction import construct_gd
+from interp.icl.models.training import Sample
+from interp.icl.tasks.function_classes import Sines as Sines
+from interp.icl.tasks.regression import make_regression
 
 WIDTH, HIDDEN = 40, 160
 ETA = 0.1

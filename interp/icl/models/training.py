@@ -23,10 +23,10 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl._single_layer_step import is_one_linear_layer, single_layer_gradients
-from interp.icl._training_run import OnStep, Run
-from interp.icl.regression import Tasks
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models._single_layer_step import is_one_linear_layer, single_layer_gradients
+from interp.icl.models._training_run import OnStep, Run
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.regression import Tasks
 
 
 class Sample(Protocol):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import xarray as xr
 
-from interp.icl.alignment import Model
-from interp.icl.regression import Tasks, make_regression
+from interp.icl.measures.alignment import Model
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.models.training import Recipe, Sample, train
 from interp.icl.studies.base import Choice, Variant
-from interp.icl.training import Recipe, Sample, train
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks, make_regression
 
 if TYPE_CHECKING:
     from interp.icl.studies.parts import Parts

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interp.icl._functions import fresh_queries, weights_at
-from interp.icl.algorithms import Algorithm, bayes_ridge, gd, knn, newton, ols, ridge
-from interp.icl.alignment import Model, align
-from interp.icl.function_classes import DecisionTree, Quadratic, ReLUNetwork, SparseLinear
-from interp.icl.optimal import lsa_optimal, tune_gdpp
-from interp.icl.regression import Tasks, make_regression
-from interp.icl.shifts import CopiedQuery, HalfSubspace, OrthogonalQuery, Quadrants, SkewedCovariance
-from interp.icl.similarity import best_matching_steps
+from interp.icl.learners.algorithms import Algorithm, bayes_ridge, gd, knn, newton, ols, ridge
+from interp.icl.learners.optimal import lsa_optimal, tune_gdpp
+from interp.icl.measures._functions import fresh_queries, weights_at
+from interp.icl.measures.alignment import Model, align
+from interp.icl.measures.similarity import best_matching_steps
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.training import recipe
 from interp.icl.studies import _algorithms_figures as drawn
 from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
-from interp.icl.training import recipe
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.function_classes import DecisionTree, Quadratic, ReLUNetwork, SparseLinear
+from interp.icl.tasks.regression import Tasks, make_regression
+from interp.icl.tasks.shifts import CopiedQuery, HalfSubspace, OrthogonalQuery, Quadrants, SkewedCovariance
 
 D = 8
 X_VARIANCE = 1 / 12

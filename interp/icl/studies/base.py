@@ -101,7 +101,7 @@ class Study(ABC):
         Finished parts are read from `folder/parts`. Raises InterpError where the folder holds a study with other
         settings.
         """
-        from interp.storage import provenance, save
+        from interp.results.storage import provenance, save
 
         began = time.perf_counter()
         parts = Parts.claim(Path(folder), {"study": self.name, **self.settings()})

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import plotly.graph_objects as go
 import xarray as xr
 
-from interp.icl.copying import copying_score
-from interp.icl.copying_model import copying_recipe
-from interp.icl.gd_losses import GDLaw
-from interp.icl.optimal import tune_gd
-from interp.icl.regression import make_regression
+from interp.icl.learners.gd_losses import GDLaw
+from interp.icl.learners.optimal import tune_gd
+from interp.icl.measures.copying import copying_score
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.models.copying_model import copying_recipe
 from interp.icl.studies._drawing import (
     BLUE,
     GREEN,
@@ -33,7 +33,7 @@ from interp.icl.studies._regressors import EVALUATION_SEED, half_mse, scalars, t
 from interp.icl.studies.base import Choice, Picture, Progress, Study, Variant, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import make_regression
 
 D = PAIRS = 10
 PAPER, RERUN = "von Oswald et al. 2023, figure 5", "an earlier independent re-run"

@@ -12,12 +12,13 @@ import torch
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.icl.algorithms import Algorithm, gdpp
-from interp.icl.alignment import align
-from interp.icl.construction import construct_gdpp
-from interp.icl.extraction import in_gauge, interpolate, lsa_products
-from interp.icl.optimal import tune_gd, tune_gdpp
-from interp.icl.regression import Tasks, make_regression
+from interp.icl.learners.algorithms import Algorithm, gdpp
+from interp.icl.learners.optimal import tune_gd, tune_gdpp
+from interp.icl.measures.alignment import align
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gdpp
+from interp.icl.models.extraction import in_gauge, interpolate, lsa_products
+from interp.icl.models.training import Recipe, recipe
 from interp.icl.studies import _depth_figures as drawn
 from interp.icl.studies._regressors import (
     EVALUATION_SEED,
@@ -31,8 +32,7 @@ from interp.icl.studies._regressors import (
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
-from interp.icl.training import Recipe, recipe
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.regression import Tasks, make_regression
 
 D = PAIRS = 10
 PAPER, RERUN = "von Oswald et al. 2023", "an earlier independent re-run"

@@ -84,9 +84,9 @@ class LanguageModel(Study):
     def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
         @cache
         def lens() -> Any:  # loaded when the first part is missing
-            import interp
+            from interp.lens.loading import load
 
-            return interp.load(self.model)
+            return load(self.model)
 
         tasks = self.tasks[:2][-1:] if self.quick else self.tasks  # language by default, whose texts are short
         found = []

@@ -12,11 +12,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from interp.icl.algorithms import bayes_ridge
-from interp.icl.extraction import effective_predictor
-from interp.icl.function_classes import ReLUNetwork
-from interp.icl.optimal import lsa_optimal, relu_network_step
-from interp.icl.regression import Tasks, make_regression
+from interp.icl.learners.algorithms import bayes_ridge
+from interp.icl.learners.optimal import lsa_optimal, relu_network_step
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.extraction import effective_predictor
 from interp.icl.studies._drawing import (
     BLUE,
     COLOURS,
@@ -33,7 +32,8 @@ from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, tr
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.function_classes import ReLUNetwork
+from interp.icl.tasks.regression import Tasks, make_regression
 
 PAIRS, D, NOISE_VAR = 20, 5, 0.5
 PRIORS = {"identity": "w ~ N(0, I)", "inverse": "w ~ N(0, Σ⁻¹)", "generic": "w ~ N(0, Ω)"}

@@ -41,7 +41,7 @@ class Parts:
 
         Raises InterpError where the folder already holds a study with other settings, or cannot hold one.
         """
-        from interp.storage import replacing
+        from interp.results.storage import replacing
 
         path = folder / "settings.json"
         wanted = json.loads(json.dumps(settings))  # as it reads back: tuples become lists
@@ -64,7 +64,7 @@ class Parts:
 
         `settings`: plain values; a part that was made with others, or that is damaged, raises InterpError.
         """
-        from interp.storage import save
+        from interp.results.storage import save
 
         path, wanted = self.folder / f"{name}.nc", json.loads(json.dumps(settings))
         if path.is_file():
@@ -92,7 +92,7 @@ class Parts:
         from safetensors import SafetensorError
         from safetensors.torch import load_model, save_model
 
-        from interp.storage import replacing
+        from interp.results.storage import replacing
 
         weights, checkpoint = self.folder / f"{name}.safetensors", self.folder / f"{name}.checkpoint"
 
@@ -125,7 +125,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _read_part(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
     """A stored part and the settings it was made with."""
-    from interp.storage import load
+    from interp.results.storage import load
 
     try:
         ds = load(path)

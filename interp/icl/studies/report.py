@@ -17,7 +17,7 @@ from interp.icl.studies.verdicts import NOT_FOUND, NOT_REPRODUCED, REPRODUCED, T
 from interp.report.content import facts_of
 from interp.report.html import render
 from interp.report.markdown import code_block, escape
-from interp.storage import replacing
+from interp.results.storage import replacing
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,15 +12,15 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from interp.icl.alignment import align
-from interp.icl.regression import Tasks
-from interp.icl.sine_model import SineRegressor, Sines, sine_tasks
+from interp.icl.measures.alignment import align
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.models.sine_model import SineRegressor, Sines, sine_tasks
 from interp.icl.studies._drawing import BLUE, GREEN, ORANGE, finished, level, line, named_axes, panels, place
 from interp.icl.studies._regressors import EVALUATION_SEED, half_mse, scalars, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import Tasks
 
 PAPER, RERUN = "von Oswald et al. 2023, figure 4", "an earlier independent re-run"
 AMPLITUDES = {"code": (0.1, 0.5), "paper": (0.1, 5.0)}

@@ -12,15 +12,15 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.algorithms import gd
-from interp.icl.alignment import Model, align
-from interp.icl.construction import construct_gd
-from interp.icl.extraction import effective_predictor, in_gauge, interpolate, lsa_products
-from interp.icl.gd_losses import GDLaw
-from interp.icl.optimal import tune_gd
-from interp.icl.regression import Tasks, make_regression
-from interp.icl.rollout import rollout_losses
-from interp.icl.shifts import corrupt_targets
+from interp.icl.learners.algorithms import gd
+from interp.icl.learners.gd_losses import GDLaw
+from interp.icl.learners.optimal import tune_gd
+from interp.icl.measures.alignment import Model, align
+from interp.icl.measures.rollout import rollout_losses
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.construction import construct_gd
+from interp.icl.models.extraction import effective_predictor, in_gauge, interpolate, lsa_products
+from interp.icl.models.training import Recipe, recipe
 from interp.icl.studies import _single_layer_figures as drawn
 from interp.icl.studies._regressors import (
     EVALUATION_SEED,
@@ -36,8 +36,8 @@ from interp.icl.studies._regressors import (
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
-from interp.icl.training import Recipe, recipe
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.regression import Tasks, make_regression
+from interp.icl.tasks.shifts import corrupt_targets
 
 D = PAIRS = 10
 JUDGED = 1000

@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from interp.icl.algorithms import gd
-from interp.icl.alignment import align
-from interp.icl.extraction import lsa_products
-from interp.icl.gd_losses import GDLaw
-from interp.icl.regression import Tasks, make_regression
+from interp.icl.learners.algorithms import gd
+from interp.icl.learners.gd_losses import GDLaw
+from interp.icl.measures.alignment import align
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.models.extraction import lsa_products
+from interp.icl.models.training import recipe
 from interp.icl.studies._drawing import COLOURS, finished, heat, level, line, named_axes, panels, place
 from interp.icl.studies._regressors import (
     EVALUATION_SEED,
@@ -28,8 +29,7 @@ from interp.icl.studies._regressors import (
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import Parts
 from interp.icl.studies.verdicts import Verdict, between, near
-from interp.icl.training import recipe
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.regression import Tasks, make_regression
 
 D = PAIRS = 10
 CONVERGED = 0.25

@@ -13,8 +13,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from interp.icl.regression import Tasks
-from interp.icl.softmax_regression import (
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.studies._drawing import BLUE, ORANGE, finished, level, line, named_axes, panels, place
+from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, over_seeds, scalars, trained_regressor
+from interp.icl.studies.base import Choice, Picture, Progress, Study, share
+from interp.icl.studies.parts import Parts
+from interp.icl.studies.verdicts import Verdict, between
+from interp.icl.tasks.regression import Tasks
+from interp.icl.tasks.softmax_regression import (
     closeness,
     data_constant,
     distribution,
@@ -24,12 +30,6 @@ from interp.icl.softmax_regression import (
     tune_softmax_gd,
     weight_constant,
 )
-from interp.icl.studies._drawing import BLUE, ORANGE, finished, level, line, named_axes, panels, place
-from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, over_seeds, scalars, trained_regressor
-from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
-from interp.icl.studies.verdicts import Verdict, between
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
 
 PAPER, EXACT = "Li et al. 2023, figures", "identity"
 CLOSENESS = ("slope_cos", "slope_diff", "shift_cos", "distribution_diff", "total_variation")

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.regression import Draws
+from interp.icl.tasks.regression import Draws
 
 Functions = Callable[[Float[Tensor, "B M d"]], Float[Tensor, "B M"]]
 

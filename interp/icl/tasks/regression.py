@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.covariance import Covariance, covariance_root
+from interp.icl.tasks.covariance import Covariance, covariance_root
 
 HALF_WIDTH = 0.5
 """Inputs of the released code: U(-0.5, 0.5), variance 1/12."""

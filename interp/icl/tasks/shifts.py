@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.regression import Draws, Tasks, make_regression
+from interp.icl.tasks.regression import Draws, Tasks, make_regression
 
 Inputs = tuple[Float[Tensor, "B N d"], Float[Tensor, "B d"]]
 

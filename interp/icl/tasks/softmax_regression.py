@@ -25,9 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl._means import Mean, mean, mean_of_defined
-from interp.icl.algorithms import LinearAlgorithm
-from interp.icl.regression import Draws, Tasks
+from interp.icl.learners.algorithms import LinearAlgorithm
+from interp.icl.measures._means import Mean, mean, mean_of_defined
+from interp.icl.tasks.regression import Draws, Tasks
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(A [B, n, d], b [B, n], word [B, d]) -> score of the word [B]."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from interp.subjects.attention_regressor import AttentionRegressor
+    from interp.icl.models.attention_regressor import AttentionRegressor
 
 FOLDER = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def pretrained(name: str) -> AttentionRegressor:
     in 4,000. Raises UnknownNameError for another name.
     """
     from interp.discovery import unknown
-    from interp.subjects.attention_regressor import AttentionRegressor
+    from interp.icl.models.attention_regressor import AttentionRegressor
 
     if name not in MODELS:
         raise unknown("pretrained model", name, MODELS)
@@ -43,9 +43,9 @@ def write(folder: Path = FOLDER) -> None:
     """Train all models from seed 0 and write them to `folder`; two minutes on one core."""
     from functools import partial
 
-    from interp.icl.regression import make_regression
-    from interp.icl.training import recipe, train
-    from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+    from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
+    from interp.icl.models.training import recipe, train
+    from interp.icl.tasks.regression import make_regression
 
     for name, trained in MODELS.items():
         used = recipe(RegressorConfig(n_layers=trained.layers, recurrent=trained.recurrent))

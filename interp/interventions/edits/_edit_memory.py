@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 
-from interp.cache import LensCache
+from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError
-from interp.interventions.edits import AttentionEdit
+from interp.interventions.edits.base import AttentionEdit
 
 Tensor = torch.Tensor
 Place = tuple[int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from interp_kernels.group_reweighted_attention.edit import MOST_GROUPS
@@ -13,13 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.event import AttentionEvent
-from interp.interventions._edit_memory import Memory
-from interp.interventions._reweighting import EditedEvent, Member, Reweighting, edited
-from interp.interventions.edits import Arrived, AttentionEdit
-
-if TYPE_CHECKING:
-    from interp.attention import AttentionCall
+from interp.interventions.edits._edit_memory import Memory
+from interp.interventions.edits._reweighting import EditedEvent, Member, Reweighting, edited
+from interp.interventions.edits.base import Arrived, AttentionEdit
+from interp.seam.call import AttentionCall
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 
@@ -165,6 +163,12 @@ class LayerEdits:
         """z of attention over what a cache policy left, and if asked for the attention that each key receives."""
         assert isinstance(event, EditedEvent)
         return event.reweighting.attend(event), event.column_mass if mass else None
+
+    def pattern(
+        self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"]
+    ) -> Float[Tensor, "batch head query key"]:
+        """A pattern in the open, edited."""
+        return self.reweighting(call.q, call.k.shape[2], call.places).pattern(pattern)
 
     def _learn(self) -> None:
         """Ask the edits about the tokens that just arrived, once."""

@@ -11,8 +11,8 @@ import torch
 from interp_kernels import attention_apply, group_reweighted_attention
 from jaxtyping import Bool, Float, Int
 
-from interp.event import AttentionEvent
-from interp.interventions.edits import AttentionEdit
+from interp.interventions.edits.base import AttentionEdit
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

@@ -22,7 +22,7 @@ from interp.errors import InterpError
 from interp.interventions.base import Intervention
 
 if TYPE_CHECKING:
-    from interp.config import LensConfig
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 Numbers = int | tuple[int, ...]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.edits import Arrived, AttentionEdit, Numbers
+from interp.interventions.edits.base import Arrived, AttentionEdit, Numbers
 
 if TYPE_CHECKING:
-    from interp.config import LensConfig
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 
 from interp.errors import InterpError
-from interp.interventions.edits import Arrived, AttentionEdit
+from interp.interventions.edits.base import Arrived, AttentionEdit
 
 Tensor = torch.Tensor
 

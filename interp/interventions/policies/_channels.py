@@ -11,7 +11,7 @@ import torch
 from interp_kernels import cut, unpacked
 from jaxtyping import Float, Int
 
-from interp.segments import others
+from interp.cache.segments import others
 
 Tensor = torch.Tensor
 

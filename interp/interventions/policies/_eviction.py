@@ -19,14 +19,14 @@ import torch
 from interp_kernels import Merge, Merged, decode_step
 from jaxtyping import Bool, Float, Int
 
+from interp.cache.segments import Segment, joined
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.interventions._merging import merge_into, places
 from interp.interventions.base import CachePolicy, Entry, Plan, Prompt
-from interp.segments import Segment, joined
+from interp.interventions.policies._merging import merge_into, places
+from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
-    from interp.cache import StoredLayer
+    from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
 

@@ -16,7 +16,7 @@ import torch
 from interp_kernels import Merge, Merged, merge_tokens, nearest_key
 from jaxtyping import Float, Int
 
-from interp.segments import Segment
+from interp.cache.segments import Segment
 
 Tensor = torch.Tensor
 Weights = Literal["paper", "code"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from interp.event import AttentionEvent
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

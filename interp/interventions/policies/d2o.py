@@ -10,14 +10,15 @@ from interp_kernels import Merge
 from jaxtyping import Bool, Float
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.interventions import _layer_budgets as budgets
-from interp.interventions import _merging as merging
-from interp.interventions._eviction import Eviction, EvictionPlan, tokens_of
-from interp.interventions.base import Moment, Plan, Prompt, padding_of
+from interp.interventions.base import Moment, Plan, Prompt
+from interp.interventions.keeper import padding_of
+from interp.interventions.policies import _layer_budgets as budgets
+from interp.interventions.policies import _merging as merging
+from interp.interventions.policies._eviction import Eviction, EvictionPlan, tokens_of
+from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
-    from interp.cache import StoredLayer
+    from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
 

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.interventions._eviction import Eviction, EvictionPlan
-from interp.interventions._window import window_mass
 from interp.interventions.base import Plan, Prompt
+from interp.interventions.policies._eviction import Eviction, EvictionPlan
+from interp.interventions.policies._window import window_mass
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

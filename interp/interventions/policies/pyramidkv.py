@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from interp.errors import InterpError
-from interp.interventions._eviction import tokens_of
 from interp.interventions.base import Prompt
-from interp.interventions.snapkv import SnapKV
+from interp.interventions.policies._eviction import tokens_of
+from interp.interventions.policies.snapkv import SnapKV
 
 
 @dataclass(frozen=True)

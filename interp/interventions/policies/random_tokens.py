@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.interventions.h2o import _HeavyHitters
+from interp.interventions.policies.h2o import _HeavyHitters
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

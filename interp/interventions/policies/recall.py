@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from interp.cache.segments import POSITION, Segment, joined
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.interventions._eviction import EvictionPlan, chosen
-from interp.interventions._summaries import Readers, clusters, group_sums, summarised
 from interp.interventions.base import Plan, Prompt
-from interp.interventions.h2o import H2OPrefill
-from interp.segments import POSITION, Segment, joined
+from interp.interventions.policies._eviction import EvictionPlan, chosen
+from interp.interventions.policies._summaries import Readers, clusters, group_sums, summarised
+from interp.interventions.policies.h2o import H2OPrefill
+from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
-    from interp.cache import StoredLayer
+    from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
 READERS = 256  # positions whose queries are fitted at most, so that the cost of fitting does not grow with the prompt's

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from interp.event import AttentionEvent
-from interp.interventions._eviction import Eviction
+from interp.interventions.policies._eviction import Eviction
+from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 

@@ -11,15 +11,15 @@ import torch
 from interp_kernels import channel_gram
 from jaxtyping import Float, Int
 
+from interp.cache.segments import Segment, joined, others
 from interp.errors import InterpError
-from interp.event import AttentionEvent
-from interp.interventions import _channels
-from interp.interventions._window import window_read
 from interp.interventions.base import CachePolicy, Plan, Prompt
-from interp.segments import Segment, joined, others
+from interp.interventions.policies import _channels
+from interp.interventions.policies._window import window_read
+from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
-    from interp.cache import StoredLayer
+    from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
 

@@ -24,7 +24,7 @@ from interp.icl.language import (
 )
 from interp.icl.language._prompts import after_bos, random_tokens
 from interp.icl.language.heads import earlier_occurrences, followers
-from interp.lens import Lens
+from interp.lens.lens import Lens
 from tests.icl.example_measurements import example_measurements
 from tests.models import NAMES, shared, tokenizer, tokens
 from tests.probes.schema import check_result

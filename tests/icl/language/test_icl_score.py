@@ -10,7 +10,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.icl.language import icl_score
-from interp.lens import Lens
+from interp.lens.lens import Lens
 from tests.models import shared, tokenizer, tokens
 from tests.probes.schema import check_result
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from interp import figures
-from interp.bridge import BridgeLens
 from interp.errors import InterpError, UnsupportedModelError
 from interp.icl.language import head_split, implicit_mlp_update
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
 from interp.icl.language.identities import split
-from interp.lens import Lens
+from interp.lens.bridge import BridgeLens
+from interp.lens.lens import Lens
 from tests.icl.example_measurements import example_measurements
 from tests.models import NAMES, tiny, tokenizer, tokens
 from tests.probes.events import random_event

@@ -6,7 +6,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from interp.icl.language._prompts import Prompt, special_tokens, start_tokens
-from interp.lens import Lens
+from interp.lens.lens import Lens
 from tests.models import shared, tokenizer
 
 

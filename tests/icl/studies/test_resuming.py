@@ -8,8 +8,8 @@ import pytest
 import torch
 import xarray as xr
 
-from interp import storage
 from interp.errors import InterpError
+from interp.results import storage
 from tests.icl.studies.toy_study import ToyStudy
 
 
@@ -108,7 +108,7 @@ def test_the_result_says_how_it_was_made(tmp_path):
 
 def test_a_result_tells_which_study_made_it(tmp_path):
     from interp.icl import studies
-    from interp.storage import load, save
+    from interp.results.storage import load, save
 
     study = studies.make("optimal", quick=True)
     ds = xr.Dataset(attrs={"study": study.name, "settings": study.settings()})

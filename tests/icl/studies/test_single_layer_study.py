@@ -7,13 +7,13 @@ import pytest
 import torch
 import xarray as xr
 
-from interp.icl.algorithms import gd
-from interp.icl.construction import construct_gd
-from interp.icl.regression import make_regression
+from interp.icl.learners.algorithms import gd
+from interp.icl.models.attention_regressor import AttentionRegressor
+from interp.icl.models.construction import construct_gd
 from interp.icl.studies import single_layer
 from interp.icl.studies.single_layer import SingleLayer
 from interp.icl.studies.verdicts import NOT_FOUND, NOT_REPRODUCED, REPRODUCED
-from interp.subjects.attention_regressor import AttentionRegressor
+from interp.icl.tasks.regression import make_regression
 
 
 class Short(SingleLayer):

@@ -7,12 +7,12 @@ import pytest
 import torch
 import xarray as xr
 
-from interp.icl.algorithms import gd
-from interp.icl.regression import make_regression
+from interp.icl.learners.algorithms import gd
+from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
 from interp.icl.studies import algorithms, depth, optimal, softmax_heads, softmax_regression
 from interp.icl.studies._algorithms_figures import doubling
 from interp.icl.studies._regressors import farthest, half_mse, over_seeds
-from interp.subjects.attention_regressor import AttentionRegressor, RegressorConfig
+from interp.icl.tasks.regression import make_regression
 
 
 def test_error_of_a_gradient_step_is_its_closed_form():

@@ -1,0 +1,1 @@
+"""How close two learners are: alignment, similarity of errors, steps that match, copying, roll-outs."""

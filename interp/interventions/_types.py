@@ -1,0 +1,105 @@
+"""Settings checked against the types of a dataclass' fields, whoever made it: code, a command line or a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from interp.errors import InterpError, UnknownNameError
+
+NONE = "none"
+_STRICT_FIRST = (NoneType, bool, int, float)
+
+
+class _MisfitError(Exception):
+    """A value that is not of a field's type."""
+
+
+def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
+    """The types of all settings. Raises UnknownNameError where one of `settings` is none of them."""
+    known = settings_of(cls)
+    for key in settings:
+        if key not in known:
+            (near,) = difflib.get_close_matches(key, known, n=1, cutoff=0.0) or [""]
+            raise UnknownNameError(
+                f"{cls.name} has no setting {key!r}; did you mean {near!r}? It has {', '.join(known)}."
+            )
+    return known
+
+
+def check_types(intervention: Any) -> None:
+    """Raise InterpError where a setting is not of its field's type, whoever made the intervention."""
+    cls = type(intervention)
+    for key, kind in settings_of(cls).items():
+        checked(cls.name, key, getattr(intervention, key), kind)
+
+
+def fields_of(cls: Any) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(cls) if field.init]
+
+
+def required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def settings_of(cls: type) -> dict[str, Any]:
+    """The type of every setting."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields_of(cls)}
+
+
+def checked(name: str, key: str, value: Any, kind: Any, *readings: Any) -> Any:
+    """The first of the readings (without any, the value itself) that is of a field's type."""
+    for reading in readings or (value,):
+        try:
+            return _typed(reading, kind)
+        except _MisfitError:
+            continue
+    raise InterpError(f"{name}: {key} should be {_described(kind)}, found {value!r}.")
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """`value` as a plain Python value of the type `kind`; raises `_MisfitError` where it is of another.
+
+    Numbers are finite: no setting means anything at infinity, and one that is not a number passes every comparison.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for member in sorted(arguments, key=lambda t: _STRICT_FIRST.index(t) if t in _STRICT_FIRST else 9):
+            try:
+                return _typed(value, member)
+            except _MisfitError:
+                continue
+    elif origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in arguments):
+            return value
+    elif origin is tuple and isinstance(value, (tuple, list, range)):
+        inner = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+        if len(inner) == len(value):
+            return tuple(_typed(item, member) for item, member in zip(value, inner, strict=True))
+    elif kind is NoneType and value is None:
+        return None
+    elif kind in (bool, str) and isinstance(value, kind):
+        return value
+    elif kind is int and not isinstance(value, bool) and isinstance(value, numbers.Integral):
+        return int(value)
+    elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    raise _MisfitError
+
+
+def _described(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, UnionType):
+        return " or ".join(_described(member) for member in arguments)
+    if origin is tuple:
+        return f"a list of {_described(arguments[0]).removeprefix('a ')}s in brackets"
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", NoneType: NONE}
+    return names.get(kind, str(kind))

@@ -1,0 +1,200 @@
+"""The keeper of a cache: applies policies to its layers as the prompt and the tokens after it arrive."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import InterpError, UnsupportedModelError
+from interp.interventions.base import CachePolicy, Entry, Intervention, Moment, Plan, Prompt, parts
+from interp.seam.event import AttentionEvent
+
+if TYPE_CHECKING:
+    from interp.cache.stored_layer import StoredLayer
+    from interp.seam.config import LensConfig
+
+Tensor = torch.Tensor
+
+
+class Keeper:
+    """Applies cache policies to the layers of one cache: at most one for tokens, then at most one for channels."""
+
+    def __init__(
+        self,
+        policies: tuple[CachePolicy, ...],
+        cfg: LensConfig,
+        layers: tuple[int, ...],
+        output_norms: Callable[[int], Tensor],
+        ledger: bool = False,
+    ) -> None:
+        self.policies, self.cfg, self.layers, self.output_norms = policies, cfg, layers, output_norms
+        self.ledger: list[Entry] | None = [] if ledger else None
+        self.plans: dict[str, Plan] = {}
+        self.compressed: set[int] = set()
+        self.prompt_tokens: int | None = None
+        self._earlier_queries: dict[int, list[Tensor]] = {}
+
+    def expect(self, tokens: int) -> None:
+        """Tell how long the prompt is, before its first tokens arrive. Later calls (another turn) change nothing."""
+        if self.prompt_tokens is None:
+            prompt = Prompt(self.cfg, self.layers, tokens, self.output_norms)
+            for policy in self.policies:
+                policy.check(prompt)
+            self.plans = {policy.stage: policy.begin(prompt) for policy in self.policies}
+            for plan in self.plans.values():
+                plan.ledger = self.ledger
+            self.prompt_tokens = tokens
+
+    @property
+    def moment(self) -> Moment:
+        return self.plans["tokens"].moment if "tokens" in self.plans else "layer"
+
+    def needs_more_than(self, seen: int) -> bool:
+        """Whether policies have yet to compress a prompt that is longer than `seen` tokens."""
+        return self.prompt_tokens is not None and seen < self.prompt_tokens and self._uncompressed
+
+    def waits(self, seen: int) -> bool:
+        """Whether policies wait for the first token after the prompt, when `seen` tokens were read."""
+        read = self.prompt_tokens is not None and seen >= self.prompt_tokens
+        return read and self.moment == "first_decode" and self._uncompressed
+
+    @property
+    def _uncompressed(self) -> bool:
+        return bool(self.plans) and not self.compressed.issuperset(self.layers)
+
+    def attended(
+        self,
+        layer: int,
+        stored: Mapping[int, StoredLayer] | Sequence[Any],
+        q: Tensor,
+        event: Callable[[], AttentionEvent],
+    ) -> None:
+        """A layer has attended with queries q `[batch, head, new, d_head]`, whose keys are stored by now.
+
+        stored: what holds each layer's keys, by number; a cache's `layers` will do.
+        """
+        assert self.prompt_tokens is not None
+        own = stored[layer]
+        if layer in self.compressed:
+            tokens = self.plans.get("tokens")
+            if tokens is not None and tokens.each_step:
+                tokens.step(layer, own)
+            return
+        if own.seen < self.prompt_tokens:
+            self._keep_queries(layer, q)
+            return
+        if own.seen == self.prompt_tokens:
+            seen = self._whole(layer, q, event())
+            own.padding = padding_of(seen.facts)
+        else:
+            seen = event()
+        for plan in self.plans.values():
+            plan.observe(layer, seen)
+        if self.moment == "layer":
+            self.compress(layer, own)
+        elif layer == self.layers[-1] and (self.moment == "prefill_end" or own.seen > self.prompt_tokens):
+            for each in self.layers:
+                self.compress(each, stored[each])
+
+    def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
+        """Attention of a layer in slots, and what `attended` would do after it."""
+        return self.plans["tokens"].attend_and_step(layer, stored, q, **maths)
+
+    def _keep_queries(self, layer: int, q: Tensor) -> None:
+        """Keep the queries of a chunk of the prompt, as far as a plan may want to see them when the prompt is read."""
+        needed = [plan.queries_needed for plan in self.plans.values()]
+        most = None if None in needed else max(n for n in needed if n is not None)
+        earlier = self._earlier_queries.setdefault(layer, [])
+        if most is None:
+            earlier.append(q)
+        elif most > 0:
+            earlier[:] = [torch.cat([*earlier, q], 2)[:, :, -most:].clone()]
+
+    def _whole(self, layer: int, q: Tensor, event: AttentionEvent) -> AttentionEvent:
+        """The event of the whole prompt, or of as many of its newest queries as plans look at: those that were kept of
+        earlier chunks are put in front."""
+        earlier = self._earlier_queries.pop(layer, None)
+        if not earlier:
+            return event
+        facts = dict(event.facts)
+        if facts.get("mask") is not None:
+            raise InterpError("a cache policy cannot follow a chunked prefill whose mask is no plain causal mask.")
+        q = torch.cat([*earlier, q], 2)
+        keys, queries = event.k.shape[2], q.shape[2]
+        facts["offset"] = keys - queries
+        if facts.get("key_mask") is not None:
+            facts["query_mask"] = facts["key_mask"][:, keys - queries :]
+        return dataclasses.replace(event, q=q, facts=facts)
+
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        """Let the policies drop from a layer what they drop, with what they have observed of it."""
+        for stage in ("tokens", "channels"):
+            if stage in self.plans:
+                self.plans[stage].compress(layer, stored)
+        stored.at_rest = len(stored.segments[-1])
+        self.compressed.add(layer)
+        if "tokens" in self.plans and self.plans["tokens"].each_step:
+            self.plans["tokens"].settle(layer, stored)
+
+    def reset(self) -> None:
+        """Forget the sequence: the next tokens are a new prompt."""
+        self.plans, self.prompt_tokens = {}, None
+        self.compressed.clear()
+        self._earlier_queries.clear()
+        if self.ledger is not None:
+            self.ledger.clear()
+
+    def reorder(self, rows: Tensor) -> None:
+        """The batch goes on with `rows` of it, as in beam search."""
+        for plan in self.plans.values():
+            plan.reorder(rows)
+        for layer, earlier in self._earlier_queries.items():
+            self._earlier_queries[layer] = [q.index_select(0, rows.to(q.device)) for q in earlier]
+
+
+def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
+    """Padding columns on the left of each text `[batch]`, or None where there is none."""
+    keep = facts.get("key_mask")
+    if keep is None or bool(keep.all()):
+        return None
+    count = (~keep).sum(-1)
+    if bool((keep.cumsum(-1) > 0).eq(keep).all()):
+        return count
+    raise InterpError("a cache policy needs padding on the left of each text; this attention mask has holes elsewhere.")
+
+
+def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) -> tuple[CachePolicy, ...]:
+    """The cache policies of an intervention, checked against the model.
+
+    Raises InterpError for what is no cache policy, UnsupportedModelError where no layer has a cache that a policy
+    could act on.
+    """
+    for member in parts(intervention):
+        if not isinstance(member, CachePolicy):
+            raise InterpError(f"apply takes interventions such as interp.ThinK(ratio=0.5), not {member!r}.")
+    members = tuple(member for member in parts(intervention) if isinstance(member, CachePolicy))
+    by_stage = {member.stage: getattr(member, "granularity", "kv_head") for member in members}
+    if (by_stage.get("tokens"), by_stage.get("channels")) == ("query_head", "kv_head"):
+        names = " and ".join(member.name for member in members)
+        raise InterpError(f"{names}: tokens of every query head need channels of every query head; set granularity.")
+    if latent:
+        raise UnsupportedModelError(
+            f"{cfg.architecture} caches latent vectors (multi-head latent attention), not keys; cache policies do not "
+            "apply to it."
+        )
+    skipped = [i for i, kind in enumerate(cfg.attn_types) if kind == "local"]
+    if len(skipped) == cfg.n_layers:
+        raise UnsupportedModelError(
+            f"every layer of {cfg.architecture} has a sliding window of {cfg.window_size} tokens, so its cache is "
+            "bounded already; cache policies act on full-attention layers only."
+        )
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} of {cfg.n_layers} layers have a sliding window and stay as they are: {skipped}.",
+            stacklevel=5,  # the line of the `with`
+        )
+    return members

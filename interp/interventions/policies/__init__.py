@@ -1,0 +1,1 @@
+"""Cache policies, one file a method: what a full-attention layer keeps of its keys and values."""

@@ -1,0 +1,1 @@
+"""What a person starts: probing a text, generating and its account, two continuations side by side, patching."""

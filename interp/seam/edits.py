@@ -1,0 +1,41 @@
+"""What the seam asks of attention edits: the edits that act in one layer, during one Lens call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+
+from interp.seam.call import AttentionCall
+from interp.seam.event import AttentionEvent
+
+Tensor = torch.Tensor
+
+
+class Edits(Protocol):
+    """Changes the attention of one layer. `interp.interventions.edits` has what does."""
+
+    def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored key"] | None = None) -> AttentionEvent:
+        """A layer's attention as the edits leave it.
+
+        places: the column in the input of every key, where they are not simply the newest tokens so far.
+        """
+
+    def attend(
+        self,
+        call: AttentionCall,
+        event: Callable[[AttentionCall], AttentionEvent],
+        own: Float[Tensor, "batch query head d_value"],
+        weights: Any,
+    ) -> tuple[Tensor, Any]:
+        """z and weights of a call for which the model itself computes `own` and `weights`, which may be None."""
+
+    def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
+        """z of attention over what a cache policy left, and if asked for the attention that each key receives."""
+
+    def pattern(
+        self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"]
+    ) -> Float[Tensor, "batch head query key"]:
+        """A pattern in the open, edited."""
