@@ -4,7 +4,7 @@
     python -m benchmarks.fixed_runs after.json before.json  # after: says what differs, to the last bit
 
 Logits, hook points, generated tokens, losses, what every cache holds, the datasets that are written (all but their
-provenance: commit, time and versions) and the answers of `explain`. One thread, so that sums keep their order;
+provenance and seconds) and the answers of `explain`. One thread, so that sums keep their order;
 fingerprints of different machines or versions of torch do not compare. Only documented names are used, so the same file
 runs on both sides of a move.
 """
@@ -101,8 +101,8 @@ def fingerprint(value: Any) -> str:
 def _written(dataset: xr.Dataset) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         read = load_dataset(save_dataset(dataset, Path(folder) / "result.nc"))
-    known = provenance()
-    found: dict[str, Any] = {str(k): v for k, v in read.attrs.items() if k not in known and k not in ("commit", "time")}
+    passing = {*provenance(), "commit", "seconds_forward"}
+    found: dict[str, Any] = {str(name): value for name, value in read.attrs.items() if name not in passing}
     for name, variable in read.variables.items():
         found[f"variable {name}"] = {"dims": repr(variable.dims), "values": variable.values, **variable.attrs}
     return found

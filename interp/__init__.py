@@ -32,7 +32,14 @@ __version__ = "0.1.0"
 
 know_moved_modules()
 
-_PACKAGES = ("explaining", "figures", "icl", "interventions", "probes", "report", "subjects")
+_MODULES = {
+    "patching": "interp.runs.patching",
+    "storage": "interp.results.storage",
+    **{
+        name: f"interp.{name}"
+        for name in ("explaining", "figures", "icl", "interventions", "probes", "report", "subjects")
+    },
+}
 _WHERE = {
     "load": "interp.lens.loading",
     "probe": "interp.runs.probing",
@@ -44,9 +51,6 @@ _WHERE = {
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",
     "UnsupportedModelError": "interp.errors",
-    "storage": "interp.results.storage",
-    "patching": "interp.runs.patching",
-    **{name: f"interp.{name}" for name in _PACKAGES},
 }
 
 __all__ = [
@@ -67,7 +71,7 @@ __all__ = [
 ]
 
 
-_fetch = fetching(__name__, _WHERE)
+_fetch = fetching(__name__, _WHERE, _MODULES)
 
 
 def __getattr__(name: str) -> Any:
@@ -77,7 +81,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE, *_interventions()])
+    return sorted([*globals(), *_WHERE, *_MODULES, *_interventions()])
 
 
 def _interventions() -> dict[str, Any]:

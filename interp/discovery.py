@@ -30,17 +30,18 @@ def classes_in(package: str, path: Iterable[str], base: type[T]) -> dict[str, ty
     return dict(sorted(found.items()))
 
 
-def fetching(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that imports a name's module when the name is first used.
+def fetching(package: str, where: Mapping[str, str], modules: Mapping[str, str] | None = None) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that imports what a name stands for when the name is first used.
 
-    where: full name of the module that defines each name, or that the name stands for.
+    where: full name of the module that defines each name; modules: full name of the module that a name is.
     """
 
     def fetch(name: str) -> Any:
-        if name not in where:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(where[name])
-        return module if where[name].rpartition(".")[2] == name else getattr(module, name)
+        if name in where:
+            return getattr(importlib.import_module(where[name]), name)
+        if modules and name in modules:
+            return importlib.import_module(modules[name])
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return fetch
 

@@ -51,20 +51,23 @@ _WHERE = {
         "interp.icl.learners.gd_losses": "GDLaw",
         "interp.icl.learners.optimal": "lsa_optimal nonlinear_step relu_network_step tune_gd tune_gdpp",
         "interp.icl.tasks.regression": "Tasks make_regression tokenise",
-        "interp.icl.measures.rollout": "rollout rollout_losses",
+        "interp.icl.measures.rollout": "rollout_losses",
         "interp.icl.measures.similarity": "best_matching_steps",
         "interp.icl.models.sine_model": "SineRegressor sine_tasks",
         "interp.icl.models.training": "Recipe recipe train",
         "interp.icl.measures.trajectory": "Trajectory",
         "interp.icl.weights": "pretrained",
         "interp.icl.models.attention_regressor": "AttentionRegressor RegressorConfig",
-        "interp.icl.language": "language",
-        "interp.icl.studies": "studies",
-        "interp.icl.tasks.function_classes": "function_classes",
-        "interp.icl.tasks.shifts": "shifts",
-        "interp.icl.tasks.softmax_regression": "softmax_regression",
     }.items()
     for name in names.split()
+}
+_MODULES = {
+    "function_classes": "interp.icl.tasks.function_classes",
+    "language": "interp.icl.language",
+    "rollout": "interp.icl.measures.rollout",
+    "shifts": "interp.icl.tasks.shifts",
+    "softmax_regression": "interp.icl.tasks.softmax_regression",
+    "studies": "interp.icl.studies",
 }
 
 __all__ = [
@@ -116,8 +119,8 @@ __all__ = [
 ]
 
 
-__getattr__ = fetching(__name__, _WHERE)
+__getattr__ = fetching(__name__, _WHERE, _MODULES)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted([*globals(), *_WHERE, *_MODULES])

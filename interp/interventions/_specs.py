@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.interventions import catalogue
 from interp.interventions._types import NONE, check_names, checked, fields_of, required, settings_of
 from interp.interventions.base import Intervention, parts
-from interp.interventions.catalogue import available, named
 
 TABLE = "intervention"
 _WORDS = {NONE: None, "true": True, "false": False}
@@ -66,7 +66,7 @@ def to_toml(intervention: Intervention) -> str:
     tables = tomlkit.aot()
     for part in parts(intervention):
         cls = type(part)
-        if available().get(getattr(cls, "name", "")) is not cls:
+        if catalogue.available().get(getattr(cls, "name", "")) is not cls:
             raise InterpError(
                 f"{cls.__name__} cannot be stored: only what interp.interventions.available() lists is found again."
             )
@@ -122,9 +122,9 @@ def load(path: str | Path) -> Intervention:
 
 
 def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Intervention:
-    if name not in available():
-        named(name)  # raises, and suggests the nearest name
-    cls = available()[name]
+    if name not in catalogue.available():
+        catalogue.named(name)  # raises, and suggests the nearest name
+    cls = catalogue.available()[name]
     known = check_names(cls, settings)
     values = {
         key: checked(name, key, value, known[key], *(_readings(value) if from_text else _none_or(value)))
@@ -132,7 +132,7 @@ def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Interv
     }
     if missing := [f.name for f in fields_of(cls) if f.name not in values and required(f)]:
         raise InterpError(f"{name} needs the setting {', '.join(missing)}, as in {name}:{missing[0]}=...")
-    return named(name, **values)
+    return catalogue.named(name, **values)
 
 
 def _none_or(value: Any) -> tuple[Any, ...]:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import interp
 from interp import D2O, H2O, ThinK
 from interp.cache.lens_cache import LensCache
-from interp.interventions import _eviction
 from interp.interventions.base import Entry
+from interp.interventions.policies import _eviction
 from tests.interventions.d2o_reference import deep
 from tests.interventions.live_cache import close, left_padded
 from tests.models import shared, tokens

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import interp
 from interp import interventions
 from interp.errors import InterpError
-from interp.interventions import _specs
+from interp.interventions import _specs, catalogue
 
 NAMES = tuple(interventions.available())
 
@@ -42,7 +42,7 @@ class Odd(interventions.Intervention):
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> type[Odd]:
     known = interventions.available() | {"odd": Odd}
-    monkeypatch.setattr(interventions, "available", lambda: known)
+    monkeypatch.setattr(catalogue, "available", lambda: known)
     return Odd
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from interp.interventions import _summaries
+from interp.interventions.policies import _summaries
 from interp.interventions.policies._summaries import BLOCK, Readers, clusters, summarised
 
 ROWS, EVICTED, D = 200, 12, 8
