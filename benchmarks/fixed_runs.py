@@ -24,9 +24,6 @@ import torch
 import xarray as xr
 
 import interp
-from interp.results.storage import load as load_dataset
-from interp.results.storage import provenance
-from interp.results.storage import save as save_dataset
 from interp.subjects.texts import demo_text
 
 PROMPT, READ_ON = 192, 24
@@ -100,8 +97,8 @@ def fingerprint(value: Any) -> str:
 
 def _written(dataset: xr.Dataset) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        read = load_dataset(save_dataset(dataset, Path(folder) / "result.nc"))
-    passing = {*provenance(), "commit", "seconds_forward"}
+        read = interp.storage.load(interp.storage.save(dataset, Path(folder) / "result.nc"))
+    passing = {*interp.storage.provenance(), "commit", "seconds_forward"}
     found: dict[str, Any] = {str(name): value for name, value in read.attrs.items() if name not in passing}
     for name, variable in read.variables.items():
         found[f"variable {name}"] = {"dims": repr(variable.dims), "values": variable.values, **variable.attrs}
