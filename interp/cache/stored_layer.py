@@ -31,7 +31,7 @@ class StoredLayer(DynamicLayer):
         self.seen = 0
         self.padding: Tensor | None = None
         """Padding columns on the left of each text `[batch]`, None where there is none; set by the keeper."""
-        self.at_rest = 0
+        self.newest_at_compression = 0
         """Tokens in the last segment right after compression; policies that act at every step bring it back to that.
         Of tokens in slots, as many are the newest ones."""
         self.slots: Slots | None = None
@@ -156,7 +156,7 @@ class StoredLayer(DynamicLayer):
         """Whether the newest token lies in the slot to spare, and another one has yet to go."""
         return self.slots is not None and self.segments[0] is self.slots.whole
 
-    def settle(self) -> None:
+    def move_to_slots(self) -> None:
         """Let the tokens, which are as many as a policy lets stay, lie in slots if they may."""
         if fit(self.segments):
             self.slots = Slots.of(self.segments)
@@ -171,7 +171,7 @@ class StoredLayer(DynamicLayer):
         """Let tokens that lie in slots lie in segments of their own again, the newest in the last one."""
         if self.in_slots:
             (tokens,) = self.segments
-            self.segments = newest_apart(tokens, self.at_rest + self.newest_in_slot)
+            self.segments = newest_apart(tokens, self.newest_at_compression + self.newest_in_slot)
         self.slots = None
 
     def get_seq_length(self) -> int:

@@ -39,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 @dataclass(frozen=True)
-class Run:
+class Reading:
     """What one reading of a text gave, and how."""
 
     results: dict[str, xr.Dataset]
@@ -250,7 +250,7 @@ def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
     return lens, seconds
 
 
-def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Run:
+def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Reading:
     """Check everything that can be checked before the model is loaded, then load and probe."""
     from interp.probes import resolve
     from interp.subjects.texts import demo_text, read_text
@@ -284,10 +284,10 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: str | None,
     }
     for dataset in results.values():
         dataset.attrs |= {"text": about["text"], "command": about["command"]}
-    return Run(results, wanted, about)
+    return Reading(results, wanted, about)
 
 
-def _tell(run: Run, extra: dict[str, Any], as_json: bool) -> None:
+def _tell(run: Reading, extra: dict[str, Any], as_json: bool) -> None:
     """Findings for a person, or everything as JSON for a program."""
     findings = {p.name: p.findings(run.results[p.name]) for p in run.probes}
     if as_json:

@@ -36,7 +36,7 @@ NEVER = torch.iinfo(torch.int32).max
 
 
 @dataclass
-class Run:
+class CacheRun:
     """What the fed tokens did with one cache; fp32, without a batch axis."""
 
     logits: Float[Tensor, "step d_vocab"]
@@ -48,7 +48,7 @@ class Run:
 
 
 @dataclass
-class PolicyRun(Run):
+class PolicyRun(CacheRun):
     """A run under the policy, with what it dropped."""
 
     rest: LensCache = field(kw_only=True)
@@ -137,7 +137,7 @@ class Case:
         return self.read(self.prompt)
 
     @cached_property
-    def full(self) -> Run:
+    def full(self) -> CacheRun:
         """All steps at once with the full cache, with every layer's attention."""
         cache = forked(self.full_prompt)
         events: dict[int, AttentionEvent] = {}
@@ -146,7 +146,7 @@ class Case:
         return dataclasses.replace(run, events=events)
 
     @cached_property
-    def full_alike(self) -> Run:
+    def full_alike(self) -> CacheRun:
         """The full cache fed just as the policy was, so that rounding is the same too."""
         if not self.policy.stepping:
             return self.full
@@ -198,7 +198,7 @@ class Case:
         return self.lens.last_cache
 
     @torch.no_grad()
-    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list | None = None) -> Run:
+    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list | None = None) -> CacheRun:
         z: dict[int, Tensor] = {}
         attn_out: dict[int, Tensor] = {}
         hooks = list(hooks or [])
@@ -208,11 +208,11 @@ class Case:
                 hooks.append((f"blocks.{i}.hook_attn_out", _keep(attn_out, i)))
         with self.lens.hooks(fwd_hooks=hooks):
             logits = self.lens(tokens, past_key_values=cache, use_cache=True)
-        return Run(
+        return CacheRun(
             logits[0].float(), {i: x[0].float() for i, x in z.items()}, {i: x[0].float() for i, x in attn_out.items()}
         )
 
-    def nll(self, run: Run) -> Float[Tensor, " step"]:
+    def nll(self, run: CacheRun) -> Float[Tensor, " step"]:
         """Negative log-likelihood (nats) of the token after each step."""
         return nll_of(run.logits[None], self.continuation[:, 1:])[0]
 
@@ -243,11 +243,11 @@ def _keep(held: dict[int, Any], layer: int) -> Any:
     return hook
 
 
-def _joined(runs: list[Run]) -> Run:
+def _joined(runs: list[CacheRun]) -> CacheRun:
     def cat(name: str) -> dict[int, Tensor]:
         return {i: torch.cat([getattr(run, name)[i] for run in runs]) for i in getattr(runs[0], name)}
 
-    return Run(torch.cat([run.logits for run in runs]), cat("z"), cat("attn_out"))
+    return CacheRun(torch.cat([run.logits for run in runs]), cat("z"), cat("attn_out"))
 
 
 def _missing(evicted_at: Tensor, segments: list[Segment], seen: int, step: int) -> Int[Tensor, "head token"]:

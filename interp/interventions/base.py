@@ -138,7 +138,7 @@ class Plan(ABC):
     def step(self, layer: int, stored: StoredLayer) -> None:
         """A layer has attended for newly generated tokens, already stored. Only called with `each_step`."""
 
-    def settle(self, layer: int, stored: StoredLayer) -> None:
+    def move_to_slots(self, layer: int, stored: StoredLayer) -> None:
         """All policies have compressed a layer: let its tokens lie in slots, if `attend_and_step` is to act on them.
         Only called with `each_step`."""
 
@@ -146,7 +146,7 @@ class Plan(ABC):
         """Attention and `step` at once, for a layer in slots whose last one holds the newest token.
 
         q `[batch, head, 1, d_head]`; maths: scale, softcap and sinks as `interp_kernels.decode_step` takes them.
-        Returns z `[batch, head, 1, d_value]`. Only called after `settle` has let the layer lie in slots.
+        Returns z `[batch, head, 1, d_value]`. Only called after `move_to_slots` has let the layer lie in slots.
         """
         raise NotImplementedError
 

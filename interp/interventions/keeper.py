@@ -135,10 +135,10 @@ class Keeper:
         for stage in ("tokens", "channels"):
             if stage in self.plans:
                 self.plans[stage].compress(layer, stored)
-        stored.at_rest = len(stored.segments[-1])
+        stored.newest_at_compression = len(stored.segments[-1])
         self.compressed.add(layer)
         if "tokens" in self.plans and self.plans["tokens"].each_step:
-            self.plans["tokens"].settle(layer, stored)
+            self.plans["tokens"].move_to_slots(layer, stored)
 
     def reset(self) -> None:
         """Forget the sequence: the next tokens are a new prompt."""

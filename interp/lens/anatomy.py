@@ -60,7 +60,7 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One module's call in the two-token run."""
 
     name: str
@@ -111,14 +111,14 @@ class _Watcher:
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[Call]]:
+def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
     """The calls of all modules in the order in which they finish."""
-    seen: list[Call] = []
+    seen: list[ModuleCall] = []
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             given, out = args[0] if args else kwargs.get("hidden_states"), first(output)
-            seen.append(Call(name, _tensor(given), _tensor(out), kwargs))
+            seen.append(ModuleCall(name, _tensor(given), _tensor(out), kwargs))
 
         return hook
 
@@ -182,7 +182,9 @@ def _block_of(attention_name: str, model: nn.Module) -> str:
     raise UnsupportedModelError(f"attention module {attention_name} is in no list of layers, so its depth is unknown.")
 
 
-def _block(model: Any, attention_name: str, block_name: str, call: dict[str, Any], seen: list[Call]) -> BlockParts:
+def _block(
+    model: Any, attention_name: str, block_name: str, call: dict[str, Any], seen: list[ModuleCall]
+) -> BlockParts:
     whole = next(c for c in seen if c.name == block_name)
     inside = [c for c in seen if c.parent == block_name]
     names = [c.name for c in inside]
@@ -252,7 +254,7 @@ def _made_of(out: Tensor, keys: Tensor) -> bool:
 
 
 def _sequential(
-    children: list[Call], resid_pre: Tensor, resid_post: Tensor, attention_at: int, scale: float
+    children: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, attention_at: int, scale: float
 ) -> Writers | None:
     """Attention leads from resid_pre to the input of a later child (resid_mid), the MLP from there to resid_post."""
     for at, child in enumerate(children[attention_at + 1 :], attention_at + 1):
@@ -266,7 +268,9 @@ def _sequential(
     return None
 
 
-def _parallel(children: list[Call], resid_pre: Tensor, resid_post: Tensor, attention_at: int, scale: float) -> Writers:
+def _parallel(
+    children: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, attention_at: int, scale: float
+) -> Writers:
     """resid_post = resid_pre + u + m, with u the attention's output; no writers where nothing fits."""
     attention = children[attention_at].out
     for child in reversed(children):
@@ -277,7 +281,7 @@ def _parallel(children: list[Call], resid_pre: Tensor, resid_post: Tensor, atten
     return Writers()
 
 
-def _adds(start: Tensor, target: Tensor, among: list[Call], scale: float) -> tuple[str, float] | None:
+def _adds(start: Tensor, target: Tensor, among: list[ModuleCall], scale: float) -> tuple[str, float] | None:
     """Name and α of the child with target = start + α·output, where α is 1 or the config's residual scale.
 
     The sum is done in the model's own dtype, so the right child fits to a few roundings and leaves far less than it
@@ -306,7 +310,7 @@ def _same_shape(x: Tensor | None, like: Tensor) -> bool:
     return isinstance(x, Tensor) and x.shape == like.shape
 
 
-def _final_norm(model: Any, last_block: str, seen: list[Call]) -> nn.Module | None:
+def _final_norm(model: Any, last_block: str, seen: list[ModuleCall]) -> nn.Module | None:
     """The module beside the list of blocks that reads the last block's output."""
     resid_post = next(c.out for c in seen if c.name == last_block)
     beside = last_block.rpartition(".")[0].rpartition(".")[0]
@@ -314,7 +318,7 @@ def _final_norm(model: Any, last_block: str, seen: list[Call]) -> nn.Module | No
     return next((m for m in readers if m is not model.get_output_embeddings()), None)
 
 
-def _logit_map(model: Any, seen: list[Call], logits: Tensor) -> Callable[[Tensor], Tensor] | None:
+def _logit_map(model: Any, seen: list[ModuleCall], logits: Tensor) -> Callable[[Tensor], Tensor] | None:
     head = model.get_output_embeddings()
     raw = next((c.out for c in seen if model.get_submodule(c.name) is head), None)
     cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)

@@ -19,7 +19,7 @@ from interp.errors import UnsupportedModelError
 from interp.lens.anatomy import FIT, Anatomy, BlockParts, logit_map
 from interp.lens.lens import as_asked, check_return_type
 from interp.lens.readout import FinalNorm, ReadoutMixin
-from interp.lens.strict_hooks import HookedLens, HookPoint, Room
+from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
@@ -56,8 +56,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     def _furnish(self, layer: int) -> None:
         """Points of one block: the bridge's own where it has them, ours for observables."""
         block = self.bridge.blocks[layer]
-        room = Room()
-        room.attn = Room()
+        room = HookTree()
+        room.attn = HookTree()
         self.blocks.append(room)
         delegates = type(block.attn).__name__ == "AttentionBridge"
         rotary = hasattr(block.attn, "hook_rot_q")

@@ -12,8 +12,8 @@ from typing import Any
 from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, Intervention, parts
-from interp.interventions.edits._edit_memory import EditedCache, Memory
-from interp.interventions.edits._editing import Account, Editing, LayerEdits
+from interp.interventions.edits._edit_memory import EditedCache, EditMemory
+from interp.interventions.edits._editing import EditAccount, Editing, LayerEdits
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import Keeper, cache_policies
 from interp.seam.attention import Site
@@ -28,7 +28,7 @@ class ApplyMixin:
     _keepers: list[tuple[Keeper, LensCache]]
     _ledger: bool = False
     _edits: tuple[AttentionEdit, ...] = ()
-    _account: Account
+    _account: EditAccount
 
     @contextmanager
     def apply(self: Any, intervention: Intervention, *, ledger: bool = False) -> Iterator[Any]:
@@ -53,7 +53,7 @@ class ApplyMixin:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
         self._policies = self.policies_of(reduce(or_, others)) if others else ()
         self._keepers, self._ledger = [], ledger
-        self._edits, self._account = edits, Account()
+        self._edits, self._account = edits, EditAccount()
         try:
             yield self
             if self._policies:
@@ -93,7 +93,7 @@ class ApplyMixin:
 
     def _attach_edits(self: Any, sites: list[Site], cache: Any, stack: ExitStack) -> None:
         """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
-        memory = cache.memory if isinstance(cache, EditedCache) else Memory()
+        memory = cache.memory if isinstance(cache, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
         editing = Editing(self._edits, memory, seen, self._account)
         stack.callback(self.model.register_forward_pre_hook(editing.arrive, with_kwargs=True).remove)

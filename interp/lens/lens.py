@@ -25,7 +25,7 @@ from interp.lens.anatomy import BlockParts, config_of, dissect, first
 from interp.lens.in_force import ApplyMixin
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import ScoreMixin
-from interp.lens.strict_hooks import HookedLens, HookPoint, Room
+from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.seam import points as table
 from interp.seam.attention import Site, attention_through
@@ -69,8 +69,8 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         self.hook_embed = self._place(table.EMBED, "hook_embed")
         self.blocks = nn.ModuleList()
         for layer, block in enumerate(parts.blocks):
-            room = Room()
-            room.attn = Room()
+            room = HookTree()
+            room.attn = HookTree()
             self.blocks.append(room)
             for point in table.attention_points(block.seen["rotary"]):
                 room.attn.add_module(

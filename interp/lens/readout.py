@@ -11,12 +11,12 @@ from torch import nn
 
 from interp.errors import UnsupportedModelError
 from interp.lens.anatomy import FIT
-from interp.lens.strict_hooks import Room
+from interp.lens.strict_hooks import HookTree
 
 Tensor = torch.Tensor
 
 
-class FinalNorm(Room):
+class FinalNorm(HookTree):
     """The model's final norm with its hook point; calling it applies the norm, which stays the model's own child."""
 
     def __init__(self, norm: nn.Module) -> None:

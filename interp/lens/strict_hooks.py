@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # the import adds filters that would hide other
     from transformer_lens.utilities import Slice
 
 
-class Room(nn.Module):
+class HookTree(nn.Module):
     """A named place in the tree of hook points (`blocks.0`, `blocks.0.attn`, `ln_final`)."""
 
     if TYPE_CHECKING:  # hook points are added by name

@@ -6,7 +6,7 @@ model would have used (SDPA, flash, or the modelling file's eager function), wit
 result is bit-identical. A layer computes scores eagerly only when someone hooks its scores or pattern.
 
 transformers builds masks through a second registry. Without an entry there the model would silently attend to the
-future, so `interp.masks.MaskFacts` is registered beside the function.
+future, so `interp.masks.AskedMask` is registered beside the function.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from interp.errors import UnsupportedModelError
 from interp.seam.call import AttentionCall
 from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
-from interp.seam.masks import MaskFacts, additive_mask, first_new, kernel_facts
+from interp.seam.masks import AskedMask, additive_mask, first_new, kernel_facts
 from interp.seam.points import live
 from interp.seam.rotation import Rotation
 
@@ -281,7 +281,7 @@ def attention(
 
 
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, MaskFacts)
+AttentionMaskInterface.register(NAME, AskedMask)
 
 
 @contextmanager

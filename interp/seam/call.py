@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.errors import UnsupportedModelError
-from interp.seam.masks import MaskFacts
+from interp.seam.masks import AskedMask
 
 Tensor = torch.Tensor
 
@@ -58,7 +58,7 @@ class AttentionCall:
 
     def delegate(self, implementation: str) -> tuple[Tensor, Tensor | None]:
         """What the model would have called without us, with the mask that function expects."""
-        mask = self.mask.for_delegate(implementation) if isinstance(self.mask, MaskFacts) else self.mask
+        mask = self.mask.for_delegate(implementation) if isinstance(self.mask, AskedMask) else self.mask
         eager = implementation == "eager"
         function = _eager_of(type(self.module).__module__) if eager else ALL_ATTENTION_FUNCTIONS[implementation]
         return function(self.module, self.q, self.k, self.v, mask, scaling=self.scaling, **self.rest)

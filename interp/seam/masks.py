@@ -39,7 +39,7 @@ def _same_cell(a: Any, b: Any) -> bool:
     return same_function(a, b)
 
 
-class MaskFacts:
+class AskedMask:
     """What transformers asked of a mask, kept as facts instead of a queries x keys tensor.
 
     Keyword arguments are those of transformers' mask functions; `attention_mask` is the 2-D padding mask
@@ -100,7 +100,7 @@ class MaskFacts:
 
 def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any) -> dict[str, Any]:
     """Mask facts for `interp_kernels`, from whatever the model handed to its attention."""
-    if isinstance(mask, MaskFacts):
+    if isinstance(mask, AskedMask):
         if mask.asked["kv_length"] != k.shape[2]:
             raise UnsupportedModelError(
                 f"{type(module).__name__} attends to {k.shape[2]} keys but its mask was built for "
@@ -119,7 +119,7 @@ def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any) -> dict[str
 
 def additive_mask(module: nn.Module, mask: Any, scores: Tensor) -> Tensor:
     """The mask as something to add to scores `[batch, head, query, key]`."""
-    if isinstance(mask, MaskFacts):
+    if isinstance(mask, AskedMask):
         return mask.for_delegate("eager")
     if isinstance(mask, Tensor) and mask.dtype != torch.bool:
         return mask
@@ -144,4 +144,4 @@ def facts_of_dense_mask(mask: Tensor) -> dict[str, Any]:
 
 def first_new(mask: Any, k: Tensor, n_new: int) -> int:
     """Where in `k [batch, kv_head, key, d_head]` the keys of the `n_new` new tokens begin."""
-    return mask.first_new if isinstance(mask, MaskFacts) else k.shape[2] - n_new
+    return mask.first_new if isinstance(mask, AskedMask) else k.shape[2] - n_new

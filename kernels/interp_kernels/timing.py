@@ -52,7 +52,7 @@ COLD = 128 << 20
 """Bytes over which a decoding step walks before it comes back to the first: no layer finds its keys in a cache."""
 
 
-class Case(NamedTuple):
+class Timed(NamedTuple):
     """One operation on tensors of one size."""
 
     name: str
@@ -79,7 +79,7 @@ class Maker:
         return torch.randn(1, *shape, device=self.device).to(self.dtype)
 
 
-def prefill_cases(make: Maker) -> list[Case]:
+def prefill_cases(make: Maker) -> list[Timed]:
     """Operations over all pairs of a causal text."""
     n, heads, kv_heads, d = make.n, make.heads, make.kv_heads, make.d
     q, k, v, y = make(heads, n, d), make(kv_heads, n, d), make(kv_heads, n, d), make(heads, n, COLUMNS)
@@ -88,8 +88,8 @@ def prefill_cases(make: Maker) -> list[Case]:
     out, given = 4 * heads * n, make.size * heads * n  # bytes of a column that is returned in fp32, or handed in
     torch_form = "SDPA, prefill"
 
-    def case(name: str, run: Callable[[], Any], columns: float, nbytes: float, operation: str | None) -> Case:
-        return Case(name, lambda layer: run(), torch_form, product * columns, nbytes, operation)
+    def case(name: str, run: Callable[[], Any], columns: float, nbytes: float, operation: str | None) -> Timed:
+        return Timed(name, lambda layer: run(), torch_form, product * columns, nbytes, operation)
 
     return [
         case(torch_form, lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True), 2 * d, 2 * (keys + rows), None),
@@ -104,9 +104,9 @@ def prefill_cases(make: Maker) -> list[Case]:
             f"gram, {COLUMNS} columns", lambda: attention_gram_apply(q, k, lse, y),
             d + 2 * COLUMNS, keys + rows + COLUMNS * (given + 2 * out), "attention_gram_apply",
         ),
-        Case("group reweighting, one pass", partial(_reweighted, q, k, v, "one_pass"), torch_form, 2 * product * d,
+        Timed("group reweighting, one pass", partial(_reweighted, q, k, v, "one_pass"), torch_form, 2 * product * d,
              2 * keys + rows + d * out, "group_reweighted_attention"),
-        Case("group reweighting, two passes", partial(_reweighted, q, k, v, "two_pass"), torch_form, 3 * product * d,
+        Timed("group reweighting, two passes", partial(_reweighted, q, k, v, "two_pass"), torch_form, 3 * product * d,
              3 * keys + 2 * rows + d * out, "group_reweighted_attention"),
     ]  # fmt: skip
 
@@ -121,7 +121,7 @@ def _give_half(masses: Tensor) -> Tensor:
     return torch.cat([torch.full_like(masses[..., :1], 0.5), torch.ones_like(masses[..., 1:])], -1)
 
 
-def stream_cases(make: Maker) -> list[Case]:
+def stream_cases(make: Maker) -> list[Timed]:
     """Operations that read their input once, beside a copy of the keys."""
     n, kv_heads, d = make.n, make.kv_heads, make.d
     q, k, x = make(make.heads, n, d), make(kv_heads, n, d), make(n, make.heads * d)
@@ -129,19 +129,19 @@ def stream_cases(make: Maker) -> list[Case]:
     keys, copied = make.size * k.numel(), "copy of the keys"
     pairs = kv_heads * (n // 5) * (n - n // 5)
     return [
-        Case(copied, lambda layer: k.clone(), copied, 0, 2 * keys),
-        Case("channel energy", lambda layer: channel_energy(k), copied, 2 * k.numel(), keys, "channel_energy"),
-        Case("channel Gram product", lambda layer: gram_product(q, k), copied, 2 * d * (q.numel() + k.numel()),
+        Timed(copied, lambda layer: k.clone(), copied, 0, 2 * keys),
+        Timed("channel energy", lambda layer: channel_energy(k), copied, 2 * k.numel(), keys, "channel_energy"),
+        Timed("channel Gram product", lambda layer: gram_product(q, k), copied, 2 * d * (q.numel() + k.numel()),
              keys + make.size * q.numel(), "gram_product"),
-        Case("packing half of them", lambda layer: think_pack(k, channels), copied, 0, 1.5 * keys, "think_pack"),
-        Case("nearest of a fifth for the rest", lambda layer: nearest_key(k[:, :, n // 5 :], k[:, :, : n // 5]), copied,
-             2 * d * pairs, keys, "nearest_merge"),
-        Case("residual census", lambda layer: residual_census(x, top=1), copied, 2 * x.numel(),
+        Timed("packing half of them", lambda layer: think_pack(k, channels), copied, 0, 1.5 * keys, "think_pack"),
+        Timed("nearest of a fifth for the rest", lambda layer: nearest_key(k[:, :, n // 5 :], k[:, :, : n // 5]),
+             copied, 2 * d * pairs, keys, "nearest_merge"),
+        Timed("residual census", lambda layer: residual_census(x, top=1), copied, 2 * x.numel(),
              make.size * x.numel(), "residual_census"),
     ]  # fmt: skip
 
 
-def decode_cases(make: Maker) -> list[Case]:
+def decode_cases(make: Maker) -> list[Timed]:
     """One new query over n stored tokens."""
     n, heads, kv_heads, d = make.n, make.heads, make.kv_heads, make.d
     half = make.size * kv_heads * n * d  # bytes of the keys, and of the values
@@ -156,23 +156,23 @@ def decode_cases(make: Maker) -> list[Case]:
         "SDPA, decode, group as rows": lambda i: sdpa(rows, *stored[i]),
     }
     torch_form = "SDPA, decode"
-    found = [Case(name, run, torch_form, 2 * work, 2 * half, None, layers) for name, run in forms.items()]
+    found = [Timed(name, run, torch_form, 2 * work, 2 * half, None, layers) for name, run in forms.items()]
     found.append(
-        Case("decode, dense", partial(_decode, q, dense), torch_form, 2 * work, 2 * half,
+        Timed("decode, dense", partial(_decode, q, dense), torch_form, 2 * work, 2 * half,
              "packed_decode", layers)
     )  # fmt: skip
     for ratio in RATIOS:
         left = 1 - int(d * ratio) / d
         packed = [_packed(k, v, d - int(d * ratio)) for k, v in stored]
         found.append(
-            Case(f"decode, {ratio:.0%} of key channels pruned", partial(_decode, q, packed),
+            Timed(f"decode, {ratio:.0%} of key channels pruned", partial(_decode, q, packed),
                  torch_form, work * (1 + left), half * (1 + left), "packed_decode", layers)
         )  # fmt: skip
     found.append(_evicting(make, layers))
     return found
 
 
-def _evicting(make: Maker, layers: int) -> Case:
+def _evicting(make: Maker, layers: int) -> Timed:
     """A step that also accounts for attention and drops one token; the cache is as large after it as before."""
     n, d = make.n, make.d
     q, stored = make(make.heads, 1, d), [(make(make.kv_heads, n, d), make(make.kv_heads, n, d)) for _ in range(layers)]
@@ -183,7 +183,7 @@ def _evicting(make: Maker, layers: int) -> Case:
     def step(layer: int) -> Any:
         return decode_step(q, *stored[layer], mass[layer], at[layer], keep_oldest=4, keep_newest=n // 4)
 
-    return Case(
+    return Timed(
         "decode, and evict a token", step, "SDPA, decode", 4 * make.heads * n * d, 2 * half, "decode_step", layers
     )
 
@@ -251,8 +251,8 @@ def measure(
 
 
 def _in_turns(
-    cases: list[Case], device: torch.device, rounds: int
-) -> Iterator[tuple[Case, float, float, float | None]]:
+    cases: list[Timed], device: torch.device, rounds: int
+) -> Iterator[tuple[Timed, float, float, float | None]]:
     """(case, seconds, ratio to the form beside it, extra MB) of each; the first round warms up and is not counted."""
     taken: dict[str, list[float]] = {case.name: [] for case in cases}
     extra: dict[str, float | None] = {}
@@ -268,7 +268,7 @@ def _in_turns(
         yield case, statistics.median(taken[case.name]), statistics.median(t / s for t, s in pairs), extra[case.name]
 
 
-def _walk(case: Case) -> None:
+def _walk(case: Timed) -> None:
     for layer in range(case.layers):
         case.run(layer)
 
@@ -296,7 +296,7 @@ def _memory(device: torch.device, peak: bool = False) -> Any:
     return torch.cuda.memory_allocated(device)
 
 
-def _path(case: Case, device: torch.device, dtype: torch.dtype) -> str:
+def _path(case: Timed, device: torch.device, dtype: torch.dtype) -> str:
     if case.operation is None:
         return "torch"
     paths = import_module(f".{case.operation}", __package__).PATHS

@@ -14,7 +14,7 @@ from interp_kernels import visual_redistribution
 import interp
 from interp import H2OPrefill, InterpError, KnockOut, interventions
 from interp.interventions import AttentionEdit
-from interp.interventions.edits.base import Arrived
+from interp.interventions.edits.base import NewTokens
 from tests.interventions.edited_by_hand import by_hand, in_pieces, knocked_out, one_sentence
 from tests.interventions.live_cache import close, left_padded
 from tests.models import GROUPED, shared, tiny, tokens
@@ -75,13 +75,13 @@ class ToTheImage(AttentionEdit):
     group_count: ClassVar[int] = 4
     reads_residual = True
 
-    def groups(self, text: Arrived) -> torch.Tensor:
+    def groups(self, text: NewTokens) -> torch.Tensor:
         new = slice(-text.new, None)
         image = text.ids[:, new] < 60
         sink = loud(text.residual)
         return torch.where(image, torch.where(sink, 1, 2), torch.where(sink, 0, 3))
 
-    def rows(self, text: Arrived) -> torch.Tensor:
+    def rows(self, text: NewTokens) -> torch.Tensor:
         image = (text.ids < 60) & (text.positions >= 0)
         return (image.cumsum(-1) > 0)[:, -text.new :] & ~image[:, -text.new :]
 

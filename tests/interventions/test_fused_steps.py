@@ -56,7 +56,7 @@ def begun(lens: Any, policy: Any, ids: Tensor, mask: Tensor | None = None, slots
     if not slots:
         for layer in lens.last_cache.stored.values():
             layer.leave_slots()
-            layer.settle = lambda: None
+            layer.move_to_slots = lambda: None
     return lens.last_cache
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.icl.models._regressor_config import RegressorConfig
-from interp.lens.strict_hooks import Room
+from interp.lens.strict_hooks import HookTree
 from interp.seam.points import Point
 
 TRUNCATED_STD = 0.87962566103423978
@@ -41,7 +41,7 @@ BLOCK_POINTS = (
 MLP_POINTS = ("hook_resid_mid", "hook_mlp_out")
 
 
-class AttentionLayer(Room):
+class AttentionLayer(HookTree):
     """Weights of one attention layer: `W_Q`, `W_K`, `W_V` [head, d_model, d_head] and `W_O` [head, d_head, d_model].
 
     Row vectors as in TransformerLens (`q = token @ W_Q`); there are no biases. Hook points are added by the model.
@@ -102,7 +102,7 @@ class Mlp(nn.Module):
         return hidden @ self.W_out + self.b_out
 
 
-class Block(Room):
+class Block(HookTree):
     """Attention, then an MLP if the model has one, each reading normalised tokens if the model has LayerNorm."""
 
     def __init__(self, cfg: RegressorConfig, layer: int) -> None:

@@ -26,7 +26,7 @@ OF_THE_SAMPLE = ("seed", "x_variance")  # what differs between batches of one la
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything that the next step depends on, and what has been recorded so far."""
 
     model: AttentionRegressor

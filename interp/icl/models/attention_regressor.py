@@ -33,7 +33,7 @@ from interp.icl.models._regressor_block import BLOCK_POINTS, EMBED, MLP_POINTS, 
 from interp.icl.models._regressor_block import AttentionLayer as AttentionLayer
 from interp.icl.models._regressor_block import Mlp as Mlp
 from interp.icl.models._regressor_config import RegressorConfig as RegressorConfig
-from interp.lens.strict_hooks import HookedLens, Room
+from interp.lens.strict_hooks import HookedLens, HookTree
 from interp.results.storage import replacing
 from interp.seam.points import live
 
@@ -77,7 +77,7 @@ class AttentionRegressor(HookedLens):
             if point.name in MLP_POINTS and block.mlp is None:
                 self.absent[name] = "it has no MLP (d_mlp=0)"
                 continue
-            room: Room = block.attn if point.name.startswith("attn.") else block
+            room: HookTree = block.attn if point.name.startswith("attn.") else block
             room.add_module(point.name.removeprefix("attn."), self._place(point, name))
 
     def reset(self, seed: int) -> None:

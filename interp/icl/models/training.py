@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.models._single_layer_step import is_one_linear_layer, single_layer_gradients
-from interp.icl.models._training_run import OnStep, Run
+from interp.icl.models._training_run import OnStep, TrainingRun
 from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig
 from interp.icl.tasks.regression import Tasks
 
@@ -80,7 +80,7 @@ def train(
     }  # fmt: skip
     generator = torch.Generator(model.W0.device).manual_seed(seed)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    run = Run(model, torch.optim.Adam(trained, lr=rates[0], betas=betas, fused=True), generator, settings)
+    run = TrainingRun(model, torch.optim.Adam(trained, lr=rates[0], betas=betas, fused=True), generator, settings)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         run.read(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from interp.discovery import classes_in, unknown
 from interp.errors import InterpError
 from interp.icl.studies.base import Choice, Picture, Progress, Study
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice",
-    "Parts",
     "Picture",
     "Progress",
     "Study",
+    "StudyParts",
     "Verdict",
     "available",
     "between",

@@ -18,7 +18,7 @@ from interp.icl.studies.base import Choice, Variant
 from interp.icl.tasks.regression import Tasks, make_regression
 
 if TYPE_CHECKING:
-    from interp.icl.studies.parts import Parts
+    from interp.icl.studies.parts import StudyParts
 
 M = TypeVar("M", bound=AttentionRegressor)
 Watch = Callable[[int, AttentionRegressor], Mapping[str, float]]
@@ -30,7 +30,7 @@ EVALUATION_SEED = 20_000
 
 
 def trained_regressor(
-    parts: Parts,
+    parts: StudyParts,
     name: str,
     model: M,
     law: Mapping[str, Any],

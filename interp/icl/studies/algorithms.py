@@ -21,7 +21,7 @@ from interp.icl.models.training import recipe
 from interp.icl.studies import _algorithms_figures as drawn
 from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.function_classes import DecisionTree, Quadratic, ReLUNetwork, SparseLinear
 from interp.icl.tasks.regression import Tasks, make_regression
@@ -71,7 +71,7 @@ class Algorithms(Study):
     def tasks(self) -> int:
         return 100 if self.quick else 500
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         jobs = len(NOISES) + 5
         settings = {"quick": self.quick}
         progress(0, "pairs of algorithms")
@@ -97,7 +97,9 @@ class Algorithms(Study):
             x_variance=X_VARIANCE, training_steps=self.steps, tasks=self.tasks
         )
 
-    def _trained(self, parts: Parts, name: str, noise: str, pairs: int | None, report: Report) -> AttentionRegressor:
+    def _trained(
+        self, parts: StudyParts, name: str, noise: str, pairs: int | None, report: Report
+    ) -> AttentionRegressor:
         """Three tied layers trained at this noise on prompts of so many pairs, or of any number from 1 to `MANY`."""
         used = recipe(RegressorConfig(d_in=D, n_ctx=pairs or MANY, n_layers=LAYERS, recurrent=True))
         held_out = draw(20 * self.tasks, pairs or D, noise)

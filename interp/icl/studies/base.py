@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from interp.errors import InterpError
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def share(progress: Progress, place: int, of: int, what: str) -> Callable[[float
     return lambda done: progress((place + done) / of, what)
 
 
-def _interrupted(parts: Parts) -> dict[str, str]:
+def _interrupted(parts: StudyParts) -> dict[str, str]:
     if not parts.continued:
         return {}
     return {"interrupted": f"{', '.join(sorted(parts.continued))}: timed only since their training last went on"}
@@ -104,7 +104,7 @@ class Study(ABC):
         from interp.results.storage import provenance, save
 
         began = time.perf_counter()
-        parts = Parts.claim(Path(folder), {"study": self.name, **self.settings()})
+        parts = StudyParts.claim(Path(folder), {"study": self.name, **self.settings()})
         ds = self.measure(parts, progress)
         progress(1.0, "done")
         ds.attrs = {
@@ -125,7 +125,7 @@ class Study(ABC):
         return dataclasses.asdict(self)
 
     @abstractmethod
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         """All numbers of the study, with named dimensions and units. Standard errors are named `<variable>_se`."""
 
     @abstractmethod

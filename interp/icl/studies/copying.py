@@ -31,7 +31,7 @@ from interp.icl.studies._drawing import (
 )
 from interp.icl.studies._regressors import EVALUATION_SEED, half_mse, scalars, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, Variant, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import make_regression
 
@@ -69,7 +69,7 @@ class Copying(Study):
     def batch(self) -> int:
         return 256 if self.quick else 1024
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         used = replace(copying_recipe(D, PAIRS, self.variant), batch=self.batch)
         law: dict[str, Any] = {"N": PAIRS, "d": D, "half_width": used.half_width}
         tasks = make_regression(500 if self.quick else 5_000, **law, seed=EVALUATION_SEED)

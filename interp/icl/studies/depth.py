@@ -30,7 +30,7 @@ from interp.icl.studies._regressors import (
     trained_regressor,
 )
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import Tasks, make_regression
 
@@ -75,7 +75,7 @@ class Depth(Study):
         """Depths of the models whose layers have weights of their own; one seed each."""
         return () if self.quick else (5,)
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         half = self._recipe(2, tied=True).half_width
         count = 20_000 if self.quick else 50_000  # fewer fit their rarest tasks, in which ten steps diverge
         settings = {"tasks": count, "half_width": half}
@@ -97,7 +97,7 @@ class Depth(Study):
     def _recipe(self, layers: int, *, tied: bool) -> Recipe:
         return recipe(RegressorConfig(d_in=D, n_ctx=PAIRS, n_layers=layers, recurrent=tied), self.variant)
 
-    def _trained(self, parts: Parts, layers: int, tied: bool, seed: int, report: Report) -> xr.Dataset:
+    def _trained(self, parts: StudyParts, layers: int, tied: bool, seed: int, report: Report) -> xr.Dataset:
         """The curve of one model, with its alignment to tuned GD and GD++ of as many steps."""
         used, steps = self._recipe(layers, tied=tied), self.steps if tied else UNTIED_STEPS
         law: dict[str, Any] = {"N": PAIRS, "d": D, "half_width": used.half_width}

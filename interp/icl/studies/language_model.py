@@ -20,7 +20,7 @@ from interp.icl.language.order_of_runs import order_sensitivity_of_runs
 from interp.icl.language.three_runs import three_runs
 from interp.icl.studies._drawing import COLOURS, finished, heat, line, named_axes, panels, place
 from interp.icl.studies.base import Choice, Picture, Progress, Study
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import NOT_FOUND, Verdict, between, mean_and_se
 
 DAI = "Dai et al. 2023, mean of six tasks on 1.3 billion parameters"
@@ -81,7 +81,7 @@ class LanguageModel(Study):
         for task in self.tasks:
             label_task(task)  # an unknown name is refused before anything is measured
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         @cache
         def lens() -> Any:  # loaded when the first part is missing
             from interp.lens.loading import load
@@ -106,7 +106,7 @@ class LanguageModel(Study):
             return {"demos": 8, "queries": 8, "held_out": 8}
         return {"demos": self.demos, "queries": self.queries, "held_out": 24}
 
-    def _measured(self, parts: Parts, lens: Callable[[], Any], task: str, progress: Progress) -> xr.Dataset:
+    def _measured(self, parts: StudyParts, lens: Callable[[], Any], task: str, progress: Progress) -> xr.Dataset:
         """All of one task. The first draw chooses the learning rates for all of them, one a task as in the paper."""
         rates = {recipe: LEARNING_RATES[recipe][-1] for recipe in RECIPES} if self.quick else None
         seeds = 1 if self.quick else self.seeds

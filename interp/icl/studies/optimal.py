@@ -30,7 +30,7 @@ from interp.icl.studies._drawing import (
 )
 from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.function_classes import ReLUNetwork
 from interp.icl.tasks.regression import Tasks, make_regression
@@ -75,7 +75,7 @@ class Optimal(Study):
         """Tasks in each Monte Carlo estimate."""
         return 40_000 if self.quick else 400_000
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         cases = []
         for number, prior in enumerate(PRIORS):
             cases.append(self._case(parts, prior, share(progress, number, len(PRIORS) + 1, f"{prior} prior")))
@@ -86,7 +86,7 @@ class Optimal(Study):
             monte_carlo_tasks=self.tasks, training_stages=list(self.stages)
         )
 
-    def _case(self, parts: Parts, prior: str, report: Report) -> xr.Dataset:
+    def _case(self, parts: StudyParts, prior: str, report: Report) -> xr.Dataset:
         """One law of teachers: formula, least squares, training."""
         best = optimum(prior)
         fresh = draw(self.tasks, prior=prior, seed=EVALUATION_SEED)

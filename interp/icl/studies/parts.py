@@ -25,8 +25,8 @@ MISSING = object()
 
 
 @dataclass
-class Parts:
-    """A study's folder of parts; made by `Parts.claim`."""
+class StudyParts:
+    """A study's folder of parts; made by `StudyParts.claim`."""
 
     folder: Path
     """Holds `NAME.nc`, `NAME.safetensors` and, while a part is being trained, `NAME.checkpoint`."""
@@ -36,7 +36,7 @@ class Parts:
     """Parts whose training was interrupted: their seconds are those since it last went on."""
 
     @classmethod
-    def claim(cls, folder: Path, settings: Mapping[str, Any]) -> Parts:
+    def claim(cls, folder: Path, settings: Mapping[str, Any]) -> StudyParts:
         """The parts of the study with these settings in `folder`, which is made if it is missing.
 
         Raises InterpError where the folder already holds a study with other settings, or cannot hold one.

@@ -18,7 +18,7 @@ from interp.icl.models.sine_model import SineRegressor, Sines, sine_tasks
 from interp.icl.studies._drawing import BLUE, GREEN, ORANGE, finished, level, line, named_axes, panels, place
 from interp.icl.studies._regressors import EVALUATION_SEED, half_mse, scalars, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between
 from interp.icl.tasks.regression import Tasks
 
@@ -56,7 +56,7 @@ class Sine(Study):
     def batch(self) -> int:
         return 256 if self.quick else 512
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         draw = sine_tasks(Sines(AMPLITUDES[self.variant], self.shared_key))
         tasks = draw(500 if self.quick else 4_000, seed=torch.Generator().manual_seed(EVALUATION_SEED))
         law = {"amplitude": AMPLITUDES[self.variant], "shared_key": self.shared_key}

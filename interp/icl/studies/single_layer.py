@@ -34,7 +34,7 @@ from interp.icl.studies._regressors import (
     trained_regressor,
 )
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import Tasks, make_regression
 from interp.icl.tasks.shifts import corrupt_targets
@@ -88,7 +88,7 @@ class SingleLayer(Study):
     def steps(self) -> int:
         return 600 if self.quick else 2 * JUDGED
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         tasks = self.draw()
         each = []
         for seed in range(self.seeds):
@@ -125,7 +125,7 @@ class SingleLayer(Study):
         return construct_gd(AttentionRegressor(self.recipe.cfg), self.law.best_eta)
 
     def _trained(
-        self, parts: Parts, part: str, seed: int, tasks: Tasks, report: Report
+        self, parts: StudyParts, part: str, seed: int, tasks: Tasks, report: Report
     ) -> tuple[AttentionRegressor, xr.Dataset]:
         best, target = gd(1, self.law.best_eta), self._constructed()
 

@@ -27,7 +27,7 @@ from interp.icl.studies._regressors import (
     trained_regressor,
 )
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import Tasks, make_regression
 
@@ -83,7 +83,7 @@ class SoftmaxHeads(Study):
     def steps(self) -> int:
         return 300 if self.quick else 5000
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         tasks = make_regression(1_000 if self.quick else 5_000, PAIRS, D, seed=EVALUATION_SEED)
         jobs = [(setting, seed) for setting in SETTINGS for seed in range(self.seeds)]
         found: dict[str, list[xr.Dataset]] = {setting.label: [] for setting in SETTINGS}
@@ -96,7 +96,7 @@ class SoftmaxHeads(Study):
             x_variance=law.x_variance, training_steps=self.steps, evaluation_tasks=len(tasks)
         )
 
-    def _trained(self, parts: Parts, setting: Setting, seed: int, tasks: Tasks, report: Report) -> xr.Dataset:
+    def _trained(self, parts: StudyParts, setting: Setting, seed: int, tasks: Tasks, report: Report) -> xr.Dataset:
         cfg = RegressorConfig(d_in=D, n_ctx=PAIRS, n_heads=setting.heads, attention="softmax")
         used = recipe(cfg)
         best = gd(1, GDLaw(D, PAIRS).best_eta)

@@ -17,7 +17,7 @@ from interp.icl.models.attention_regressor import AttentionRegressor, RegressorC
 from interp.icl.studies._drawing import BLUE, ORANGE, finished, level, line, named_axes, panels, place
 from interp.icl.studies._regressors import EVALUATION_SEED, Report, half_mse, over_seeds, scalars, trained_regressor
 from interp.icl.studies.base import Choice, Picture, Progress, Study, share
-from interp.icl.studies.parts import Parts
+from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between
 from interp.icl.tasks.regression import Tasks
 from interp.icl.tasks.softmax_regression import (
@@ -35,7 +35,7 @@ PAPER, EXACT = "Li et al. 2023, figures", "identity"
 CLOSENESS = ("slope_cos", "slope_diff", "shift_cos", "distribution_diff", "total_variation")
 
 
-class Case(NamedTuple):
+class Setting(NamedTuple):
     words: int
     d: int
 
@@ -44,8 +44,8 @@ class Case(NamedTuple):
         return f"n={self.words}, d={self.d}"
 
 
-BASE = Case(25, 20)
-CASES = (Case(25, 5), Case(25, 10), BASE, Case(25, 40), Case(200, 20))
+BASE = Setting(25, 20)
+CASES = (Setting(25, 5), Setting(25, 10), BASE, Setting(25, 40), Setting(200, 20))
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class SoftmaxRegression(Study):
     seeds: int = 2
 
     @property
-    def cases(self) -> tuple[Case, ...]:
-        return (Case(25, 5),) if self.quick else CASES
+    def cases(self) -> tuple[Setting, ...]:
+        return (Setting(25, 5),) if self.quick else CASES
 
     @property
     def steps(self) -> int:
         return 300 if self.quick else 2500
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         jobs = [(case, seed) for case in self.cases for seed in range(self.seeds)]
         found: dict[str, list[xr.Dataset]] = {case.label: [] for case in self.cases}
         for done, (case, seed) in enumerate(jobs):
@@ -88,7 +88,7 @@ class SoftmaxRegression(Study):
         shifts = parts.measured("shifts", {"quick": self.quick}, lambda: _shifts(200 if self.quick else 2_000))
         return ds.merge(shifts).assign_attrs(training_steps=self.steps)
 
-    def _trained(self, parts: Parts, case: Case, seed: int, report: Report) -> xr.Dataset:
+    def _trained(self, parts: StudyParts, case: Setting, seed: int, report: Report) -> xr.Dataset:
         """The curve of one model, with its closeness to tuned gradient descent."""
         large = case.words > 100
         tuned = tune_softmax_gd(make_softmax_regression(2_000 if large or self.quick else 10_000, *case, seed=1))
@@ -185,7 +185,7 @@ CAPTIONS = {
 }
 
 
-def _sample(B: int, /, *, seed: torch.Generator, case: Case) -> Tasks:
+def _sample(B: int, /, *, seed: torch.Generator, case: Setting) -> Tasks:
     tasks = make_softmax_regression(B, *case, seed=seed)
     return replace(tasks, y=_label(tasks.y))
 

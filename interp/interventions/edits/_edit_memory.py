@@ -17,7 +17,7 @@ Place = tuple[int, int]
 """A layer, and the number of an edit among those in force."""
 
 
-class Memory:
+class EditMemory:
     """Of every token so far its id and, in each layer, what edits said of it when it arrived."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class EditedCache(LensCache):
 
     def __init__(self, config: Any, keeper: Any, edits: tuple[AttentionEdit, ...]) -> None:
         super().__init__(config, keeper)
-        self.edits, self.memory = edits, Memory()
+        self.edits, self.memory = edits, EditMemory()
 
     def crop(self, tokens: int) -> None:
         super().crop(tokens)
@@ -68,7 +68,7 @@ class EditedCache(LensCache):
 
     def reset(self) -> None:
         super().reset()
-        self.memory = Memory()
+        self.memory = EditMemory()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

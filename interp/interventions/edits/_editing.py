@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.interventions.edits._edit_memory import Memory
+from interp.interventions.edits._edit_memory import EditMemory
 from interp.interventions.edits._reweighting import EditedEvent, Member, Reweighting, edited
-from interp.interventions.edits.base import Arrived, AttentionEdit
+from interp.interventions.edits.base import AttentionEdit, NewTokens
 from interp.seam.call import AttentionCall
 from interp.seam.event import AttentionEvent
 
@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 
 
 @dataclass
-class Account:
+class EditAccount:
     """What edits in force came to, by their number: whether they changed anything, and the longest text they met."""
 
     changed: dict[int, Tensor] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Editing:
     """Edits in force for the length of one Lens call."""
 
     def __init__(
-        self, edits: Sequence[AttentionEdit], memory: Memory, seen: Callable[[], int], account: Account
+        self, edits: Sequence[AttentionEdit], memory: EditMemory, seen: Callable[[], int], account: EditAccount
     ) -> None:
         self.edits, self.memory, self.seen, self.account = edits, memory, seen, account
         self.ids = self.positions = torch.zeros(0)
@@ -178,7 +178,7 @@ class LayerEdits:
             if known is not None and known.shape[1] == editing.ids.shape[1]:
                 continue
             residual = self.residual if edit.reads_residual else None
-            text = Arrived(self.layer, editing.new, editing.positions, editing.ids, residual)
+            text = NewTokens(self.layer, editing.new, editing.positions, editing.ids, residual)
             editing.memory.learn((self.layer, i), edit.groups(text), edit.rows(text))
 
 

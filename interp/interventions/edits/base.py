@@ -29,7 +29,7 @@ Numbers = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Arrived:
+class NewTokens:
     """The texts of a batch when a layer attends: all tokens so far, of which the last `new` have just arrived."""
 
     layer: int
@@ -98,10 +98,10 @@ class AttentionEdit(Intervention, ABC):
         return self.layers is None or layer in self.layers  # type: ignore[operator]
 
     @abstractmethod
-    def groups(self, text: Arrived) -> Int[Tensor, "batch new"]:
+    def groups(self, text: NewTokens) -> Int[Tensor, "batch new"]:
         """The group of each new token's key, 0 to group_count - 1. Asked once a token and layer, when it arrives."""
 
-    def rows(self, text: Arrived) -> Bool[Tensor, "batch new"]:
+    def rows(self, text: NewTokens) -> Bool[Tensor, "batch new"]:
         """Which of the new tokens' rows may change."""
         return torch.ones_like(text.positions[:, -text.new :], dtype=torch.bool)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import Arrived, AttentionEdit, Numbers
+from interp.interventions.edits.base import AttentionEdit, NewTokens, Numbers
 
 if TYPE_CHECKING:
     from interp.seam.config import LensConfig
@@ -59,10 +59,10 @@ class KnockOut(AttentionEdit):
         if cfg.n_ctx and (beyond := self.unmet(cfg.n_ctx)):
             raise InterpError(f"{self.name}: {beyond}, the context of {cfg.architecture}.")
 
-    def groups(self, text: Arrived) -> Tensor:
+    def groups(self, text: NewTokens) -> Tensor:
         return _among(text, self.keys).long()
 
-    def rows(self, text: Arrived) -> Tensor:
+    def rows(self, text: NewTokens) -> Tensor:
         return super().rows(text) if self.queries is None else _among(text, self.queries)
 
     def factors(self, masses: Tensor) -> Tensor:
@@ -74,6 +74,6 @@ class KnockOut(AttentionEdit):
         return f"{', '.join(beyond)} would lie beyond {longest:,} tokens" if beyond else None
 
 
-def _among(text: Arrived, positions: Numbers) -> Tensor:
+def _among(text: NewTokens, positions: Numbers) -> Tensor:
     new = text.positions[:, -text.new :]
     return torch.isin(new, torch.tensor(positions, device=new.device))

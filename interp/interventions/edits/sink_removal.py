@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import Arrived, AttentionEdit
+from interp.interventions.edits.base import AttentionEdit, NewTokens
 
 Tensor = torch.Tensor
 
@@ -61,7 +61,7 @@ class SinkRemoval(AttentionEdit):
         """Its factors do that already."""
         return False
 
-    def groups(self, text: Arrived) -> Tensor:
+    def groups(self, text: NewTokens) -> Tensor:
         first = text.positions[:, -text.new :] == 0
         if self.sinks == "first":
             return first.long()

@@ -175,9 +175,9 @@ class EvictionPlan(Plan):
             )
         self.ledger.append(entry)
 
-    def settle(self, layer: int, stored: StoredLayer) -> None:
-        if layer in self.recent and len(stored.segments[-1]) == stored.at_rest:
-            stored.settle()
+    def move_to_slots(self, layer: int, stored: StoredLayer) -> None:
+        if layer in self.recent and len(stored.segments[-1]) == stored.newest_at_compression:
+            stored.move_to_slots()
 
     def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
         """One kernel: keep account of attention, then what `replace_one` does, though on slots in no order."""
@@ -205,16 +205,16 @@ class EvictionPlan(Plan):
         if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
             return
         stored.leave_slots()
-        for _ in range(len(stored.segments[-1]) - stored.at_rest):
+        for _ in range(len(stored.segments[-1]) - stored.newest_at_compression):
             aged, stored.segments[-1] = _first_off(stored.segments[-1])
             self.replace_one(layer, stored, aged)
-        self.settle(layer, stored)
+        self.move_to_slots(layer, stored)
 
     def replace_one(self, layer: int, stored: StoredLayer, aged: Segment) -> None:
         """Let the token that left the tail and the old ones compete, and drop the least attended in each head."""
         old = stored.segments[0]
         # the recent window may reach back beyond the tail, into the old tokens, where channels are pruned too
-        newest = stored.seen - max(stored.at_rest, self.recent[layer])
+        newest = stored.seen - max(stored.newest_at_compression, self.recent[layer])
         slot, least = self._least(old, stored, newest)
         _, aged_worth = self._least(aged, stored, newest)
         goes_in = least < aged_worth

@@ -11,7 +11,7 @@ from ..checks import expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 from .merging import Merge, Merged, absorb
-from .slots import Call, Evicted
+from .slots import Evicted, StepCall
 
 PATHS = {"reference": reference.decode_step, "cpu": cpu.decode_step, "triton": kernel(__name__, "decode_step")}
 
@@ -106,7 +106,7 @@ def decode_step(
     if merge is not None and not merge.own > 0:  # told before anything is changed in place
         raise ValueError(f"{operation}: own, the retained token's weight, should be above 0, found {merge.own}.")
     scale = size**-0.5 if scale is None else scale
-    call = Call(q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks)
+    call = StepCall(q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks)
     z, evicted = choose(PATHS, q)(call)
     merged = None if merge is None else absorb(merge, evicted, keys, values, positions, padding)
     return Stepped(z, evicted, merged)

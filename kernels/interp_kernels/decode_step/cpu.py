@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
-from .slots import Call, Evicted, least_attended, replace
+from .slots import Evicted, StepCall, least_attended, replace
 
 BLOCK_SLOTS = 4096
 
 
-def decode_step(call: Call) -> tuple[Tensor, Evicted]:
+def decode_step(call: StepCall) -> tuple[Tensor, Evicted]:
     """(z, evicted) as documented in the package."""
     q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, size = q.shape

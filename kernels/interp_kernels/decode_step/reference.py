@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..checks import accumulator
 from ..explicit import per_query_head
-from .slots import Call, Evicted, least_attended, replace
+from .slots import Evicted, StepCall, least_attended, replace
 
 
-def decode_step(call: Call) -> tuple[Tensor, Evicted]:
+def decode_step(call: StepCall) -> tuple[Tensor, Evicted]:
     """(z, evicted) as documented in the package."""
     q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, _ = q.shape

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Call(NamedTuple):
+class StepCall(NamedTuple):
     """The arguments of `decode_step`, checked, with its defaults filled in."""
 
     q: Tensor

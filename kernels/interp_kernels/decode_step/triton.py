@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..launch import config, exact, power_of_two, split, tuned
 from ..score_block import LOG2E, capped, raised
-from .slots import Call, Evicted
+from .slots import Evicted, StepCall
 
 PROGRAMS = 256
 """As many as keep a large GPU busy; the slots are cut into parts accordingly."""
@@ -167,7 +167,7 @@ def _finish(
     _replace(V, LostValue, flat, batch * v_batch + head * v_head, slot, last, v_slot, v_channel, DV, WIDTH_V)
 
 
-def decode_step(call: Call) -> tuple[Tensor, Evicted]:
+def decode_step(call: StepCall) -> tuple[Tensor, Evicted]:
     """(z, evicted) as documented in the package."""
     q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, size = q.shape

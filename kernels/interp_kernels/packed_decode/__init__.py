@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
-from .call import Call, Decoded, KeySegment
+from .call import Decoded, KeySegment, PackedCall
 
 __all__ = ["Decoded", "KeySegment", "packed_decode"]
 
@@ -92,5 +92,5 @@ def packed_decode(
         expect_shape(operation, "sinks", sinks, "H", {"H": (heads,)})
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{operation}: softcap should be positive, found {softcap}; None means no cap.")
-    call = Call(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full, mass)
+    call = PackedCall(q, segments, d_head**-0.5 if scale is None else scale, softcap, sinks, full, mass)
     return choose(PATHS, q)(call)

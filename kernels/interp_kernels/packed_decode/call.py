@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
     None unless asked for."""
 
 
-class Call(NamedTuple):
+class PackedCall(NamedTuple):
     """The arguments of `packed_decode`, checked, with its defaults filled in."""
 
     q: Tensor
@@ -48,7 +48,7 @@ class Call(NamedTuple):
     d_value: int
     mass: bool
 
-    def rows(self, start: int, stop: int) -> Call:
+    def rows(self, start: int, stop: int) -> PackedCall:
         """The same for queries start..stop alone, with the tokens that are newer than all of them left out."""
         *older, last = self.segments
         seen = slice(0, last.keys.shape[2] - (self.q.shape[2] - stop))
@@ -57,7 +57,7 @@ class Call(NamedTuple):
         return self._replace(q=self.q[:, :, start:stop], segments=[*older, last])
 
 
-def in_blocks(call: Call, most_scores: int, attend: Callable[[Call], Decoded]) -> Decoded:
+def in_blocks(call: PackedCall, most_scores: int, attend: Callable[[PackedCall], Decoded]) -> Decoded:
     """attend(call), for a few queries at a time where there would be more scores than `most_scores`."""
     batch, heads, queries, _ = call.q.shape
     total = sum(s.keys.shape[2] for s in call.segments)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
-from .call import Call, Decoded, KeySegment, in_blocks
+from .call import Decoded, KeySegment, PackedCall, in_blocks
 from .channels import cut, unpacked
 
 BLOCK_SCORES = 1 << 22  # 16 MB of fp32 scores at a time
 
 
-def packed_decode(call: Call) -> Decoded:
+def packed_decode(call: PackedCall) -> Decoded:
     """z and mass as documented in the package."""
     return in_blocks(call, BLOCK_SCORES, _attend)
 
 
-def _attend(call: Call) -> Decoded:
+def _attend(call: PackedCall) -> Decoded:
     batch, heads, queries, d_head = call.q.shape
     stored, dtype = call.segments[0].keys.shape[1], accumulator(call.q)
     grouped = (call.q * call.scale).reshape(batch, stored, -1, d_head)  # rows: every query of every head of the group

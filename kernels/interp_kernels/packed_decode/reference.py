@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..checks import accumulator
-from .call import Call, Decoded
+from .call import Decoded, PackedCall
 from .channels import unpacked
 
 
-def packed_decode(call: Call) -> Decoded:
+def packed_decode(call: PackedCall) -> Decoded:
     """z and mass as documented in the package."""
     q, segments, sinks = call.q, call.segments, call.sinks
     batch, heads, queries, d_head = q.shape

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..launch import config, exact, power_of_two, tuned
 from ..score_block import LOG2E, capped, raised
-from .call import Call, Decoded, KeySegment, in_blocks
+from .call import Decoded, KeySegment, PackedCall, in_blocks
 
 PROGRAMS = 512  # wanted: four for each multiprocessor of a large GPU
 LEAST_TOKENS = 128  # that a program reads; every BLOCK divides it
@@ -227,12 +227,12 @@ def _sum_of_weights(Scores, Lse, Mass, rows, columns, heads, BLOCK: tl.constexpr
     tl.store(Mass + pair * columns + token, mass, mask=token < columns)
 
 
-def packed_decode(call: Call) -> Decoded:
+def packed_decode(call: PackedCall) -> Decoded:
     """z and mass as documented in the package."""
     return in_blocks(call, MOST_SCORES, _attend) if call.mass else _attend(call)
 
 
-def _attend(call: Call) -> Decoded:
+def _attend(call: PackedCall) -> Decoded:
     q = call.q
     batch, heads, queries, d_head = q.shape
     stored = call.segments[0].keys.shape[1]
@@ -259,7 +259,7 @@ def _attend(call: Call) -> Decoded:
     return _finished(call, asked, out, sum(parts), [s.keys.shape[2] for s in call.segments])
 
 
-def _finished(call: Call, asked: _Asked, out: _Unfinished, parts: int, tokens: list[int]) -> Decoded:
+def _finished(call: PackedCall, asked: _Asked, out: _Unfinished, parts: int, tokens: list[int]) -> Decoded:
     batch, heads, queries, _ = call.q.shape
     stored, rows = asked.heads, asked.group * queries
     z = out.read.new_empty(batch, heads, queries, call.d_value)
@@ -284,7 +284,7 @@ def _tokens_of_a_part(total: int, others: int) -> int:
     return LEAST_TOKENS * triton.next_power_of_2(max(1, triton.cdiv(total, wanted * LEAST_TOKENS)))
 
 
-def _unfinished(call: Call, rows: int, parts: int, tokens: int) -> _Unfinished:
+def _unfinished(call: PackedCall, rows: int, parts: int, tokens: int) -> _Unfinished:
     batch, stored = call.segments[0].keys.shape[:2]
     peak, total = call.q.new_empty(2, batch, stored, parts, rows, dtype=torch.float32)
     # a program writes the channels that its values have: where they may lack some, the rest is zero from the start

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from interp.figures._theme import finish
-from interp.icl.studies import Choice, Parts, Picture, Progress, Study, Verdict, between, near
+from interp.icl.studies import Choice, Picture, Progress, Study, StudyParts, Verdict, between, near
 
 EVIL = "<script>alert(1)</script>`|[x](javascript:alert(2))"
 
@@ -32,7 +32,7 @@ class ToyStudy(Study):
     def settings(self):
         return {"quick": self.quick, "seeds": self.seeds, "steps": self.steps}
 
-    def measure(self, parts: Parts, progress: Progress) -> xr.Dataset:
+    def measure(self, parts: StudyParts, progress: Progress) -> xr.Dataset:
         found = []
         for seed in range(self.seeds):
             progress(seed / self.seeds, f"seed {seed}")
