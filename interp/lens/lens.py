@@ -2,8 +2,8 @@
 
 A Lens owns hook points with TransformerLens' names and the habits that go with them (`run_with_cache`,
 `run_with_hooks`, `hooks`). It changes nothing in the model: for the time of one call it registers forward hooks on the
-modules that the hooked points need and routes attention through `interp.attention`; with no hook it calls the model and
-nothing else.
+modules that the hooked points need and routes attention through `interp.seam.routing`; with no hook it calls the model
+and nothing else.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from interp.lens.scoring import ScoreMixin
 from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.seam import points as table
-from interp.seam.attention import Site, attention_through
+from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 from interp.seam.points import live
+from interp.seam.routing import attention_through
 
 Tensor = torch.Tensor
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -220,7 +221,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         names = {
             p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in table.attention_points(part.seen["rotary"])
         }
-        site = Site(layer, {n: p for n, p in names.items() if p is not None}, self.cfg.attention, part.rotation)
+        site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
 
         def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
