@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interp.discovery import classes_in, made
 from interp.errors import InterpError
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.interventions.base import Intervention
+    from interp.lens.protocol import TextLens
 
 __all__ = ["NothingToSay", "Question", "available", "explain", "findings", "resolve"]
 
 
 def explain(
-    lens: Any,
+    lens: TextLens,
     intervention: Intervention,
     prompt: str | torch.Tensor,
     continuation: str | torch.Tensor,

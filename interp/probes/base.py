@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.icl.tasks.regression import Tasks
+    from interp.lens.protocol import TextLens
 
 
 @dataclass(frozen=True)
 class Context:
     """What a probe may know before the forward pass starts: the lens and the one text that it will read."""
 
-    lens: Any
+    lens: TextLens
     tokens: torch.Tensor
     """`[1, position]`, int64."""
     str_tokens: list[str]
