@@ -86,6 +86,6 @@ def made(kind: str, wanted: str | T, base: type[T], known: Mapping[str, type[T]]
     """`wanted` itself, or with default parameters what is called so."""
     if isinstance(wanted, base):
         return wanted
-    if wanted not in known:
+    if not isinstance(wanted, str) or wanted not in known:
         raise unknown(kind, wanted, known)
-    return known[wanted]()  # type: ignore[index]
+    return known[wanted]()

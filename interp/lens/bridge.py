@@ -129,7 +129,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         with self._lock:
             return self.bridge.generate(input, **kwargs)
 
-    # as `Lens.apply`, which takes the place of torch's own
+    # takes the place of torch's own `apply(fn)`, as in a Lens
     def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Not on a bridge: raises UnsupportedModelError."""
         raise UnsupportedModelError(

@@ -21,7 +21,7 @@ def available(reads: str = "text") -> dict[str, type[Probe]]:
 
 @cache
 def _all() -> dict[str, type[Probe]]:
-    return classes_in(__name__, __path__, Probe)  # type: ignore[type-abstract]
+    return classes_in(__name__, __path__, Probe)
 
 
 def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "text") -> list[Probe]:
@@ -34,7 +34,7 @@ def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "te
     if probes is None:
         return [cls() for cls in known.values()]
     wanted = [probes] if isinstance(probes, (str, Probe)) else list(probes)
-    found = [made("probe", p, Probe, _all()) for p in wanted]  # type: ignore[type-abstract]
+    found = [made("probe", p, Probe, _all()) for p in wanted]
     if not found:
         raise InterpError(f"no probe was asked for; there are {', '.join(known)}.")
     for probe in found:

@@ -37,7 +37,8 @@ class Algorithm(ABC):
     @property
     def name(self) -> str:
         """The call that makes this algorithm, a tensor by its shape alone."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        settings = fields(self)  # type: ignore[arg-type]  # every algorithm is a dataclass, which their base is not
+        values = {field.name: getattr(self, field.name) for field in settings}
         shown = {key: f"<{list(v.shape)}>" if isinstance(v, Tensor) else repr(v) for key, v in values.items()}
         return f"{type(self).__name__}({', '.join(f'{key}={text}' for key, text in shown.items())})"
 
