@@ -32,8 +32,9 @@ class View:
 
 def begin(page: str) -> View:
     """A new page begins to draw itself."""
-    st.session_state["view"] = View(page)
-    return st.session_state["view"]
+    view = View(page)
+    st.session_state["view"] = view
+    return view
 
 
 def current() -> View | None:

@@ -11,6 +11,7 @@ import xarray as xr
 from interp import explaining, figures
 from interp.interventions import parts
 from interp.interventions.base import CachePolicy
+from interp.lens.protocol import TextLens
 from interp_explorer import charts, view, waiting
 from interp_explorer.desk import Progress
 from interp_explorer.subject import Reading
@@ -18,7 +19,7 @@ from interp_explorer.text import plain
 
 
 def section(
-    read: Reading, lens: Any, prompt: str, intervention: Any, ds: xr.Dataset, key: tuple[Hashable, ...], chat: bool
+    read: Reading, lens: TextLens, prompt: str, intervention: Any, ds: xr.Dataset, key: tuple[Hashable, ...], chat: bool
 ) -> None:
     """Questions about the model's own continuation in `ds`, read under the intervention."""
     import torch

@@ -106,7 +106,7 @@ class Attribution(Question):
             if not 0 <= text < case.lens.cfg.d_vocab:
                 raise InterpError(f"attribution: there is no token {text}; the vocabulary has {case.lens.cfg.d_vocab}.")
             return text
-        ids = case.lens._need_tokenizer()(text, add_special_tokens=False).input_ids
+        ids = case.lens.token_ids(text)
         if len(ids) != 1:
             raise InterpError(f"attribution: answers are single tokens, and {text!r} has {len(ids)}.")
         return ids[0]

@@ -116,7 +116,7 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
     seen: list[ModuleCall] = []
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given, out = args[0] if args else kwargs.get("hidden_states"), first(output)
             seen.append(ModuleCall(name, _tensor(given), _tensor(out), kwargs))
 
@@ -329,7 +329,7 @@ def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Callable[[T
     """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma
     2)."""
     factor = float((raw * logits).sum() / raw.square().sum())
-    candidates = [lambda x: x, lambda x: x * factor]
+    candidates: list[Callable[[Tensor], Tensor]] = [lambda x: x, lambda x: x * factor]
     if softcap is not None:
         candidates.append(lambda x: torch.tanh(x / softcap) * softcap)
     for candidate in candidates:

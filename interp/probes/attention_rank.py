@@ -174,7 +174,8 @@ def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
     def one(head: int) -> Tensor:
         values, vectors = torch.linalg.eigh(_square(q[head]))
         root = vectors * values.clamp_min(0).sqrt()
-        return torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+        singular: Tensor = torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+        return singular
 
     return abs(scale) * torch.stack(by_head(one, range(q.shape[0])))
 

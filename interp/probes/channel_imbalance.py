@@ -156,7 +156,8 @@ def token_consistency(size: np.ndarray, energy: np.ndarray) -> np.ndarray:
     placed = np.stack([ranks[channel] for ranks, channel in zip(rank, order, strict=True)])
     own = np.arange(channels) - middle
     with np.errstate(invalid="ignore"):
-        return placed.mean(1) @ own / np.square(own).sum()
+        slope: np.ndarray = placed.mean(1) @ own / np.square(own).sum()
+        return slope
 
 
 def _grid(rows: Sequence[Sequence[np.ndarray | None]]) -> np.ndarray:

@@ -184,7 +184,8 @@ def seen_by(facts: Mapping[str, Any], queries: int, keys: int) -> Tensor:
     Key j is seen by query i when 0 <= i + offset - j (causal) and i + offset - j < window; a dense mask replaces both.
     """
     if facts.get("mask") is not None:
-        return facts["mask"][0].sum(-2)
+        seen: Tensor = facts["mask"][0].sum(-2)
+        return seen
     offset, window = facts.get("offset"), facts.get("window")
     own = torch.arange(keys) - (keys - queries if offset is None else offset)  # the query at the key's position
     first = own.clamp(0, queries) if facts.get("causal", True) or window is not None else torch.zeros_like(own)

@@ -141,7 +141,7 @@ def _storable(value: Any, name: str) -> str | int | float:
     if isinstance(value, (bool, np.bool_)):
         return int(value)
     if isinstance(value, numbers.Number) and not isinstance(value, complex):
-        return value  # type: ignore[return-value]
+        return value  # type: ignore[return-value]  # int, float or numpy's own, which NetCDF takes as they are
     if isinstance(value, (Mapping, list, tuple)):
         try:
             return json.dumps(value, ensure_ascii=False)

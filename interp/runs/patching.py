@@ -22,6 +22,8 @@ from interp.errors import InterpError, UnknownNameError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.lens.protocol import TextLens
+
 Tensor = torch.Tensor
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
 Axis = Literal["head", "position"]
@@ -56,7 +58,7 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
 
 @torch.no_grad()
 def patch(
-    lens: Any,
+    lens: TextLens,
     clean: str | Sequence[str] | Tensor,
     corrupted: str | Sequence[str] | Tensor,
     where: str | Iterable[str] | Callable[[str], bool],
@@ -92,7 +94,7 @@ def patch(
     is exactly the corrupted run. Raises InterpError for prompts that do not line up, points that do not exist or cannot
     be edited, and a metric that is no finite number or the same for both prompts.
     """
-    if getattr(lens, "_policies", ()):
+    if lens.policies_in_force:
         raise InterpError("patch reads whole prompts without a cache: leave the block of lens.apply first.")
     points = _points(lens, where)
     tokens, masks = _prompts(lens, clean, corrupted)
@@ -135,7 +137,9 @@ class _Selection:
     head_name: str
 
     @classmethod
-    def of(cls, lens: Any, points: list[str], by: Axis | None, heads: Any, positions: Any, n_tokens: int) -> _Selection:
+    def of(
+        cls, lens: TextLens, points: list[str], by: Axis | None, heads: Any, positions: Any, n_tokens: int
+    ) -> _Selection:
         if by not in (None, "head", "position"):
             raise InterpError(f"patch: by is 'head', 'position' or None, not {by!r}.")
         axes, kinds = {}, set()
@@ -187,7 +191,7 @@ def _mixed(
     return torch.where(chosen, clean, value)
 
 
-def _points(lens: Any, where: Any) -> list[str]:
+def _points(lens: TextLens, where: Any) -> list[str]:
     """Full names of the hook points that `where` selects; raises where there is none or one cannot be edited."""
     if isinstance(where, str):
         names = _named(lens, where)
@@ -208,7 +212,7 @@ def _points(lens: Any, where: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _named(lens: Any, name: str) -> list[str]:
+def _named(lens: TextLens, name: str) -> list[str]:
     """A point by its full name, or by its name within the block in every layer."""
     if name in lens.hook_dict or name in lens.absent:
         return lens.point_names(name)
@@ -220,7 +224,7 @@ def _named(lens: Any, name: str) -> list[str]:
     raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near!r}?")
 
 
-def _prompts(lens: Any, clean: Any, corrupted: Any) -> tuple[list[Tensor], list[Tensor | None]]:
+def _prompts(lens: TextLens, clean: Any, corrupted: Any) -> tuple[list[Tensor], list[Tensor | None]]:
     """Tokens `[batch, pos]` and padding masks of both prompts, position by position comparable."""
     (ids, mask), (other, other_mask) = (lens.tokens_and_mask(given) for given in (clean, corrupted))
     if ids.shape != other.shape:
@@ -271,7 +275,7 @@ def _comparable(clean: float, corrupted: float) -> None:
 
 
 def _dataset(
-    lens: Any,
+    lens: TextLens,
     groups: list[tuple[str, ...]],
     values: np.ndarray,
     unpatched: tuple[float, float],

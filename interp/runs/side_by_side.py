@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.interventions.base import Intervention
+    from interp.lens.protocol import InterventionLens
 
 SIDES = ("unchanged", "intervened")
 
 
 def side_by_side(
-    lens: Any,
+    lens: InterventionLens,
     prompt: str,
     intervention: Intervention,
     max_new_tokens: int = 64,
@@ -71,7 +72,12 @@ def _part(progress: Progress | None, number: int, of: int) -> Progress | None:
 
 
 def _dataset(
-    lens: Any, prompt: str, intervention: Intervention, texts: list[torch.Tensor], logprob: np.ndarray, accounts: list
+    lens: InterventionLens,
+    prompt: str,
+    intervention: Intervention,
+    texts: list[torch.Tensor],
+    logprob: np.ndarray,
+    accounts: list[dict[str, Any]],
 ) -> xr.Dataset:
     import xarray as xr
 

@@ -65,7 +65,8 @@ def measure(progress: Progress) -> dict[str, xr.Dataset]:
     import interp
 
     run: Any = interp.probe  # which takes `image` once the library has a probe that reads one
-    return run(lens, read.text, probes, tokens=read.tokens, image=image, progress=progress)
+    results: dict[str, xr.Dataset] = run(lens, read.text, probes, tokens=read.tokens, image=image, progress=progress)
+    return results
 
 
 key = ("image", *read.key, hashlib.sha256(file.getvalue()).hexdigest(), *map(repr, probes))

@@ -99,5 +99,5 @@ def _paired(icl: list[Tensor], ft: list[Tensor]) -> tuple[Tensor, Tensor]:
     With the same texts these are the same tokens. A wrong task has others: what is left to agree is their place.
     """
     lengths = [min(a.shape[-1], b.shape[-1]) for a, b in zip(icl, ft, strict=True)]
-    sides = ([scores[..., -n:] for scores, n in zip(side, lengths, strict=True)] for side in (icl, ft))
-    return tuple(torch.cat(side, -1) for side in sides)  # type: ignore[return-value]
+    cut_icl, cut_ft = ([scores[..., -n:] for scores, n in zip(side, lengths, strict=True)] for side in (icl, ft))
+    return torch.cat(cut_icl, -1), torch.cat(cut_ft, -1)

@@ -8,7 +8,6 @@ noise (on the demo model the difference has a standard deviation of 4 nats), so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,12 @@ from torch.nn.functional import cross_entropy
 from interp.errors import InterpError
 from interp.icl.language._prompts import rows_of_text
 from interp.icl.measures._means import mean
+from interp.lens.protocol import TextLens
 
 
 @torch.no_grad()
 def icl_score(
-    lens: Any, texts: str | Sequence[str] | torch.Tensor, *, late: int = 500, early: int = 50, width: int = 1,
+    lens: TextLens, texts: str | Sequence[str] | torch.Tensor, *, late: int = 500, early: int = 50, width: int = 1,
     most: int = 32,
 ) -> xr.Dataset:  # fmt: skip
     """Loss of token `late` minus loss of token `early`, mean over texts.

@@ -28,6 +28,7 @@ from torch.nn.functional import cosine_similarity
 from interp.errors import InterpError
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
+from interp.lens.protocol import TextLens
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -35,7 +36,7 @@ Text = str | Tensor
 
 
 @torch.no_grad()
-def head_split(lens: Any, demos: Text | Sequence[Text], query: Text) -> xr.Dataset:
+def head_split(lens: TextLens, demos: Text | Sequence[Text], query: Text) -> xr.Dataset:
     """Each head's output at the last token as a mixture of what it reads in the demonstrations and elsewhere.
 
     With a the attention to demonstration tokens, out_ICL = (1 - a) out_query + a out_demo, where out_query and out_demo
@@ -155,7 +156,7 @@ def _split_numbers(parts: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def implicit_mlp_update(
-    lens: Any,
+    lens: TextLens,
     demos: Text | Sequence[Text],
     query: Text,
     *,
@@ -220,7 +221,7 @@ def implicit_mlp_update(
     )
 
 
-def _loss_alone(lens: Any, prompt: Prompt) -> Tensor:
+def _loss_alone(lens: TextLens, prompt: Prompt) -> Tensor:
     """Mean over demonstrations of the mean next-token loss of each read alone."""
     if min(tokens.shape[1] for tokens in prompt.alone) < 2:
         raise InterpError(
@@ -249,7 +250,7 @@ def _update_numbers(
     }
 
 
-def _about(lens: Any, prompt: Prompt) -> dict[str, Any]:
+def _about(lens: TextLens, prompt: Prompt) -> dict[str, Any]:
     return {
         "model": lens.cfg.model_name,
         "dtype": lens.cfg.dtype,

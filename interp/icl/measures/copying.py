@@ -11,6 +11,8 @@ over both.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import xarray as xr
@@ -87,10 +89,11 @@ def _scores(sensitivity: Tensor) -> dict[str, Tensor]:
 def _jackknife(without_one: Tensor) -> np.ndarray:
     """Standard error from values `[group, ...]` that leave out one group each."""
     n = len(without_one)
-    return ((n - 1) ** 0.5 * without_one.std(0, correction=0)).numpy()
+    error: np.ndarray = ((n - 1) ** 0.5 * without_one.std(0, correction=0)).numpy()
+    return error
 
 
-def _dataset(sensitivity: Tensor, without_one: Tensor, about: dict) -> xr.Dataset:
+def _dataset(sensitivity: Tensor, without_one: Tensor, about: dict[str, Any]) -> xr.Dataset:
     dims = ("output", "token")
     values = {"sensitivity": (dims, sensitivity)} | {n: ((), v) for n, v in _scores(sensitivity).items()}
     repeats = {"sensitivity": without_one} | _scores(without_one)

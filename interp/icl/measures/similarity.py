@@ -131,7 +131,8 @@ class _Layers:
                 square = square + states.mT @ states
                 product = product + states.mT @ components(yq).double()
         # slots that are always zero make `square` singular, which only this driver takes, and only on a CPU
-        return torch.linalg.lstsq(square.cpu(), product.cpu(), driver="gelsd").solution.to(tasks.X)
+        fitted: Tensor = torch.linalg.lstsq(square.cpu(), product.cpu(), driver="gelsd").solution.to(tasks.X)
+        return fitted
 
     def _states(self, X: Tensor, y: Tensor, xq: Tensor) -> Tensor:
         """`[layer, task, d_model + 1]`, the last a constant for the intercept."""

@@ -141,7 +141,7 @@ def in_gauge(products: LsaProducts, d_in: int) -> LsaProducts:
 def with_products(model: AttentionRegressor, products: LsaProducts) -> AttentionRegressor:
     """A model like `model` whose first set of attention weights has these products (keys and projection: identity)."""
     cfg = replace(model.cfg, d_head=model.cfg.d_model)
-    made = AttentionRegressor(cfg).to(model.W0)
+    made: AttentionRegressor = AttentionRegressor(cfg).to(model.W0)
     made.load_weights({**made.weights(), **{n: w for n, w in model.weights().items() if ".attn." not in n}})
     layer, identity = made.block(0), torch.eye(cfg.d_model).to(model.W0)
     for stored, value in (

@@ -241,7 +241,8 @@ def draw(B: int, /, *, prior: str, seed: int | torch.Generator) -> Tasks:
 def _with_eigenvalues(values: Tensor, seed: int) -> Tensor:
     """A symmetric matrix with these eigenvalues in a random basis."""
     basis, _ = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    return basis @ torch.diag(values) @ basis.mT
+    matrix: Tensor = basis @ torch.diag(values) @ basis.mT
+    return matrix
 
 
 def _unheard(fraction: float) -> None:
@@ -253,7 +254,8 @@ def _least_squares(tasks: Tasks) -> Tensor:
     shown = torch.einsum("bnd,bn->bd", tasks.X.double(), tasks.y.double())
     features = torch.einsum("bi,bj->bij", shown, tasks.xq.double()).flatten(1)
     d = tasks.X.shape[-1]
-    return torch.linalg.solve(features.mT @ features, features.mT @ tasks.yq.double()).reshape(d, d)
+    fitted: Tensor = torch.linalg.solve(features.mT @ features, features.mT @ tasks.yq.double()).reshape(d, d)
+    return fitted
 
 
 def _distance(matrix: Tensor, best: Tensor) -> float:

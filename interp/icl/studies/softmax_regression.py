@@ -197,7 +197,8 @@ def _label(b: Tensor) -> Tensor:
 
 def _read(model: AttentionRegressor, A: Tensor, b: Tensor, word: Tensor) -> Tensor:
     """The trained layer as a predictor from A and b."""
-    return model(A, _label(b), word)
+    predicted: Tensor = model(A, _label(b), word)
+    return predicted
 
 
 def _shifts(B: int) -> xr.Dataset:

@@ -123,12 +123,14 @@ def tune_softmax_gd(tasks: Tasks, steps: int = 1) -> softmax_gd:
 
 def weight_constant(A: Float[Tensor, "B n d"]) -> Float[Tensor, " B"]:
     """½‖A‖₂, the least C with ‖f(A, x + Δx) - f(A, x)‖ <= C ‖Δx‖ that depends on ‖A‖₂ alone."""
-    return torch.linalg.matrix_norm(A, 2) / 2
+    constant: Tensor = torch.linalg.matrix_norm(A, 2) / 2
+    return constant
 
 
 def data_constant(x: Float[Tensor, "B d"]) -> Float[Tensor, " B"]:
     """½‖x‖, the least C with ‖f(A + ΔA, x) - f(A, x)‖ <= C ‖ΔA‖₂ that depends on ‖x‖ alone."""
-    return x.norm(dim=1) / 2
+    constant: Tensor = x.norm(dim=1) / 2
+    return constant
 
 
 def log10_paper_constant(n: int, radius: float) -> float:
@@ -211,4 +213,5 @@ def _score_and_slope(model: Predictor, A: Tensor, b: Tensor, word: Tensor) -> tu
 
 def _cosine(a: Float[Tensor, "B k"], b: Float[Tensor, "B k"]) -> Float[Tensor, " B"]:
     """NaN where one of them is 0."""
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    cosines: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return cosines
