@@ -281,7 +281,7 @@ def _dataset(
 ) -> xr.Dataset:
     import xarray as xr
 
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     clean, corrupted = unpatched
     kinds = {name.split(".", 2)[2] if name.startswith("blocks.") else None for group in groups for name in group}

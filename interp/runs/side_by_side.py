@@ -76,7 +76,7 @@ def _dataset(
     import xarray as xr
 
     from interp.interventions import parts
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     steps = logprob.shape[-1]
     ids = np.full((2, steps), -1, "int64")
