@@ -54,3 +54,8 @@ def _variable(name: str, row: Row) -> xr.Variable:
         )
     values = row.values.detach().cpu().numpy() if isinstance(row.values, torch.Tensor) else row.values
     return xr.Variable(row.dims, values, {"units": row.units, "description": row.description, **row.about})
+
+
+def with_error(name: str, row: Row, error: Any, how: str = "") -> dict[str, Row]:
+    """A variable and `<name>_se`, its standard error, in the same units; `how` ends the error's description."""
+    return {name: row, f"{name}_se": row._replace(values=error, description=f"standard error of {name}{how}")}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import InterpError
-from interp.results.described import Row, described
+from interp.results.described import Row, described, with_error
 
 NAMES = st.sampled_from(["layer", "head", "token", "kv_head"])
 WORDS = st.text("abc /²", min_size=1, max_size=8)
@@ -62,3 +62,14 @@ def test_what_is_not_described_is_refused_in_one_sentence(row, lacking):
     with pytest.raises(InterpError, match=rf"the variable 'bare' has {lacking}; .*\.$") as caught:
         described({"x": ((), 1.0, "1", "something"), "bare": row})
     assert "\n" not in str(caught.value)
+
+
+def test_a_standard_error_has_the_units_of_what_it_is_of():
+    rows = with_error(
+        "loss", Row(("step",), [1.0, 2.0], "nats", "of the batch", {"samples": 4}), [0.1, 0.2], " over texts"
+    )
+    made = described(rows)
+    assert list(made.data_vars) == ["loss", "loss_se"]
+    assert made["loss_se"].values.tolist() == [0.1, 0.2]
+    assert made["loss_se"].attrs == {"units": "nats", "description": "standard error of loss over texts", "samples": 4}
+    assert made["loss"].attrs["description"] == "of the batch"
