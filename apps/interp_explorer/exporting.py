@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.results import repeating
 from interp.results.storage import save
 from interp_explorer import tables
 from interp_explorer.view import View
@@ -26,9 +27,7 @@ MIME = {
 
 def python(shown: View) -> str:
     """A script that makes the view's figures again."""
-    imports = sorted(line for line in shown.code if line.startswith(("import ", "from ")))
-    rest = [line for line in shown.code if not line.startswith(("import ", "from "))]
-    return "\n".join([f'"""The view "{shown.page}" of the explorer."""', "", *imports, "", *rest, ""])
+    return repeating.script(shown.code, f'The view "{shown.page}" of the explorer.') + "\n"
 
 
 def figure(fig: go.Figure, kind: str) -> bytes:

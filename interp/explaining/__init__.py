@@ -54,7 +54,7 @@ def explain(
         interp.figures.perturbation(why["perturbation"]).show()
     """
     from interp.explaining.case import Case
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     wanted = resolve(questions, intervention)
     case = Case.of(lens, intervention, prompt, continuation)

@@ -18,6 +18,7 @@ from interp.explaining.memberships import memberships
 from interp.explaining.restoring import at_rest, with_channels, with_tokens
 from interp.explaining.scores import Place, channel_scores, token_scores, value_channel_scores
 from interp.explaining.summaries import Membership
+from interp.results.described import described
 from interp.results.naming import quoted
 
 Tensor = torch.Tensor
@@ -146,7 +147,6 @@ class Attribution(Question):
         if of == "tokens":
             text = np.array(case.token_text, dtype=object)[column(2)]
             data["token_text"] = (("sample",), text, "text", "text of the token that was put back")
-        described = {n: (d, np.asarray(v), {"units": u, "description": t}) for n, (d, v, u, t) in data.items()}
         fed = case.policy.fed
         steps = case.step_coords()
         part = slice(fed, fed + effect.shape[1])
@@ -165,7 +165,7 @@ class Attribution(Question):
             "of": of,
             "candidates": len(scores),
         }
-        return xr.Dataset(described, coords, attrs)
+        return described(data, coords, attrs)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         of = result.attrs["of"]

@@ -283,9 +283,8 @@ def _dataset(
     by: Axis | None,
     tokens: list[Tensor],
 ) -> xr.Dataset:
-    import xarray as xr
-
-    from interp.results.storage import provenance
+    from interp.results.described import described
+    from interp.results.provenance import provenance
 
     clean, corrupted = unpatched
     kinds = {name.split(".", 2)[2] if name.startswith("blocks.") else None for group in groups for name in group}
@@ -323,14 +322,10 @@ def _dataset(
     }
     recovered = (values - corrupted) / (clean - corrupted)
     data = {
-        "metric": (dims, values, {"units": "1", "description": "metric of the patched run"}),
-        "recovered": (
-            dims,
-            recovered,
-            {"units": "1", "description": "(metric - corrupted) / (clean - corrupted): 1 is all, 0 is nothing"},
-        ),
+        "metric": (dims, values, "1", "metric of the patched run"),
+        "recovered": (dims, recovered, "1", "(metric - corrupted) / (clean - corrupted): 1 is all, 0 is nothing"),
     }
-    return xr.Dataset(data, coordinates, about)
+    return described(data, coordinates, about)
 
 
 def _sha256(ids: Tensor) -> str:

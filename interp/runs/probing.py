@@ -57,7 +57,7 @@ def probe(
     Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer. Inside
     `lens.apply(...)` probes see attention as edits leave it, and `attrs["interventions"]` has the edits' settings.
     """
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     if isinstance(inputs, Tasks):
         if tokens is not None or attention_mask is not None:
@@ -89,7 +89,7 @@ def probe(
 def _probe_tasks(
     model: TextLens | AttentionRegressor, tasks: Tasks, wanted: list[TaskProbe], progress: Progress | None
 ) -> dict[str, xr.Dataset]:
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     results = {}
     for done, probe in enumerate(wanted, start=1):

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from interp.errors import InterpError
 from interp.icl.language._prompts import after_bos, random_tokens, rows_of_text
 from interp.lens.protocol import TextLens
+from interp.results.described import Row, described, with_error
 from interp.subjects.texts import demo_text
 
 Tensor = torch.Tensor
@@ -247,17 +248,15 @@ def _check_samples(what: str, samples: int) -> None:
 
 def _summary(lens: TextLens, scores: Mapping[str, np.ndarray], about: Mapping[str, int]) -> xr.Dataset:
     """Mean and standard error over samples of scores `[sample, layer, head]`."""
-    data = {}
+    data: dict[str, Row] = {}
     for name, by_sample in scores.items():
-        settings = {"units": "1", "samples": len(by_sample), **about}
+        settings = {"samples": len(by_sample), **about}
         error = by_sample.std(0, ddof=1) / math.sqrt(len(by_sample))
-        mean_about = {**settings, "description": DESCRIPTIONS[name]}
-        error_about = {**settings, "description": f"standard error of {name} over sequences"}
-        data[name] = (("layer", "head"), by_sample.mean(0), mean_about)
-        data[f"{name}_se"] = (("layer", "head"), error, error_about)
+        row = Row(("layer", "head"), by_sample.mean(0), "1", DESCRIPTIONS[name], settings)
+        data |= with_error(name, row, error, " over sequences")
     attrs = {
         "title": "Scores of attention heads",
         "description": "What each head attends to in repeated sequences and text, and whether it copies",
         "model": lens.cfg.model_name,
     }
-    return xr.Dataset(data, {"layer": np.arange(lens.cfg.n_layers), "head": np.arange(lens.cfg.n_heads)}, attrs)
+    return described(data, {"layer": np.arange(lens.cfg.n_layers), "head": np.arange(lens.cfg.n_heads)}, attrs)

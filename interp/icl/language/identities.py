@@ -29,6 +29,7 @@ from interp.errors import InterpError
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
 from interp.lens.protocol import TextLens
+from interp.results.described import Row, described
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -74,10 +75,10 @@ def head_split(lens: TextLens, demos: Text | Sequence[Text], query: Text) -> xr.
     lens.run_with_hooks(prompt.in_context, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
     numbers = [_split_numbers(splits[layer]) for layer in layers]
     data = {
-        name: (("layer", "head"), np.stack([row[name] for row in numbers]), {"units": units, "description": said})
+        name: Row(("layer", "head"), np.stack([row[name] for row in numbers]), units, said)
         for name, (units, said) in SPLIT.items()
     }
-    return xr.Dataset(
+    return described(
         data,
         {"layer": list(layers), "head": np.arange(lens.cfg.n_heads)},
         {
@@ -193,12 +194,8 @@ def implicit_mlp_update(
     gradients = weight_gradients(lens, modules, loss or partial(_loss_alone, prompt=prompt))
     updates = [_update_numbers(m, alone, after, grad) for m, grad in zip(modules, gradients, strict=True)]
     shape = (len(by_layer), len(by_layer[0]))
-    data: dict[str, Any] = {
-        name: (
-            ("layer", "projection"),
-            np.array([float(row[name]) for row in updates]).reshape(shape),
-            {"units": units, "description": said},
-        )
+    data = {
+        name: Row(("layer", "projection"), np.array([float(row[name]) for row in updates]).reshape(shape), units, said)
         for name, (units, said) in UPDATE.items()
     }
     first = [next(iter(named.values())) for named in by_layer]
@@ -208,8 +205,8 @@ def implicit_mlp_update(
         "mlp_shift_norm": [(b - a).norm() for a, b in zip(alone.written, after.written, strict=True)],
     }
     for name, (units, said) in SHIFT.items():
-        data[name] = ("layer", np.array([float(x) for x in shifts[name]]), {"units": units, "description": said})
-    return xr.Dataset(
+        data[name] = Row("layer", np.array([float(x) for x in shifts[name]]), units, said)
+    return described(
         data,
         {"layer": np.arange(shape[0]), "projection": list(by_layer[0])},
         {

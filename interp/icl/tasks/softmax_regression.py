@@ -28,6 +28,7 @@ from interp.errors import InterpError
 from interp.icl.learners.algorithms import LinearAlgorithm
 from interp.icl.measures._means import Mean, mean, mean_of_defined
 from interp.icl.tasks.regression import Draws, Tasks
+from interp.results.described import Row, described, with_error
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(A [B, n, d], b [B, n], word [B, d]) -> score of the word [B]."""
@@ -188,14 +189,12 @@ def closeness(model: Predictor, algorithm: softmax_gd, tasks: Tasks) -> xr.Datas
         "loss_gd": (mean((f_gd - b).square().sum(1) / 2), "half the squared distance of f_GD to b"),
     }
     radius = max(4.0, float(torch.linalg.matrix_norm(A, 2).max()), float(x.norm(dim=1).max()))
-    result = xr.Dataset(attrs={"tasks": len(tasks), **tasks.about, "algorithm": algorithm.name})
+    rows: dict[str, Row] = {}
     for name, (value, description) in found.items():
-        result[name] = xr.DataArray(value.value, attrs={"units": "1", "description": description})
-        result[f"{name}_se"] = xr.DataArray(value.se, attrs={"units": "1", "description": f"standard error of {name}"})
+        rows |= with_error(name, Row((), value.value, "1", description), value.se)
     description = f"log10 of the published constant n^1.5 exp(10 R^2) at R = {radius:.3g}"
-    result["log10_paper_constant"] = log10_paper_constant(A.shape[1], radius)
-    result["log10_paper_constant"].attrs = {"units": "1", "description": description}
-    return result
+    rows["log10_paper_constant"] = Row((), log10_paper_constant(A.shape[1], radius), "1", description)
+    return described(rows, attrs={"tasks": len(tasks), **tasks.about, "algorithm": algorithm.name})
 
 
 @torch.no_grad()
