@@ -61,7 +61,7 @@ def test_gram_in_tiles_and_slices(size: int, most: int, step: int, same, monkeyp
     """More channels than a tile has, more tokens than a slice; queries with strides, and the last of them."""
     module = import_module("interp_kernels.channel_gram.triton")
     monkeypatch.setattr(module, "MOST_CHANNELS", most)
-    monkeypatch.setattr(module, "SLICE_STEP", step)
+    monkeypatch.setattr(module, "LEAST_SLICE", step)
     x = torch.randn(1, 150, 4, size, device=DEVICE).transpose(1, 2) / 8
     mask = torch.rand(1, 150, device=DEVICE) < 0.7
     same(torch.float32, channel_gram, x, mask, heads=2)
@@ -69,7 +69,7 @@ def test_gram_in_tiles_and_slices(size: int, most: int, step: int, same, monkeyp
 
 
 def test_gram_runs_are_bit_identical(monkeypatch) -> None:
-    monkeypatch.setattr(import_module("interp_kernels.channel_gram.triton"), "SLICE_STEP", 64)
+    monkeypatch.setattr(import_module("interp_kernels.channel_gram.triton"), "LEAST_SLICE", 64)
     x = torch.randn(1, 2, 150, 20, device=DEVICE)
     with use("triton"):
         assert torch.equal(channel_gram(x, heads=1), channel_gram(x, heads=1))

@@ -7,42 +7,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import config, exact, power_of_two, tuned
-from ..score_block import keep_bytes, real_rows
+from ..arguments import keep_bytes, strided
+from ..launch import config, power_of_two, split, tuned
+from ..score_block import head_start, real_rows
 
 MOST_CHANNELS = 128  # of a tile: its sums stay in registers
 PROGRAMS = 256  # wanted: two for each multiprocessor of a large GPU
-SLICE_STEP = 256  # tokens; every BLOCK divides it
+LEAST_SLICE = 256  # tokens; every BLOCK_TOKENS divides it
 
 
-@tuned([config(BLOCK=32), config(BLOCK=32, warps=8), config(BLOCK=64, warps=8, stages=3)], key=["D", "TILE"])
+@tuned(
+    [config(tokens=32), config(tokens=32, warps=8), config(tokens=64, warps=8, stages=3)], key=["BLOCK_CHANNELS"]
+)  # fmt: skip
 @triton.jit
 def _gram(
-    X, Keep, Out, N, heads, group, slices, slice_tokens, x_batch, x_head, x_token, x_channel,
-    D: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, IN_FP32: tl.constexpr, BLOCK: tl.constexpr,
+    X, Keep, Out, N, heads, slices, length, TILES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
 ):  # fmt: skip
+    """`heads` are those that come out, each the sum of X.readers neighbours."""
     part, tile, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    batch, stored = pair // heads, pair % heads
-    row = tile // TILES * TILE + tl.arange(0, TILE)
-    column = tile % TILES * TILE + tl.arange(0, TILE)
-    inner = tl.arange(0, BLOCK)
-    first = part * slice_tokens
-    total = tl.zeros([TILE, TILE], tl.float32)
-    for head in range(stored * group, (stored + 1) * group):
-        base = X + tl.cast(batch, tl.int64) * x_batch + tl.cast(head, tl.int64) * x_head
-        for start in range(first, tl.minimum(N, first + slice_tokens), BLOCK):
+    batch, summed = pair // heads, pair % heads
+    row = tile // TILES * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    column = tile % TILES * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    inner = tl.arange(0, BLOCK_TOKENS)
+    first = part * length
+    total = tl.zeros([BLOCK_CHANNELS, BLOCK_CHANNELS], tl.float32)
+    for head in range(summed * X.readers, (summed + 1) * X.readers):
+        base = head_start(X, batch, head)
+        for start in range(first, tl.minimum(N, first + length), BLOCK_TOKENS):
             real = real_rows(batch, start + inner, N, Keep)[:, None]
-            at = base + tl.cast(start, tl.int64) * x_token + inner[:, None] * x_token
-            left = tl.load(at + row[None, :] * x_channel, mask=real & (row < D)[None, :], other=0.0)
+            at = base + tl.cast(start, tl.int64) * X.row + inner[:, None] * X.row
+            left = tl.load(at + row[None, :] * X.column, mask=real & (row < X.columns)[None, :], other=0.0)
             if TILES == 1:
                 right = left
             else:
-                right = tl.load(at + column[None, :] * x_channel, mask=real & (column < D)[None, :], other=0.0)
-            if IN_FP32:
+                right = tl.load(at + column[None, :] * X.column, mask=real & (column < X.columns)[None, :], other=0.0)
+            if X.widen:
                 left, right = left.to(tl.float32), right.to(tl.float32)
             total += tl.dot(tl.trans(left), right, input_precision="ieee")
-    out = Out + (tl.cast(pair, tl.int64) * slices + part) * D * D
-    tl.store(out + row[:, None] * D + column[None, :], total, mask=(row < D)[:, None] & (column < D)[None, :])
+    out = Out + (tl.cast(pair, tl.int64) * slices + part) * X.columns * X.columns
+    inside = (row < X.columns)[:, None] & (column < X.columns)[None, :]
+    tl.store(out + row[:, None] * X.columns + column[None, :], total, mask=inside)
 
 
 def channel_gram(x: Tensor, mask: Tensor | None, heads: int) -> Tensor:
@@ -50,13 +55,11 @@ def channel_gram(x: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     batch, total, tokens, size = x.shape
     tile = min(MOST_CHANNELS, power_of_two(size))
     tiles = triton.cdiv(size, tile)
-    wanted = max(1, PROGRAMS // max(1, batch * heads * tiles**2))
-    slice_tokens = max(1, triton.cdiv(tokens, wanted * SLICE_STEP)) * SLICE_STEP
-    slices = max(1, triton.cdiv(tokens, slice_tokens))
+    slices, length = split(tokens, batch * heads * tiles**2, LEAST_SLICE, PROGRAMS)
     sums = x.new_empty(batch, heads, slices, size, size, dtype=torch.float32)
     if sums.numel():
+        read = strided(x)._replace(readers=total // heads)
         _gram[slices, tiles**2, batch * heads](
-            x, keep_bytes(mask), sums, tokens, heads, total // heads, slices, slice_tokens, *x.stride(),
-            D=size, TILE=tile, TILES=tiles, IN_FP32=exact(x),
-        )  # fmt: skip
+            read, keep_bytes(mask), sums, tokens, heads, slices, length, TILES=tiles, BLOCK_CHANNELS=tile
+        )
     return sums.sum(2)  # always in the same order
