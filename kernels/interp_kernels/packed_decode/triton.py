@@ -81,8 +81,8 @@ def _attend_part(
     kept = tl.arange(0, S.k.width)
     channel = kept
     if S.channels is not None:
-        at = S.channels + pair * S.k.columns + kept
-        channel = tl.load(at, mask=kept < S.k.columns, other=0).to(tl.int32)
+        channels = S.channels + pair * S.k.columns + kept
+        channel = tl.load(channels, mask=kept < S.k.columns, other=0).to(tl.int32)
     asked = inside[:, None] & (kept < S.k.columns)[None, :]
     q = tl.load(q_at[:, None] + channel[None, :] * Q.column, mask=asked, other=0.0)
     q = q.to(tl.float32 if S.k.widen else S.k.x.dtype.element_ty)
@@ -113,20 +113,20 @@ def _attend_part(
         seen = here[None, :] & (tokens[None, :] <= own[:, None])
         scores = tl.where(seen, scores * LOG2E, float("-inf"))
         if Out.scores is not None:
-            at = (pair * C.group * C.queries + rows[:, None]) * columns + place.first_column + tokens[None, :]
-            tl.store(Out.scores + at, scores, mask=inside[:, None] & here[None, :])
+            cells = (pair * C.group * C.queries + rows[:, None]) * columns + place.first_column + tokens[None, :]
+            tl.store(Out.scores + cells, scores, mask=inside[:, None] & here[None, :])
         peak, total, read = attended(peak, total, read, scores, v, None)
 
     out = (pair * parts + place.first_part + part) * C.group * C.queries + rows
     tl.store(Out.peak + out, peak, mask=inside)
     tl.store(Out.total + out, total, mask=inside)
-    kept = tl.arange(0, S.v.width)
-    channel = kept
+    column = tl.arange(0, S.v.width)
+    value_channel = column
     if S.value_channels is not None:
-        at = S.value_channels + pair * S.v.columns + kept
-        channel = tl.load(at, mask=kept < S.v.columns, other=0).to(tl.int32)
-    written = inside[:, None] & (kept < S.v.columns)[None, :]
-    tl.store(Out.read + out[:, None] * C.d_value + channel[None, :], read, mask=written)
+        value_channels = S.value_channels + pair * S.v.columns + column
+        value_channel = tl.load(value_channels, mask=column < S.v.columns, other=0).to(tl.int32)
+    written = inside[:, None] & (column < S.v.columns)[None, :]
+    tl.store(Out.read + out[:, None] * C.d_value + value_channel[None, :], read, mask=written)
 
 
 @tuned(
