@@ -5,7 +5,7 @@ With A = softmax(scale * Q K^T + mask) of one head, the operations are A @ V (`a
 A's mass moved between groups of keys. Only the references keep an N x S array: elsewhere memory is O(N *
 block). `attention_pattern` is A itself.
 
-For caches: `channel_energy`, `channel_gram` and `gram_product` judge channels, `think_pack` cuts them out,
+For caches: `channel_energy` and `channel_gram` judge channels, `think_pack` cuts them out,
 `packed_decode` attends over what is left; `nearest_key` and `merge_tokens` recall what is evicted,
 `decode_step` attends, keeps account and evicts at once. `residual_census` finds what stands out in the residual
 stream.
@@ -20,10 +20,10 @@ from .attention_gram_apply import attention_gram_apply
 from .attention_pattern import attention_pattern
 from .attention_transpose_apply import attention_transpose_apply
 from .channel_energy import channel_energy
+from .channel_gram import channel_gram
 from .decode_step import Evicted, Merge, Merged, Stepped, decode_step
 from .dispatch import use
 from .facts import MaskFacts
-from .gram_product import channel_gram, gram_product
 from .group_reweighted_attention import (
     Reweighted,
     group_reweighted_attention,
@@ -56,7 +56,6 @@ __all__ = [
     "channel_gram",
     "cut",
     "decode_step",
-    "gram_product",
     "group_reweighted_attention",
     "knock_out",
     "merge_tokens",

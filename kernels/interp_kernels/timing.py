@@ -23,8 +23,8 @@ from . import (
     attention_gram_apply,
     attention_transpose_apply,
     channel_energy,
+    channel_gram,
     decode_step,
-    gram_product,
     group_reweighted_attention,
     nearest_key,
     packed_decode,
@@ -124,15 +124,14 @@ def _give_half(masses: Tensor) -> Tensor:
 def stream_cases(make: Maker) -> list[Timed]:
     """Operations that read their input once, beside a copy of the keys."""
     n, kv_heads, d = make.n, make.kv_heads, make.d
-    q, k, x = make(make.heads, n, d), make(kv_heads, n, d), make(n, make.heads * d)
+    k, x = make(kv_heads, n, d), make(n, make.heads * d)
     channels = torch.arange(d // 2, device=k.device).expand(1, kv_heads, -1)
     keys, copied = make.size * k.numel(), "copy of the keys"
     pairs = kv_heads * (n // 5) * (n - n // 5)
     return [
         Timed(copied, lambda layer: k.clone(), copied, 0, 2 * keys),
         Timed("channel energy", lambda layer: channel_energy(k), copied, 2 * k.numel(), keys, "channel_energy"),
-        Timed("channel Gram product", lambda layer: gram_product(q, k), copied, 2 * d * (q.numel() + k.numel()),
-             keys + make.size * q.numel(), "gram_product"),
+        Timed("channel Gram matrix", lambda layer: channel_gram(k), copied, 2 * d * k.numel(), keys, "channel_gram"),
         Timed("packing half of them", lambda layer: think_pack(k, channels), copied, 0, 1.5 * keys, "think_pack"),
         Timed("nearest of a fifth for the rest", lambda layer: nearest_key(k[:, :, n // 5 :], k[:, :, : n // 5]),
              copied, 2 * d * pairs, keys, "nearest_merge"),

@@ -92,7 +92,7 @@ def operations(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "attention_transpose_apply": lambda: ik.attention_transpose_apply(q, k, lse, y, **facts),
         "attention_gram_apply": lambda: ik.attention_gram_apply(q, k, lse, torch.randn(2, heads, keys, 8), **facts),
         "channel_energy": lambda: ik.channel_energy(k, facts["key_mask"]),
-        "gram_product": lambda: ik.gram_product(q, k, query_mask=facts["query_mask"], key_mask=facts["key_mask"]),
+        "channel_gram": lambda: ik.channel_gram(q, facts["query_mask"], heads=stored),
         "think_pack": lambda: ik.think_pack(k, half),
         "packed_decode": lambda: ik.packed_decode(q[:, :, :3], [old, new], softcap=30.0, sinks=facts["sinks"]),
         "nearest_merge": lambda: (
