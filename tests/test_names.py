@@ -101,6 +101,15 @@ def test_the_writer_lists_all_and_changes_nothing_else(package: str, tmp_path, m
         assert write_names.written(package) == after
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    """jedi's cache of parsed files is shared by all processes of a user, and is read while another one writes it."""
+    before = jedi.settings.cache_directory
+    jedi.settings.cache_directory = str(tmp_path_factory.mktemp("jedi"))
+    yield
+    jedi.settings.cache_directory = before
+
+
 def parameters(code: str) -> list[str]:
     """Parameters that an editor shows at the end of `code`."""
     (signature,) = jedi.Script(code).get_signatures()
