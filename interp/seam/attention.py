@@ -233,8 +233,9 @@ class Site:
         scores = call.q @ k.transpose(2, 3) * call.scale
         if (softcap := call.rest.get("softcap")) is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = self.point("attn_scores")(scores + additive_mask(call.module, call.mask, scores))
-        pattern = softmax_with_sinks(scores, call.rest.get("s_aux"))
+        mask, sinks = additive_mask(call.module, call.mask, scores), call.rest.get("s_aux")
+        scores, sinks = (scores + mask, sinks) if self.edits is None else self.edits.logits(call, scores, mask)
+        pattern = softmax_with_sinks(self.point("attn_scores")(scores), sinks)
         if self.edits is not None:
             pattern = self.edits.pattern(call, pattern)
         pattern = self.point("pattern")(pattern.to(call.q.dtype))
@@ -254,12 +255,13 @@ OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
 
 
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys, in fp32 at least; learned sink logits `[head]` join as an extra column that is dropped (gpt-
-    oss)."""
+    """Softmax over keys, in fp32 at least; learned sink logits, `[head]` or `[batch, head, query]`, join as an extra
+    column that is dropped (gpt-oss)."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         return scores.softmax(-1, dtype=dtype)
-    column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    by_row = sinks[..., None] if sinks.ndim == 3 else sinks.reshape(1, -1, 1, 1)
+    column = by_row.to(scores.dtype).expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
 
 
