@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -155,7 +155,7 @@ class Site:
 
     def _attend_and_step(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         assert self.cache is not None
-        z = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
+        z: Tensor = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
     def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
@@ -174,8 +174,8 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
-        received = pattern.detach().float().sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
-        stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+        received = by_stored_head(pattern.detach().float().sum(2), keys.shape[1])
+        stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z, pattern
 
     def _attend_edited(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
@@ -186,8 +186,8 @@ class Site:
         full = replace(call, k=keys, v=values, places=stored.places())
         z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
         if mass is not None:
-            received = mass.unflatten(1, (keys.shape[1], -1)).sum(2)
-            stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+            received = by_stored_head(mass, keys.shape[1])
+            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z
 
     @torch.no_grad()
@@ -243,6 +243,15 @@ class Site:
         return (dropped @ v).transpose(1, 2).contiguous(), pattern
 
 
+class Attends(Protocol):
+    """What stands in for an attention module during a Lens call; a `Site`, or what another kind of model has."""
+
+    def attend(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None, **rest: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """One attention call: z `[batch, pos, head, d_head]`, and weights or None."""
+
+
 OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
     "event": lambda event: event,
     "pre_rot_k": lambda event: None if event.pre_rotary_k is None else event.pre_rotary_k.transpose(1, 2),
@@ -252,6 +261,12 @@ OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
     "key_energy": lambda event: event.key_energy,
     "query_energy": lambda event: event.query_energy,
 }
+
+
+def by_stored_head(mass: Tensor, stored_heads: int) -> Tensor:
+    """Attention received `[batch, head, key]`, summed over the query heads that read each stored head."""
+    batch, _, keys = mass.shape
+    return mass.reshape(batch, stored_heads, -1, keys).sum(2)
 
 
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
@@ -265,7 +280,7 @@ def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
 
 
-_sites: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_sites: WeakKeyDictionary[nn.Module, Attends] = WeakKeyDictionary()
 _configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 """Models all of whose parts were seen to take our name, with their configs."""
 
@@ -287,7 +302,7 @@ AttentionMaskInterface.register(NAME, AskedMask)
 
 
 @contextmanager
-def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Any]) -> Iterator[None]:
+def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Attends]) -> Iterator[None]:
     """Route the attention of `model` through `sites` (module -> something with `attend`) while the block runs.
 
     Raises UnsupportedModelError when a part of the model keeps its own attention: Bloom, for one, only warns.

@@ -29,7 +29,9 @@ UNDERSTOOD = {
 @cache
 def _eager_of(modelling_file: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """The eager attention function that a modelling file defines for its own models."""
-    function = vars(sys.modules[modelling_file]).get("eager_attention_forward")
+    function: Callable[..., tuple[Tensor, Tensor]] | None = vars(sys.modules[modelling_file]).get(
+        "eager_attention_forward"
+    )
     if function is None:
         raise UnsupportedModelError(
             f"{modelling_file} defines no eager attention function to delegate to; load with sdpa."

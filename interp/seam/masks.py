@@ -120,7 +120,8 @@ def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any) -> dict[str
 def additive_mask(module: nn.Module, mask: Any, scores: Tensor) -> Tensor:
     """The mask as something to add to scores `[batch, head, query, key]`."""
     if isinstance(mask, AskedMask):
-        return mask.for_delegate("eager")
+        dense: Tensor = mask.for_delegate("eager")
+        return dense
     if isinstance(mask, Tensor) and mask.dtype != torch.bool:
         return mask
     if isinstance(mask, Tensor):

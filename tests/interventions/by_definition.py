@@ -1,7 +1,7 @@
 """What an attention edit of either stage says of itself, written out row by row in the open.
 
-Hooks on scores and pattern change them as the edit's groups, rows, factors and change define it, each text of a batch by
-itself and without its padding. A text may come in pieces, with a cache, under a cache policy: keys are found by the
+Hooks on scores and pattern change them as the edit's groups, rows, factors and change define it, each text of a batch
+by itself and without its padding. A text may come in pieces, with a cache, under a cache policy: keys are found by the
 places that the cache says they have. No kernel, no memory and no masks of the library take part.
 """
 
@@ -110,7 +110,9 @@ class ByDefinition:
         for edit, b, h, i, position, group in self.each_row(layer, scores, LogitEdit):
             change = edit.change(torch.tensor([[position]]))
             count = edit.group_count
-            scale, bias = (torch.as_tensor(x).to(scores).expand(1, 1, 1, count)[0, 0, 0] for x in (change.scale, change.bias))
+            scale, bias = (
+                torch.as_tensor(x).to(scores).expand(1, 1, 1, count)[0, 0, 0] for x in (change.scale, change.bias)
+            )
             logit = new[b, h, i] - counts[b, h, i]
             edited = scale[group] * logit + bias[group] + counts[b, h, i]
             new[b, h, i] = torch.where(visible[b, h, i], edited, scores[b, h, i])
@@ -136,7 +138,12 @@ class ByDefinition:
 
 
 def by_definition(
-    lens: Any, edits: Intervention, ids: Tensor, mask: Tensor | None = None, sizes: Sequence[int] = (), policy: Any = None
+    lens: Any,
+    edits: Intervention,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    sizes: Sequence[int] = (),
+    policy: Any = None,
 ) -> Tensor:
     """Logits under edits, written out; with `sizes` in pieces with a cache, and with a policy under that."""
     padding = [0] * len(ids) if mask is None else [int((row == 0).sum()) for row in mask]

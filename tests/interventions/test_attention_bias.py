@@ -60,9 +60,7 @@ def positions(most: int, length: int = 9) -> Any:
     name=st.sampled_from(["llama", "gemma2", "gpt_oss", "mistral", "gpt2"]),
     cut=st.integers(1, 9),
 )
-def test_any_settings(
-    keys: Any, bias: float, heads: Any, queries: Any, mode: Any, name: str, cut: int
-) -> None:
+def test_any_settings(keys: Any, bias: float, heads: Any, queries: Any, mode: Any, name: str, cut: int) -> None:
     """In two pieces; learned sinks stay as they are, which a hook on the scores leaves alone too."""
     lens, ids = interp.load(shared(name)), tokens(length=10)
     with warnings.catch_warnings(), torch.no_grad():

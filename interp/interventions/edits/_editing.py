@@ -98,6 +98,8 @@ class LayerEdits:
     def __init__(self, layer: int, editing: Editing) -> None:
         self.layer, self.editing = layer, editing
         self.acting = [(i, edit) for i, edit in enumerate(editing.edits) if edit.acts_in(layer) and not edit.idle]
+        self.logit_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, LogitEdit)]
+        self.pattern_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, PatternEdit)]
         self.residual: Tensor | None = None
 
     @property
@@ -110,19 +112,19 @@ class LayerEdits:
 
     def meeting(
         self,
-        stage: type[E],
+        acting: Sequence[tuple[int, E]],
         heads: int,
         keys: int,
         device: torch.device,
         places: Int[Tensor, "batch stored_head key"] | None,
     ) -> Meeting[E]:
-        """The edits of one stage as they meet over `keys` keys, on the device of the attention.
+        """Edits of one stage as they meet over `keys` keys, on the device of the attention.
 
+        acting: they and their numbers among the edits in force.
         places: the column in the input of every key, where they are not simply the newest tokens so far.
         """
         self._learn()
         memory, positions = self.editing.memory, self.editing.positions
-        acting = [(i, edit) for i, edit in self.acting if isinstance(edit, stage)]
         if not acting:
             return Meeting(torch.zeros(len(positions), 1, keys, dtype=torch.long, device=device), 1, ())
         known = [memory.groups[self.layer, i] for i, _ in acting]
@@ -147,7 +149,7 @@ class LayerEdits:
     def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored_head key"] | None = None) -> ScoredEvent:
         """A layer's attention as the edits leave it."""
         where = (event.q.shape[1], event.k.shape[2], event.q.device, places)
-        logits, pattern = self.meeting(LogitEdit, *where), self.meeting(PatternEdit, *where)
+        logits, pattern = self.meeting(self.logit_edits, *where), self.meeting(self.pattern_edits, *where)
         if not pattern.members:
             return ScoredEvent(**own_fields(event), meeting=logits)
         return EditedEvent(**own_fields(event), meeting=logits, reweighting=_by_query_head(pattern, event.q.shape[1]))
@@ -186,14 +188,14 @@ class LayerEdits:
     ) -> tuple[Float[Tensor, "batch head query key"], Tensor | None]:
         """Scores in the open, edited and then masked, and the logits of learned sinks."""
         where = (call.q.shape[1], call.k.shape[2], call.q.device, call.places)
-        return in_the_open(self.meeting(LogitEdit, *where), call.q, scores, mask, call.rest.get("s_aux"))
+        return in_the_open(self.meeting(self.logit_edits, *where), call.q, scores, mask, call.rest.get("s_aux"))
 
     def pattern(
         self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head query key"]:
         """A pattern in the open, edited."""
         heads = call.q.shape[1]
-        edits = self.meeting(PatternEdit, heads, call.k.shape[2], call.q.device, call.places)
+        edits = self.meeting(self.pattern_edits, heads, call.k.shape[2], call.q.device, call.places)
         return _by_query_head(edits, heads).pattern(pattern) if edits.members else pattern
 
     def _learn(self) -> None:

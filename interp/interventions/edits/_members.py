@@ -48,9 +48,7 @@ class Meeting(Generic[E]):
     members: Sequence[Member[E]]
 
 
-def at_every_row(
-    groups: Int[Tensor, "batch stored_head_or_1 key"], like: Tensor
-) -> Int[Tensor, "batch head row key"]:
+def at_every_row(groups: Int[Tensor, "batch stored_head_or_1 key"], like: Tensor) -> Int[Tensor, "batch head row key"]:
     """The groups of the keys, as an index for the heads and rows of an array `[batch, head, row, _]`."""
     heads, rows = like.shape[1:3]
     return groups.repeat_interleave(heads // groups.shape[1], 1).long()[:, :, None].expand(-1, -1, rows, -1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from interp_kernels import Attended
@@ -54,7 +55,7 @@ class OpenEvent(AttentionEvent):
             scores = torch.cat([scores, column], -1)
         return scores.softmax(-1)[..., : hidden.shape[-1]].masked_fill(hidden, 0.0), lse
 
-    def _facts_of(self, rows: slice) -> dict[str, object]:
+    def _facts_of(self, rows: slice) -> dict[str, Any]:
         """The maths of a block of rows."""
         maths = dict(self.maths)
         if maths.get("offset") is None:
@@ -74,19 +75,13 @@ class OpenEvent(AttentionEvent):
 
     @torch.no_grad()
     def _statistics(self, *asked: str) -> Attended:
-        found: dict[str, list[Tensor]] = {"lse": [], "entropy": [], "square": []}
-        mass: Tensor | None = None
+        lse, entropy, square = (self.logit_scale.new_empty(self.q.shape[:3]) for _ in range(3))
+        mass = lse.new_zeros(*lse.shape[:2], self.k.shape[2])
         for rows in self._rows():
-            pattern, lse = self.block(rows)
-            found["lse"].append(lse)
-            if "entropy" in asked:
-                found["entropy"].append(torch.special.entr(pattern).sum(-1))
-            if "square" in asked:
-                found["square"].append(pattern.square().sum(-1))
-            if "column_mass" in asked:
-                mass = pattern.sum(2) if mass is None else mass.add_(pattern.sum(2))
-        lse, entropy, square = (torch.cat(parts, 2) if parts else None for parts in found.values())
-        assert lse is not None
+            pattern, lse[:, :, rows] = self.block(rows)
+            entropy[:, :, rows] = torch.special.entr(pattern).sum(-1)
+            square[:, :, rows] = pattern.square().sum(-1)
+            mass += pattern.sum(2)
         return Attended(None, lse, entropy, square, mass)
 
     @torch.no_grad()
@@ -96,11 +91,11 @@ class OpenEvent(AttentionEvent):
 
     @torch.no_grad()
     def transpose_apply(self, y: Float[Tensor, "batch head query r"]) -> Float[Tensor, "batch head key r"]:
-        total = 0.0
+        y = clear_padding(y.to(self.logit_scale.dtype), self.facts.get("query_mask"))
+        total = y.new_zeros(*y.shape[:2], self.k.shape[2], y.shape[-1])
         for rows in self._rows():
-            pattern = self.block(rows)[0]
-            total = total + pattern.mT @ clear_padding(y[:, :, rows].to(pattern.dtype), self._real(rows))
-        return total  # type: ignore[return-value]  # there is at least one row
+            total += self.block(rows)[0].mT @ y[:, :, rows]
+        return total
 
     def gram_apply(self, x: Float[Tensor, "batch head key r"]) -> tuple[Tensor, Tensor]:
         applied = self.apply(x)
@@ -135,10 +130,6 @@ class OpenEvent(AttentionEvent):
     def _as_values(self, x: Tensor) -> Tensor:
         """x of every query head, padding cleared, in the dtype of the pattern."""
         return clear_padding(per_query_head(x, self.q.shape[1], self.logit_scale.dtype), self.facts.get("key_mask"))
-
-    def _real(self, rows: slice) -> Tensor | None:
-        real = self.facts.get("query_mask")
-        return None if real is None else real[:, rows]
 
 
 def rescored(

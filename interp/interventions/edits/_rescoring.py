@@ -95,7 +95,7 @@ def in_the_open(
     if not meeting.members:
         return scores + mask, sinks
     visible = mask > torch.finfo(mask.dtype).min / 2
-    visible = visible.broadcast_to(torch.broadcast_shapes(visible.shape, (len(scores), 1, *scores.shape[2:])))
+    visible = visible & visible.new_ones(len(scores), 1, *scores.shape[2:])
     members = torch.nn.functional.one_hot(at_every_row(meeting.groups, scores)[:, :, 0], meeting.count)
     total = rescoring(meeting, q, (visible.float() @ members.float()) > 0, sinks is not None)
     scores = rescored(scores, meeting.groups, total.scale, total.bias).to(scores.dtype) + mask
@@ -228,7 +228,7 @@ class ScoredEvent(AttentionEvent):
         return self.merged(z, own, self.rescoring.changed)
 
     def merged(self, z: Tensor, own: Tensor | None, changed: Bool[Tensor, "batch head row"]) -> Tensor:
-        """z `[batch, head, row, d]` as a model returns it, `[batch, row, head, d]`, with `own` where nothing changed."""
+        """z `[batch, head, row, d]` as a model returns it, `[batch, row, head, d]`; `own` where nothing changed."""
         z = z.transpose(1, 2).to(self.q.dtype).contiguous()
         return z if own is None else torch.where(changed.transpose(1, 2)[..., None], z, own)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from interp.interventions.edits._members import Member, at_every_row
 from interp.interventions.edits._rescoring import ScoredEvent, own_fields
@@ -83,7 +83,8 @@ class EditedEvent(ScoredEvent):
     @cached_property
     def entropy(self) -> Float[Tensor, "batch head query"]:
         mass = self.factors * self._masses
-        return (mass * self._within_groups("entropy") + torch.special.entr(mass)).sum(-1)
+        entropy: Tensor = (mass * self._within_groups("entropy") + torch.special.entr(mass)).sum(-1)
+        return entropy
 
     @cached_property
     def square(self) -> Float[Tensor, "batch head query"]:
@@ -108,7 +109,8 @@ class EditedEvent(ScoredEvent):
     def transpose_apply(self, y: Float[Tensor, "batch head query r"]) -> Float[Tensor, "batch head key r"]:
         """A'ᵀ y: of the product of Aᵀ with y times each group's factor, a key takes its own group's."""
         scaled = self.factors[..., None] * y[..., None, :].to(self.factors.dtype)
-        by_group = super().transpose_apply(scaled.flatten(3)).unflatten(-1, (self.reweighting.count, -1))
+        by_group = super().transpose_apply(scaled.flatten(3))
+        by_group = by_group.reshape(*by_group.shape[:3], self.reweighting.count, y.shape[-1])
         own = self.reweighting.groups.long()[..., None, None].expand(*by_group.shape[:3], 1, by_group.shape[-1])
         return by_group.gather(3, own)[..., 0, :]
 

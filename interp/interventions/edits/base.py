@@ -91,9 +91,9 @@ class AttentionEdit(Intervention, ABC):
     def check(self, cfg: LensConfig) -> None:
         """Raise InterpError where the settings name something that the model does not have."""
         for name, given, count in (("layers", self.layers, cfg.n_layers), ("heads", self.heads, cfg.n_heads)):
-            if missing := [number for number in given or () if number >= count]:  # type: ignore[union-attr]
+            if missing := [str(number) for number in given or () if number >= count]:  # type: ignore[union-attr]
                 raise InterpError(
-                    f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(map(str, missing))}."
+                    f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(missing)}."
                 )
         if cfg.n_ctx and (unmet := self.unmet(cfg.n_ctx)):
             raise InterpError(f"{self.name}: {unmet}, the context of {cfg.architecture}.")
