@@ -210,6 +210,7 @@ def test_policies_observe_the_edited_attention(name: str, policy: Any, edit: Att
             close(mass[0].sort(-1).values, mass[1].sort(-1).values, 1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*changed nothing")
 @every_example
 def test_the_cache_remembers_what_it_read(edit: AttentionEdit) -> None:
     """Cropped, copied, reordered and repeated: each text takes its own along."""
