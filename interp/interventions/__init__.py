@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 from interp.interventions._specs import load, parse, parse_all, save
 from interp.interventions.base import CachePolicy, Composition, Intervention, Plan, Prompt, parts
 from interp.interventions.catalogue import available, named
-from interp.interventions.edits.base import AttentionEdit
+from interp.interventions.edits.base import AttentionEdit, LogitChange, LogitEdit, NewTokens, PatternEdit
 
 __all__ = [
     "AttentionEdit",
     "CachePolicy",
     "Composition",
     "Intervention",
+    "LogitChange",
+    "LogitEdit",
+    "NewTokens",
+    "PatternEdit",
     "Plan",
     "Prompt",
     "available",

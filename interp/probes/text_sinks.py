@@ -127,8 +127,8 @@ class SinkFold(Fold):
             "alpha_first": mean[:, self.probe.position],
             **geometry(event.q[0].float(), event.k[0].float(), event.v[0].float(), sink),
         }
-        if event.sinks is not None:
-            log_odds = event.sinks.float()[:, None] - event.lse[0].float()
+        if event.sink_logits is not None:
+            log_odds = event.sink_logits[0].float() - event.lse[0].float()
             numbers["learned_sink_mass"] = log_odds.sigmoid().mean(-1)
         self.attention[layer] = {name: value.cpu().numpy() for name, value in numbers.items()}
 

@@ -145,7 +145,7 @@ class Site:
 
     def _attend_and_step(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         assert self.cache is not None
-        z = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
+        z: Tensor = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
     def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
@@ -164,8 +164,8 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
-        received = pattern.detach().float().sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
-        stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+        received = by_stored_head(pattern.detach().float().sum(2), keys.shape[1])
+        stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z, pattern
 
     def _attend_edited(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
@@ -176,8 +176,8 @@ class Site:
         full = replace(call, k=keys, v=values, places=stored.places())
         z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
         if mass is not None:
-            received = mass.unflatten(1, (keys.shape[1], -1)).sum(2)
-            stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+            received = by_stored_head(mass, keys.shape[1])
+            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z
 
     @torch.no_grad()
@@ -223,8 +223,9 @@ class Site:
         scores = call.q @ k.transpose(2, 3) * call.scale
         if (softcap := call.rest.get("softcap")) is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = self.point("attn_scores")(scores + additive_mask(scores, call.mask, call.causal))
-        pattern = softmax_with_sinks(scores, call.rest.get("s_aux"))
+        mask, sinks = additive_mask(scores, call.mask, call.causal), call.rest.get("s_aux")
+        scores, sinks = (scores + mask, sinks) if self.edits is None else self.edits.logits(call, scores, mask)
+        pattern = softmax_with_sinks(self.point("attn_scores")(scores), sinks)
         if self.edits is not None:
             pattern = self.edits.pattern(call, pattern)
         pattern = self.point("pattern")(pattern.to(call.q.dtype))
@@ -243,11 +244,18 @@ OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
 }
 
 
+def by_stored_head(mass: Tensor, stored_heads: int) -> Tensor:
+    """Attention received `[batch, head, key]`, summed over the query heads that read each stored head."""
+    batch, _, keys = mass.shape
+    return mass.reshape(batch, stored_heads, -1, keys).sum(2)
+
+
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys, in fp32 at least; learned sink logits `[head]` join as an extra column that is dropped (gpt-
-    oss)."""
+    """Softmax over keys, in fp32 at least; learned sink logits, `[head]` or `[batch, head, query]`, join as an extra
+    column that is dropped (gpt-oss)."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         return scores.softmax(-1, dtype=dtype)
-    column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    by_row = sinks[..., None] if sinks.ndim == 3 else sinks.reshape(1, -1, 1, 1)
+    column = by_row.to(scores.dtype).expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
