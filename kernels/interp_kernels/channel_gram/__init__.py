@@ -9,6 +9,8 @@ from ..checks import expect_bool, expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
+__all__ = ["channel_gram"]
+
 PATHS = {
     "reference": reference.channel_gram,
     "cpu": cpu.channel_gram,
