@@ -37,19 +37,25 @@ FEWEST_QUERIES = 64
 class TextSinks(Probe):
     """Attention received by every token, each layer's sink and its geometry, Sink_k, massive activations.
 
-    `position` is the k of Sink_k counted from 0 (the paper counts from 1). T, the number of tokens read, is stored with
-    every rate because Sink_k falls with it: the paper reads 64 tokens.
+    `epsilon` is one share of attention or several. `position` is the k of Sink_k counted from 0 (the paper counts from
+    1). T, the number of tokens read, is stored with every rate because Sink_k falls with it: the paper reads 64 tokens.
     """
 
     name: ClassVar[str] = "text_sinks"
-    epsilon: tuple[float, ...] = (0.3,)
+    epsilon: float | tuple[float, ...] = (0.3,)
     position: int = 0
 
     def __post_init__(self) -> None:
-        if not self.epsilon or not all(0 < e < 1 for e in self.epsilon):
+        object.__setattr__(self, "epsilon", self.thresholds)
+        if not self.thresholds or not all(0 < e < 1 for e in self.thresholds):
             raise InterpError(f"text_sinks: epsilon should be numbers between 0 and 1, found {self.epsilon}.")
         if self.position < 0:
             raise InterpError(f"text_sinks: position should be 0 or more, found {self.position}.")
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Every epsilon, however many were given."""
+        return (self.epsilon,) if isinstance(self.epsilon, (int, float)) else tuple(self.epsilon)
 
     def begin(self, context: Context) -> Fold:
         if self.position >= context.n_tokens:
@@ -156,7 +162,7 @@ class SinkFold(Fold):
                 values = np.stack([numbers.get(name, missing) for numbers in seen]).astype(dtype)
                 data[name] = (("layer", *dims), values, {"units": units, "description": description})
         data["alpha_first"][2].update(counted)
-        above = np.stack([data["alpha_first"][1] > epsilon for epsilon in self.probe.epsilon])
+        above = np.stack([data["alpha_first"][1] > epsilon for epsilon in self.probe.thresholds])
         about = {"units": "1", "description": "1 where alpha_first exceeds epsilon", **counted}
         data["is_sink"] = (("epsilon", "layer", "head"), above.astype(np.int8), about)
         about = {"units": "%", "description": "Sink_k: share of all heads with alpha_first above epsilon", **counted}
@@ -167,7 +173,7 @@ class SinkFold(Fold):
             "kv_head": np.arange(data["sink_key_norm"][1].shape[1]),
             "token": np.arange(self.context.n_tokens),
             "token_text": ("token", np.array(self.context.str_tokens, dtype=object)),
-            "epsilon": list(self.probe.epsilon),
+            "epsilon": list(self.probe.thresholds),
         }
         attrs = {
             "title": "Attention sinks and massive activations",

@@ -32,11 +32,11 @@ def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
     return known
 
 
-def check_types(intervention: Any) -> None:
-    """Raise InterpError where a setting is not of its field's type, whoever made the intervention."""
-    cls = type(intervention)
+def check_types(instance: Any) -> None:
+    """Raise InterpError where a setting is not of its field's type, whoever made the instance."""
+    cls = type(instance)
     for key, kind in settings_of(cls).items():
-        checked(cls.name, key, getattr(intervention, key), kind)
+        checked(cls.name, key, getattr(instance, key), kind)
 
 
 def fields_of(cls: Any) -> list[dataclasses.Field]:
