@@ -23,6 +23,7 @@ from interp_kernels import residual_census
 
 from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe
+from interp.results.columns import Column, number
 from interp.results.naming import layers_named, quoted
 from interp.seam.event import AttentionEvent
 
@@ -88,6 +89,20 @@ class TextSinks(Probe):
                 "that much less than 1, so Sink_k is not comparable with models without them."
             )
         return sentences
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        position, share = result["primary_sink"].values.astype(int), result["primary_sink_share"].values
+        words = [str(result["token_text"].values[at]) for at in position]
+        found = [
+            Column("sink at", "position of the primary sink, from 0", [f"{at:,}" for at in position]),
+            Column("sink token", "its text", words, is_token=True),
+            Column("share", "attention it receives, mean over heads", [f"{x:.1%}" for x in share]),
+        ]
+        if "psi" in result:
+            about = "largest over median magnitude of the block's output"
+            found.append(Column("Ψ", about, [number(x) for x in result["psi"].values]))
+        return found
 
     def _massive(self, result: xr.Dataset, text: np.ndarray) -> str:
         layers, psi = result["layer"].values, result["psi"].values
