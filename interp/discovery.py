@@ -80,12 +80,3 @@ def unknown(kind: str, name: Any, known: Iterable[str]) -> UnknownNameError:
     known = list(known)
     (near,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
     return UnknownNameError(f"there is no {kind} {name!r}; did you mean {near!r}? There are {', '.join(known)}.")
-
-
-def made(kind: str, wanted: str | T, base: type[T], known: Mapping[str, type[T]]) -> T:
-    """`wanted` itself, or with default parameters what is called so."""
-    if isinstance(wanted, base):
-        return wanted
-    if not isinstance(wanted, str) or wanted not in known:
-        raise unknown(kind, wanted, known)
-    return known[wanted]()

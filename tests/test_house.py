@@ -20,7 +20,7 @@ PACKAGES = {"interp": ROOT, "interp_kernels": ROOT / "kernels", "interp_explorer
 FLOORS = (
     ("interp.errors", "interp.moved", "interp_kernels"),
     ("interp.discovery",),
-    ("interp.cache", "interp.results", "interp.subjects"),
+    ("interp.cache", "interp.results", "interp.settings", "interp.subjects"),
     ("interp.seam", "interp.figures"),
     ("interp.interventions",),
     ("interp.lens",),

@@ -10,9 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
+from interp import figures
 from interp.figures._theme import INK, ORANGE
 from interp.results import repeating
 from interp_explorer import view
+from interp_explorer.text import plain
 
 MANY = 2000  # cells of a map above which its points are drawn by the graphics card
 CHARACTERS = 92  # of a text's line: what fits beside the sidebar on a screen of 1,280 pixels
@@ -47,6 +49,14 @@ def show(
     clicks = {} if take is None else {"on_select": lambda: take(key), "selection_mode": "points"}
     keep(_made(make, dataset, key, chosen), name=make.__name__, key=key, **clicks)
     view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", **chosen))
+
+
+def show_others(dataset: Any, result: str, *known: str) -> None:
+    """Draw what the library draws of `result` besides the figures that a page knows by name."""
+    for name, figure in figures.figures_of(result).items():
+        if name not in known:
+            st.subheader(plain(name.replace("_", " ").capitalize()))
+            show(figure, dataset, result=result, key=f"other {name}")
 
 
 def _made(make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[str, Any]) -> go.Figure:

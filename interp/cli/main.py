@@ -33,7 +33,15 @@ Text = Annotated[Path | None, typer.Option("--text", help="a UTF-8 text file; wi
 Tokens = Annotated[
     int | None, typer.Option("--tokens", min=1, help=f"read the first so many tokens; without it {DEFAULT_TOKENS:,}")
 ]
-Probes = Annotated[str | None, typer.Option("--probes", help="names separated by commas; without it all of them")]
+Probes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probes",
+        help="names separated by commas, each with settings if you like, as in "
+        "text_sinks:epsilon=[0.3,0.8],position=1,attention_rank (a key=value goes with the name before it); may be "
+        "repeated; without it all of them",
+    ),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="dtype of the weights")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -250,12 +258,13 @@ def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
     return lens, seconds
 
 
-def _read(model: str, text: Path | None, tokens: int | None, probes: str | None, dtype: str) -> Reading:
+def _read(model: str, text: Path | None, tokens: int | None, probes: list[str] | None, dtype: str) -> Reading:
     """Check everything that can be checked before the model is loaded, then load and probe."""
     from interp.probes import resolve
+    from interp.settings.reading import split
     from interp.subjects.texts import demo_text, read_text
 
-    wanted = resolve([name.strip() for name in probes.split(",") if name.strip()] if probes is not None else None)
+    wanted = resolve(split(probes, "probe") if probes is not None else None)
     content = demo_text() if text is None else read_text(text)
     lens, seconds = _load(model, dtype)
     import interp

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from interp.discovery import classes_in, made
+from interp.discovery import classes_in
 from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
+from interp.settings.reading import made
 
 if TYPE_CHECKING:
     import torch
@@ -81,14 +82,17 @@ def available() -> dict[str, type[Question]]:
 
 
 def resolve(questions: Iterable[str | Question] | str | Question | None, intervention: Intervention) -> list[Question]:
-    """Question objects from names (with default parameters) and questions; None means all that apply.
+    """Question objects from names, with settings (`attribution:samples=100`) or without, and questions; None means all
+    that apply.
 
-    Raises UnknownNameError for a name that is none, InterpError for one that does not apply or is asked twice.
+    Raises UnknownNameError for a name or a setting that is none, InterpError for a question that does not apply or is
+    asked twice.
     """
     if questions is None:
         return [q for q in (cls() for cls in available().values()) if q.applies(intervention)]
     wanted = [questions] if isinstance(questions, (str, Question)) else questions
-    found = [made("question", q, Question, available()) for q in wanted]
+    example = "attribution:samples=100"
+    found = [made("question", q, Question, available(), example) for q in wanted]
     if not found:
         raise InterpError(f"no question was asked; there are {', '.join(available())}.")
     names = [q.name for q in found]

@@ -6,15 +6,13 @@ A file is a list of tables, in the order in which the interventions were compose
     name = "think"
     ratio = 0.5
 
-Values are read by the types of the dataclass' fields, so that a misspelt or misplaced one is refused here and not by
-the model. A setting of None is written "none", as on the command line: TOML has no word for it.
+A setting of None is written "none", as on the command line: TOML has no word for it.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -22,12 +20,12 @@ from typing import Any
 
 from interp.errors import InterpError
 from interp.interventions import catalogue
-from interp.interventions._types import NONE, check_names, checked, fields_of, required, settings_of
 from interp.interventions.base import Intervention, parts
+from interp.settings.checking import NONE, checked, settings_of
+from interp.settings.reading import build, read
 
 TABLE = "intervention"
-_WORDS = {NONE: None, "true": True, "false": False}
-_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")
+EXAMPLE = "think:ratio=0.5"
 
 
 def parse(text: str) -> Intervention:
@@ -37,16 +35,7 @@ def parse(text: str) -> Intervention:
     """
     if text.strip().endswith(".toml"):
         return load(text.strip())
-    name, colon, rest = (piece.strip() for piece in text.partition(":"))
-    settings: dict[str, str] = {}
-    for pair in _OUTSIDE_BRACKETS.split(rest) if colon else ():
-        key, equals, value = (piece.strip() for piece in pair.partition("="))
-        if not (key and equals and value):
-            raise InterpError(f"{text!r} is no intervention: write name:key=value,key=value, as in think:ratio=0.5.")
-        if key in settings:
-            raise InterpError(f"{text!r} sets {key} twice.")
-        settings[key] = value
-    return _build(name, settings, from_text=True)
+    return read(text, "intervention", catalogue.available(), EXAMPLE)
 
 
 def parse_all(texts: Iterable[str]) -> Intervention | None:
@@ -93,7 +82,9 @@ def from_toml(text: str) -> Intervention:
         raise InterpError(f"an intervention's TOML holds tables [[{TABLE}]] with a name and settings{found}.")
     if any(not isinstance(table.get("name"), str) for table in tables):
         raise InterpError(f'every [[{TABLE}]] needs a name, as in name = "think".')
-    built = [_build(t["name"], {k: v for k, v in t.items() if k != "name"}, from_text=False) for t in tables]
+    known = catalogue.available()
+    settings = [{key: value for key, value in table.items() if key != "name"} for table in tables]
+    built = [build(t["name"], own, "intervention", known, _as_stored) for t, own in zip(tables, settings, strict=True)]
     return reduce(or_, built)
 
 
@@ -121,34 +112,6 @@ def load(path: str | Path) -> Intervention:
         raise type(error)(f"{path}: {error}") from None
 
 
-def _build(name: str, settings: Mapping[str, Any], *, from_text: bool) -> Intervention:
-    if name not in catalogue.available():
-        catalogue.named(name)  # raises, and suggests the nearest name
-    cls = catalogue.available()[name]
-    known = check_names(cls, settings)
-    values = {
-        key: checked(name, key, value, known[key], *(_readings(value) if from_text else _none_or(value)))
-        for key, value in settings.items()
-    }
-    if missing := [f.name for f in fields_of(cls) if f.name not in values and required(f)]:
-        raise InterpError(f"{name} needs the setting {', '.join(missing)}, as in {name}:{missing[0]}=...")
-    return catalogue.named(name, **values)
-
-
-def _none_or(value: Any) -> tuple[Any, ...]:
+def _as_stored(value: Any) -> tuple[Any, ...]:
+    """What a value of a file may mean: "none" stands for None too."""
     return (None, value) if value == NONE else (value,)
-
-
-def _readings(text: str) -> list[Any]:
-    """What a word on the command line may mean, the narrowest meaning first and the word itself last."""
-    if text.startswith("[") and text.endswith("]"):
-        inner = text[1:-1].strip()
-        items = [_readings(item.strip()) for item in inner.split(",")] if inner else []
-        return [[item[0] for item in items], [item[-1] for item in items], text]
-    meanings: list[Any] = [_WORDS[text.lower()]] if text.lower() in _WORDS else []
-    for read in (int, float):
-        try:
-            meanings.append(read(text))
-        except ValueError:
-            continue
-    return [*meanings, text]

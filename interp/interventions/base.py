@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from interp.errors import InterpError
-from interp.interventions._types import check_types
 from interp.seam.event import AttentionEvent
+from interp.settings.checking import check_types
 
 if TYPE_CHECKING:
     from interp.cache.stored_layer import StoredLayer

@@ -7,8 +7,8 @@ from typing import Any
 
 from interp.discovery import classes_in, unknown
 from interp.interventions import edits, policies
-from interp.interventions._types import check_names
 from interp.interventions.base import Intervention
+from interp.settings.checking import check_names
 
 
 @cache

@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from interp.discovery import classes_in, fetching, homes, made
+from interp.discovery import classes_in, fetching, homes
 from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe, TaskProbe
+from interp.settings.reading import made
 
 __all__ = ["Context", "Fold", "Probe", "TaskProbe", "available", "resolve"]
+
+EXAMPLE = "text_sinks:epsilon=[0.3,0.8]"
 
 
 def available(reads: str = "text") -> dict[str, type[Probe]]:
@@ -25,16 +28,17 @@ def _all() -> dict[str, type[Probe]]:
 
 
 def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "text") -> list[Probe]:
-    """Probe objects from names (with default parameters) and probes; None means all that read a text (or `reads`).
+    """Probe objects from names, with settings (`text_sinks:epsilon=[0.3,0.8]`) or without, and probes; None means all
+    that read a text (or `reads`).
 
-    Raises UnknownNameError for a name that is none, InterpError for something else, the same probe twice, or a probe
-    that reads something else.
+    Raises UnknownNameError for a name or a setting that is none, InterpError for something else, the same probe twice,
+    or a probe that reads something else.
     """
     known = available(reads)
     if probes is None:
         return [cls() for cls in known.values()]
     wanted = [probes] if isinstance(probes, (str, Probe)) else list(probes)
-    found = [made("probe", p, Probe, _all()) for p in wanted]
+    found = [made("probe", p, Probe, _all(), EXAMPLE) for p in wanted]
     if not found:
         raise InterpError(f"no probe was asked for; there are {', '.join(known)}.")
     for probe in found:

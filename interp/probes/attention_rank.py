@@ -22,6 +22,7 @@ from interp.errors import InterpError
 from interp.probes._by_head import by_head
 from interp.probes._spectrum import Spectrum, exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
+from interp.results.columns import Column
 from interp.results.described import Row, described
 from interp.results.naming import heads_named
 from interp.seam.event import AttentionEvent
@@ -81,6 +82,13 @@ class AttentionRank(Probe):
             f"holds 90 % of their energy in {np.median(result['score_rank90']):g} singular values, with an effective "
             f"rank of {np.median(result['score_effective_rank']):.3g}.",
         ]
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        k = result.sizes["component"]
+        median = np.median(result["rank90"].transpose("layer", "head").values, axis=1)
+        about = "components that hold 90 % of a pattern's energy, median over heads"
+        return [Column("rank 90 %", about, [f">{k}" if rank > k else f"{rank:g}" for rank in median])]
 
 
 class RankFold(Fold):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from interp.errors import InterpError
+from interp.results.columns import Column, layer_columns
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,6 +87,14 @@ class Probe(ABC):
         text had been read alone. Raises InterpError where none was picked.
         """
         return []
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        """What the result of one text says about each layer in the table of a report.
+
+        Every variable with one value a layer, by its name and description, unless a subclass chooses better.
+        """
+        return layer_columns(result)
 
 
 class TaskProbe(Probe):

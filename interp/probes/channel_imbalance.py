@@ -17,6 +17,7 @@ import xarray as xr
 from interp_kernels import channel_energy
 
 from interp.probes.base import Context, Fold, Probe
+from interp.results.columns import Column, number
 from interp.results.described import Row, described
 from interp.results.naming import layers_named
 from interp.seam.event import AttentionEvent
@@ -66,6 +67,15 @@ class ChannelImbalance(Probe):
             f"head's energies is {keys:.2f} for keys and {values:.2f} for values (mean over tokens, median head)."
         )
         return sentences
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        found = []
+        for tensor in ("key", "value"):
+            ratio = result["max_over_median"].sel(tensor=tensor).median("kv_head").values
+            about = f"strongest over median channel energy of {tensor}s, median over key/value heads"
+            found.append(Column(f"{tensor} imbalance", about, [f"{number(x)}×" for x in ratio]))
+        return found
 
 
 class ImbalanceFold(Fold):

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from interp.probes.base import Context, Fold, Probe
+from interp.results.columns import Column
 from interp.results.described import Row, described
 from interp.results.naming import quoted
 
@@ -59,6 +60,11 @@ class LogitLens(Probe):
             f"Its logit lies {result.attrs['logit_difference']:.2f} above that of {runner_up}; the largest direct "
             f"contribution comes from {part} ({amount:+.2f}), the heads that contribute most are {listed}.",
         ]
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        """None: its numbers are read against each other, which the figure does and six columns would not."""
+        return []
 
 
 class LogitFold(Fold):

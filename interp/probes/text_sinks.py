@@ -23,6 +23,7 @@ from interp_kernels import residual_census
 
 from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe
+from interp.results.columns import Column, number
 from interp.results.described import Row, described
 from interp.results.naming import layers_named, quoted
 from interp.seam.event import AttentionEvent
@@ -38,19 +39,25 @@ FEWEST_QUERIES = 64
 class TextSinks(Probe):
     """Attention received by every token, each layer's sink and its geometry, Sink_k, massive activations.
 
-    `position` is the k of Sink_k counted from 0 (the paper counts from 1). T, the number of tokens read, is stored with
-    every rate because Sink_k falls with it: the paper reads 64 tokens.
+    `epsilon` is one share of attention or several. `position` is the k of Sink_k counted from 0 (the paper counts from
+    1). T, the number of tokens read, is stored with every rate because Sink_k falls with it: the paper reads 64 tokens.
     """
 
     name: ClassVar[str] = "text_sinks"
-    epsilon: tuple[float, ...] = (0.3,)
+    epsilon: float | tuple[float, ...] = (0.3,)
     position: int = 0
 
     def __post_init__(self) -> None:
-        if not self.epsilon or not all(0 < e < 1 for e in self.epsilon):
+        object.__setattr__(self, "epsilon", self.thresholds)
+        if not self.thresholds or not all(0 < e < 1 for e in self.thresholds):
             raise InterpError(f"text_sinks: epsilon should be numbers between 0 and 1, found {self.epsilon}.")
         if self.position < 0:
             raise InterpError(f"text_sinks: position should be 0 or more, found {self.position}.")
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Every epsilon, however many were given."""
+        return (self.epsilon,) if isinstance(self.epsilon, (int, float)) else tuple(self.epsilon)
 
     def begin(self, context: Context) -> Fold:
         if self.position >= context.n_tokens:
@@ -83,6 +90,20 @@ class TextSinks(Probe):
                 "that much less than 1, so Sink_k is not comparable with models without them."
             )
         return sentences
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        position, share = result["primary_sink"].values.astype(int), result["primary_sink_share"].values
+        words = [str(result["token_text"].values[at]) for at in position]
+        found = [
+            Column("sink at", "position of the primary sink, from 0", [f"{at:,}" for at in position]),
+            Column("sink token", "its text", words, is_token=True),
+            Column("share", "attention it receives, mean over heads", [f"{x:.1%}" for x in share]),
+        ]
+        if "psi" in result:
+            about = "largest over median magnitude of the block's output"
+            found.append(Column("Ψ", about, [number(x) for x in result["psi"].values]))
+        return found
 
     def _massive(self, result: xr.Dataset, text: np.ndarray) -> str:
         layers, psi = result["layer"].values, result["psi"].values
@@ -157,7 +178,7 @@ class SinkFold(Fold):
                 values = np.stack([numbers.get(name, missing) for numbers in seen]).astype(dtype)
                 about = counted if name == "alpha_first" else {}
                 data[name] = Row(("layer", *dims), values, units, description, about)
-        above = np.stack([data["alpha_first"].values > epsilon for epsilon in self.probe.epsilon])
+        above = np.stack([data["alpha_first"].values > epsilon for epsilon in self.probe.thresholds])
         said = "1 where alpha_first exceeds epsilon"
         data["is_sink"] = Row(("epsilon", "layer", "head"), above.astype(np.int8), "1", said, counted)
         said = "Sink_k: share of all heads with alpha_first above epsilon"
@@ -168,7 +189,7 @@ class SinkFold(Fold):
             "kv_head": np.arange(data["sink_key_norm"].values.shape[1]),
             "token": np.arange(self.context.n_tokens),
             "token_text": ("token", np.array(self.context.str_tokens, dtype=object)),
-            "epsilon": list(self.probe.epsilon),
+            "epsilon": list(self.probe.thresholds),
         }
         attrs = {
             "title": "Attention sinks and massive activations",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InterpError
 from interp.report.table import Table, layer_table
 from interp.results import repeating
+from interp.results.columns import Column, layer_columns
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -94,7 +95,7 @@ def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes
         n_tokens=n_tokens,
         facts=facts_of({"model": model, "n_tokens": n_tokens, **run}),
         sections=sections,
-        table=layer_table(results),
+        table=layer_table(results, {name: _columns(known.get(name), result, name) for name, result in results.items()}),
         command=str(run.get("command", "")),
         python=repeating.script(
             [
@@ -108,6 +109,14 @@ def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes
 
 def _dtype(result: xr.Dataset) -> str:
     return str(result.attrs.get("dtype", repeating.DEFAULT_DTYPE))
+
+
+def _columns(probe: Probe | None, result: xr.Dataset, name: str) -> list[Column]:
+    """What the probe that made a result puts into the table; everything, where nobody knows that probe."""
+    from interp.probes import available
+
+    kind = type(probe) if probe is not None else available().get(name)
+    return layer_columns(result) if kind is None else kind.columns(result)
 
 
 def _all_probes() -> list[Probe]:

@@ -48,7 +48,7 @@ def probe(
             by itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for
             what does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
             `<variable>_high` (`interp.several` says by which rules, and picks one text out again).
-        probes: names, or probe objects with their parameters; None runs all.
+        probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all.
         tokens: read only the first so many tokens of each text.
         attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
             is cut away. Without it every token is read as text, padding tokens too.

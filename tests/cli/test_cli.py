@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from interp import cli
+from interp.probes import available
 from interp.results import storage
 from tests.models import shared, tokenizer
 
@@ -79,8 +80,40 @@ def test_report_writes_html_markdown_and_results(model: str, text: str, tmp_path
     page = out.read_text(encoding="utf-8")
     assert "<html" in page
     assert out.with_suffix(".md").is_file()
-    assert len(list(out.parent.glob("*.nc"))) == 4
+    assert {file.name for file in out.parent.glob("*.nc")} == {f"report.{name}.nc" for name in available()}
     assert str(out) in capsys.readouterr().out
+
+
+ASKED = [
+    (["text_sinks:epsilon=[0.3,0.8],position=1,attention_rank"], {"attention_rank", "text_sinks"}),
+    (["attention_rank", "text_sinks:position=1,epsilon=[0.3, 0.8]"], {"attention_rank", "text_sinks"}),
+    (["logit_lens,attention_rank", "text_sinks : epsilon = [0.3,0.8] , position = 1"],
+     {"attention_rank", "text_sinks", "logit_lens"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "names"), ASKED)
+@pytest.mark.parametrize("command", ["probe", "report"])
+def test_probes_take_settings(
+    command: str, options: list[str], names: set[str], model: str, text: str, tmp_path: Path, monkeypatch
+) -> None:
+    given = [part for option in options for part in ("--probes", option)]
+    out, prefix = (tmp_path / "out", "") if command == "probe" else (tmp_path / "out" / "report.html", "report.")
+    assert run(monkeypatch, command, model, "--text", text, *given, "--out", str(out)) == 0
+    assert {file.name for file in (tmp_path / "out").glob("*.nc")} == {f"{prefix}{name}.nc" for name in names}
+    stored = storage.load(tmp_path / "out" / f"{prefix}text_sinks.nc")
+    assert stored["epsilon"].values.tolist() == [0.3, 0.8]
+    assert stored.attrs["k"] == 1
+    if command == "report":
+        assert "TextSinks(epsilon=(0.3, 0.8), position=1)" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_help_says_how_settings_are_written(monkeypatch, capsys) -> None:
+    for command in ("probe", "report"):
+        assert run(monkeypatch, command, "--help") == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "text_sinks:epsilon=[0.3,0.8],position=1,attention_rank" in told
+        assert "may be repeated" in told
 
 
 def test_models_lists_the_demo(monkeypatch, capsys) -> None:
@@ -88,6 +121,23 @@ def test_models_lists_the_demo(monkeypatch, capsys) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["name"] == "demo"
     assert rows[0]["bytes"] > 50_000_000
+
+
+BAD_PROBES = {
+    "text_sink:epsilon=0.3": "there is no probe 'text_sink'; did you mean 'text_sinks'",
+    "attention_rank,text_sinks:epsilom=0.3": "text_sinks has no setting 'epsilom'; did you mean 'epsilon'",
+    "text_sinks:epsilon=x": "epsilon should be a finite number or a list of finite numbers in brackets, found 'x'",
+    "text_sinks:epsilon=[0.3": "epsilon should be a finite number or a list",
+    "text_sinks:epsilon=7": "epsilon should be numbers between 0 and 1",
+    "text_sinks:position=0.5": "position should be a whole number, found '0.5'",
+    "text_sinks:position=1,position=2": "sets position twice",
+    "text_sinks:": "is no probe: write name:key=value,key=value, as in text_sinks:epsilon=[0.3,0.8]",
+    "text_sinks:epsilon": "is no probe: write name:key=value",
+    "epsilon=0.3": "'epsilon=0.3' is a setting of no probe: write it as name:epsilon=0.3",
+    "attention_rank,k=8": "'k=8' is a setting of no probe: write it as attention_rank:k=8",
+    "attention_rank,attention_rank:k=8": "attention_rank is asked for twice",
+    "icl_gd:steps=2": "icl_gd reads an interp.icl.AttentionRegressor",
+}
 
 
 def bad_inputs(model: str, text: str, tmp: Path) -> dict[str, tuple[list[str], str]]:
@@ -101,6 +151,10 @@ def bad_inputs(model: str, text: str, tmp: Path) -> dict[str, tuple[list[str], s
         "not UTF-8": (["probe", model, "--text", str(tmp / "latin.txt"), *out], "not UTF-8"),
         "beyond the context": (["probe", model, "--text", text, "--tokens", "513", *out], "context of 512"),
         "unknown probe": (["probe", model, "--text", text, "--probes", "text_sink", *out], "did you mean 'text_sinks'"),
+        **{
+            f"probes {asked}": (["probe", model, "--text", text, "--probes", asked, *out], says)
+            for asked, says in BAD_PROBES.items()
+        },
         "no probe": (["probe", model, "--text", text, "--probes", ",", *out], "no probe was asked for"),
         "unknown model": (["probe", "no/such-model", "--text", text, *out], "cannot load 'no/such-model'"),
         "truncated weights": (["probe", str(tmp / "cut.gguf"), "--text", text, *out], "cut.gguf"),
@@ -110,7 +164,8 @@ def bad_inputs(model: str, text: str, tmp: Path) -> dict[str, tuple[list[str], s
 
 
 CASES = ("missing text", "empty text", "not UTF-8", "beyond the context", "unknown probe", "no probe", "unknown model",
-         "truncated weights", "unknown dtype", "report not html")  # fmt: skip
+         "truncated weights", "unknown dtype", "report not html",
+         *(f"probes {asked}" for asked in BAD_PROBES))  # fmt: skip
 
 
 def test_bench_names_the_path_of_every_kernel(monkeypatch, capsys) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interp.errors import InterpError, UnknownNameError
-from interp.explaining import NothingToSay, available, explain, findings
+from interp.explaining import NothingToSay, available, explain, findings, resolve
 from interp.explaining.attribution import Attribution
 from interp.explaining.masks import Masks
 from interp.explaining.missed_mass import MissedMass
@@ -84,6 +84,12 @@ def test_a_question_that_has_nothing_to_say_is_left_out_unless_it_is_asked_by_na
         assert f"{name}: " in said[0]
         with pytest.raises(NothingToSay, match=name):
             explain(lens, policy, prompt, rest, name)
+
+
+def test_questions_take_settings_as_text():
+    assert resolve(["attribution:samples=5", "masks"], THINK) == [Attribution(samples=5), Masks()]
+    with pytest.raises(UnknownNameError, match="attribution has no setting 'sample'; did you mean 'samples'"):
+        resolve("attribution:sample=5", THINK)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ def answers() -> dict[str, xr.Dataset]:
 
 
 def test_every_question_has_a_figure():
-    assert set(ANSWERS) == set(available())
-    assert all(len(figures.figures_of(name)) == 1 for name in ANSWERS)
+    assert set(ANSWERS) <= set(available())
+    assert all(figures.figures_of(name) for name in available())
 
 
 def test_merge_ledger_counts_each_layer_and_bins_positions(answers):

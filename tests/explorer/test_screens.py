@@ -53,7 +53,7 @@ def test_every_screen_opens(screen):
 
 def test_a_chosen_head_is_chosen_on_every_page():
     app = opened("rank")
-    maps, spectra = charts(app)
+    maps, spectra, *_ = charts(app)
     targets = [trace for trace in maps["data"] if trace.get("mode") == "markers"]
     assert len(targets) == 2, "one set of invisible points, which can be clicked, for each of the two maps"
     assert "layer" not in spectra["layout"]["title"]["text"]
@@ -186,4 +186,24 @@ def test_the_chosen_token_stays_within_a_shorter_text():
 def test_a_token_that_hardly_anybody_sees_has_a_sentence_and_no_empty_chart():
     app = opened("sinks", token=str(int(TOKENS) - 1))
     assert "seen by too few queries" in sentences(app)
-    assert len(charts(app)) == 4
+    from interp import figures
+
+    assert len(charts(app)) == len(figures.figures_of("text_sinks")) - 1
+
+
+@pytest.mark.parametrize(("screen", "probe"), [("channels", "channel_imbalance"), ("rank", "attention_rank")])
+def test_a_new_figure_of_a_page_needs_no_word_on_it(screen, probe, monkeypatch):
+    import plotly.graph_objects as go
+
+    from interp import figures
+
+    def depth(ds):
+        return go.Figure(go.Bar(y=[ds.sizes["layer"]])).update_layout(title_text="how many layers")
+
+    own, find = list(figures.figures_of(probe)), figures.figures_of
+    more = lambda name: find(name) | ({"depth": depth} if name == probe else {})  # noqa: E731
+    monkeypatch.setattr(figures, "figures_of", more)
+    app = opened(screen)
+    assert list(app.session_state["view"].figures) == [*own, "depth"]
+    assert charts(app)[-1]["layout"]["title"]["text"] == "how many layers"
+    assert f"interp.figures.depth(results[{probe!r}]).show()" in app.session_state["view"].code

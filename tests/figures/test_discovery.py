@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from interp import figures
+import interp
+from interp import explaining, figures, probes
 
 
 def test_every_file_is_a_figure_with_its_probe_and_a_caption():
@@ -22,18 +24,36 @@ def test_every_file_is_a_figure_with_its_probe_and_a_caption():
         assert len(getattr(figures, name).__doc__.split("\n\n")[0]) > 40
 
 
+OF_PROBES = {
+    "channel_imbalance": ["channel_imbalance", "channel_surface"],
+    "attention_rank": ["rank_map", "spectrum"],
+    "text_sinks": ["massive_activations", "sink_map", "sink_rate", "token_heads", "token_mass"],
+}
+
+
 def test_figures_of_a_result():
-    assert list(figures.figures_of("channel_imbalance")) == ["channel_imbalance", "channel_surface"]
-    assert list(figures.figures_of("attention_rank")) == ["rank_map", "spectrum"]
-    of_sinks = ["massive_activations", "sink_map", "sink_rate", "token_heads", "token_mass"]
-    assert list(figures.figures_of("text_sinks")) == of_sinks
+    """Those whose files say so, in order; the library's own are among them."""
+    files = {path.stem: path.read_text(encoding="utf-8") for path in Path(figures.__file__).parent.glob("[!_]*.py")}
+    drawn_from = {name: re.search(r'^RESULT = "(\w+)"', text, re.MULTILINE)[1] for name, text in files.items()}
+    for result in set(drawn_from.values()):
+        assert list(figures.figures_of(result)) == sorted(name for name in files if drawn_from[name] == result)
+    for result, names in OF_PROBES.items():
+        assert [name for name in figures.figures_of(result) if name in names] == names
     assert figures.figures_of("something_else") == {}
+
+
+def test_every_figure_draws_what_something_of_the_library_makes():
+    makers = {*probes.available(), *probes.available("tasks"), *explaining.available()}
+    for name in figures.names():
+        result = importlib.import_module(f"interp.figures.{name}").RESULT
+        known = (interp, interp.icl, interp.icl.language, importlib.import_module("interp.icl.measures.similarity"))
+        assert result in makers or any(callable(getattr(module, result, None)) for module in known), (name, result)
 
 
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(AttributeError, match="no figure 'sinkmap': did you mean 'sink_map'"):
         getattr(figures, "sinkmap")  # noqa: B009
-    with pytest.raises(AttributeError, match="no figure 'qqqq': there are cache_attribution, channel_imbalance, "):
+    with pytest.raises(AttributeError, match=f"no figure 'qqqq': there are {', '.join(figures.names())}"):
         getattr(figures, "qqqq")  # noqa: B009
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import numpy as np
@@ -9,12 +10,10 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from interp import figures
+from interp import explaining, figures, probes
 from interp.figures._need import FigureError
 from tests.example_results import HOSTILE, example_results
-from tests.example_sides import example_sides
-from tests.explaining.example_answers import example_answers
-from tests.icl.example_measurements import example_measurements
+from tests.examples import DEMO, example, run, stretched
 
 SHAPES = {
     "demo": {},
@@ -25,20 +24,19 @@ SHAPES = {
 FIGURES = figures.names()
 
 
-def every_result(**shape: int) -> dict[str, xr.Dataset]:
-    """A result of each kind that some figure draws, by the name of what makes it."""
-    return example_results(**shape) | example_answers(**shape) | example_measurements(**shape) | example_sides(**shape)
+def drawn_from(name: str) -> str:
+    """What makes the result that a figure draws."""
+    return importlib.import_module(f"interp.figures.{name}").RESULT
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def results(request) -> dict[str, xr.Dataset]:
-    return every_result(**SHAPES[request.param])
+def shape(request) -> dict[str, int]:
+    return SHAPES[request.param]
 
 
 @pytest.fixture(params=FIGURES)
-def fig(request, results) -> go.Figure:
-    result = next(name for name in results if request.param in figures.figures_of(name))
-    return getattr(figures, request.param)(results[result])
+def fig(request, shape) -> go.Figure:
+    return getattr(figures, request.param)(example(drawn_from(request.param), **shape))
 
 
 def test_every_axis_and_colour_bar_has_a_title(fig):
@@ -106,13 +104,25 @@ def test_wrong_dataset_is_refused_by_name(name):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_results_of_several_texts_are_refused_with_the_way_out(name):
-    shape = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 8, "tokens": 40}
-    results = every_result(**shape)
-    ds = next(results[result] for result in results if name in figures.figures_of(result))
+    ds = example(drawn_from(name), layers=2, heads=2, kv_heads=1, width=8, tokens=40)
     several = xr.concat([ds, ds], dim="text")
     with pytest.raises(FigureError, match=r"this result holds 2: choose one with \.isel\(text=0\)"):
         getattr(figures, name)(several)
     getattr(figures, name)(several.isel(text=1))
+
+
+RUN = sorted({*probes.available(), *probes.available("tasks"), *explaining.available()})
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if drawn_from(name) in RUN])
+def test_results_that_were_run_are_drawn_as_the_examples_are(name):
+    """Examples by hand have what a tiny model's results have, and stretching them is no trouble."""
+    for size in SHAPES.values():
+        fig = getattr(figures, name)(stretched(run(drawn_from(name)), DEMO | size))
+        test_every_axis_and_colour_bar_has_a_title(fig)
+        test_numbers_travel_as_arrays_and_the_figure_is_small(fig)
+        test_labels_do_not_crowd(fig)
+        test_hostile_text_has_no_markup_left(fig)
 
 
 def _strings(value) -> list[str]:

@@ -21,6 +21,11 @@ from tests.models import shared, tokens
 pytestmark = pytest.mark.filterwarnings("ignore:d2o dropped nothing.*ended before it acts")
 LAYERS = 5
 SKIPPED_AS_RELEASED = (0, 1, LAYERS - 1)
+EXAMPLES = [
+    D2O(budget=0.5, skip=()),  # as released it would skip all of three layers
+    D2O(budget=0.4, variant="paper"),
+    D2O(budget=0.4, skip=(0,), compress_at="prefill_end"),
+]
 model = cache(deep)
 
 

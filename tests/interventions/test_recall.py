@@ -19,6 +19,9 @@ from tests.interventions.largest import Largest
 from tests.interventions.test_summaries import dense_clusters, dense_summaries
 from tests.models import shared, tokens
 
+REFUSES = {"gemma2": "caps its attention logits"}
+SEES_THE_TEXT_ONLY = False  # the readers are a share of all columns, padding too
+
 
 def applied(policy: Recall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padded: int = 0) -> tuple[Any, Any]:
     """(stored layer, plan) after the policy saw one layer's queries, keys and values; `padded` columns of text 0 are

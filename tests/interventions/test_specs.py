@@ -56,10 +56,11 @@ def variants(cls: type) -> list[tuple[str, object]]:
             changed.append((field.name, None))
         if bool in kinds:
             changed.append((field.name, not value))
-        if int in kinds:
+        if int in kinds and not isinstance(value, tuple):
             changed.append((field.name, (value or 0) + 1))
         if float in kinds:
-            changed.append((field.name, (value or 0.0) / 2 + 0.03125))
+            number = 0.0 if value is None or isinstance(value, tuple) else value
+            changed.append((field.name, number / 2 + 0.03125))
         for literal in (kind for kind in kinds if get_origin(kind) is Literal):
             changed += [(field.name, choice) for choice in get_args(literal) if choice != value]
     return changed

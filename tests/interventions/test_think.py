@@ -17,6 +17,10 @@ from tests.models import shared, tiny, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*sliding window and stay as they are")
 POLICY = ThinK(ratio=0.5, window=8, recent=6)
+EXAMPLES = [
+    ThinK(window=8, recent=4),
+    ThinK(0.5, window=8, recent=6, sinks=2, compensate=True, selector="gram", value_ratio=0.3),
+]
 
 
 @pytest.fixture(autouse=True)

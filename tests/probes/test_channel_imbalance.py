@@ -9,10 +9,12 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from interp.probes.channel_imbalance import ChannelImbalance, imbalance, token_consistency
+from interp.probes.channel_imbalance import VARIABLES, ChannelImbalance, imbalance, token_consistency
 from interp.seam.event import AttentionEvent
 from tests.probes.events import context, random_event
 from tests.probes.schema import check_result
+
+BLANK = tuple(VARIABLES)  # in layers whose keys are not rotated, before rotation; `attrs["pre_rotary"]` says which
 
 
 def measure(*events: AttentionEvent, absent: dict | None = None) -> xr.Dataset:

@@ -8,6 +8,8 @@ from typing import ClassVar
 import xarray as xr
 
 from interp.probes.base import Context, Fold, Probe
+from interp.probes.text_sinks import TextSinks
+from interp.results.columns import Column
 
 EVIL = "<script>alert(1)</script>`|\n\x00[x](javascript:alert(2))"
 
@@ -24,3 +26,7 @@ class ReportedSinks(Probe):
 
     def findings(self, result: xr.Dataset) -> list[str]:
         return [f"{result.sizes['layer']} layers, threshold {self.epsilon}: {EVIL}"]
+
+    @classmethod
+    def columns(cls, result: xr.Dataset) -> list[Column]:
+        return TextSinks.columns(result)

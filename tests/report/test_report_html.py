@@ -15,8 +15,11 @@ from plotly.offline import get_plotlyjs
 
 from interp import figures
 from interp.errors import InterpError
+from interp.figures._text import visible
+from interp.probes import available
 from interp.report import write_report
 from tests.example_results import example_results
+from tests.examples import example
 from tests.report.reported_sinks import ReportedSinks
 
 
@@ -132,12 +135,17 @@ def test_table_holds_the_numbers_of_each_layer(results, run, tmp_path):
     assert html.unescape(rows[3][5]) == ">32"
 
 
-@pytest.mark.parametrize("name", ["channel_imbalance", "attention_rank", "text_sinks", "logit_lens"])
-def test_report_shows_what_is_there(name, results, tmp_path):
-    page = read(write_report({name: results[name]}, {}, tmp_path / "report.html", probes=[]))
+@pytest.mark.parametrize("name", available())
+def test_report_shows_what_is_there(name, tmp_path):
+    result = example(name, layers=4, heads=4, kv_heads=2, width=16, tokens=300)
+    page = read(write_report({name: result}, {}, tmp_path / "report.html", probes=[]))
     assert {"id": name} in page.find("section")
-    assert page.text.count("Example of") == 1
+    assert page.text.count(result.attrs["description"]) == 1
     assert ("sink token" in page.text) == (name == "text_sinks")
+    drawn = [attrs["data-figure"] for attrs in page.find("figure")]
+    assert drawn == list(figures.figures_of(name))
+    for column in available()[name].columns(result):
+        assert all(visible(cell, 24) in page.text for cell in column.cells)
 
 
 def test_python_lines_repeat_the_run(results, run, probes, tmp_path):

@@ -13,13 +13,15 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp import explaining, probes
 from interp.results import provenance, storage
 from tests.example_results import HOSTILE, example_results
+from tests.examples import example
 
 
-@pytest.mark.parametrize("name", ["channel_imbalance", "attention_rank", "text_sinks", "logit_lens"])
+@pytest.mark.parametrize("name", [*probes.available(), *explaining.available()])
 def test_result_loads_back_identical(name, tmp_path):
-    ds = example_results(layers=3, heads=4, kv_heads=2, width=16, tokens=200)[name]
+    ds = example(name, layers=3, heads=4, kv_heads=2, width=16, tokens=200)
     loaded = storage.load(storage.save(ds, tmp_path / "deep" / "result.nc"))
     xr.testing.assert_identical(loaded, ds)
     numeric = [key for key in ds.variables if ds[key].dtype.kind in "if"]

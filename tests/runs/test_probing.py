@@ -15,6 +15,7 @@ import xarray as xr
 
 import interp
 from interp.probes import Context, Fold, Probe, available, resolve
+from interp.probes.text_sinks import TextSinks
 from interp.results import provenance
 from tests.models import shared, tokenizer, tokens
 
@@ -126,6 +127,26 @@ def test_refusals(lens: interp.Lens) -> None:
     ):
         with pytest.raises(interp.InterpError, match=says):
             call()
+
+
+def test_names_take_settings(lens: interp.Lens) -> None:
+    """In a list, alone, and beside objects; the same numbers as an object gives."""
+    (wanted,) = interp.probe(lens, "w5 w6 w7", TextSinks(epsilon=(0.3, 0.8), position=1)).values()
+    found = interp.probe(lens, "w5 w6 w7", ["text_sinks:position=1,epsilon=[0.3,0.8]", Norms()])
+    assert list(found) == ["text_sinks", "norms"]
+    xr.testing.assert_equal(found["text_sinks"], wanted)
+    assert resolve("text_sinks:epsilon=0.25") == [TextSinks(epsilon=0.25)] == [TextSinks(epsilon=[0.25])]
+    assert resolve("text_sinks:epsilon=0.3") == resolve("text_sinks") == [TextSinks()]
+    assert hash(TextSinks(epsilon=[0.25])) == hash(TextSinks(epsilon=(0.25,)))
+    for asked, says in (
+        ("text_sinks:epsilon=2", "between 0 and 1"),
+        ("text_sinks:k=1", "text_sinks has no setting 'k'; did you mean"),
+        ("text_sink:epsilon=0.3", "did you mean 'text_sinks'"),
+        ("text_sinks,attention_rank", "there is no probe 'text_sinks,attention_rank'"),
+        (3, "there is no probe 3; did you mean"),
+    ):
+        with pytest.raises(interp.InterpError, match=says):
+            resolve([asked])
 
 
 def test_every_probe_of_the_library_is_found() -> None:

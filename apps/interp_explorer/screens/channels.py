@@ -25,3 +25,4 @@ with left:
 with right:
     kv_head = subject.choose_head(result.sizes["kv_head"], key="kv_head", label="Key/value head", mean=False)
 charts.show(figures.channel_surface, result, result=probe.name, key="surface", layer=layer, kv_head=kv_head)
+charts.show_others(result, probe.name, "channel_imbalance", "channel_surface")

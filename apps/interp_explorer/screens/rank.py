@@ -26,3 +26,4 @@ with right:
     head = subject.choose_head(lens.cfg.n_heads)
 one: dict[str, Any] = {} if layer is None or head is None else {"layer": layer, "head": head}
 charts.show(figures.spectrum, result, result=probe.name, key="spectrum", **one)
+charts.show_others(result, probe.name, "rank_map", "spectrum")

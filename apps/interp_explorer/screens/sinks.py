@@ -53,3 +53,4 @@ charts.show(figures.sink_rate, result, result=probe.name, key="rate", epsilon=ep
 
 st.subheader("Massive activations")
 charts.show(figures.massive_activations, result, result=probe.name, key="massive")
+charts.show_others(result, probe.name, "sink_map", "token_mass", "token_heads", "sink_rate", "massive_activations")

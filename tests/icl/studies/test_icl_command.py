@@ -82,7 +82,14 @@ def test_seeds_for_a_study_without_them_are_refused(monkeypatch):
         studies.make("seedless", seeds=3)
 
 
-@pytest.mark.parametrize("name", ["single-layer", "depth", "softmax-heads", "softmax-regression"])
+FEWER_SEEDS = [name for name, cls in studies.available().items() if cls.quick_seeds is not None]
+
+
+def test_these_studies_have_fewer_seeds_when_they_are_quick():
+    assert {"single-layer", "depth", "softmax-heads", "softmax-regression"} <= set(FEWER_SEEDS)
+
+
+@pytest.mark.parametrize("name", FEWER_SEEDS)
 def test_a_quick_study_has_the_seeds_that_it_says(name):
     """Fewer of its own accord, and as many as are asked for."""
     assert studies.make(name, quick=True).settings()["seeds"] < studies.make(name).settings()["seeds"]

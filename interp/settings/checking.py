@@ -32,18 +32,18 @@ def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
     return known
 
 
-def check_types(intervention: Any) -> None:
-    """Raise InterpError where a setting is not of its field's type, whoever made the intervention."""
-    cls = type(intervention)
+def check_types(instance: Any) -> None:
+    """Raise InterpError where a setting is not of its field's type, whoever made the instance."""
+    cls = type(instance)
     for key, kind in settings_of(cls).items():
-        checked(cls.name, key, getattr(intervention, key), kind)
+        checked(cls.name, key, getattr(instance, key), kind)
 
 
-def fields_of(cls: Any) -> list[dataclasses.Field]:
+def fields_of(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
-def required(field: dataclasses.Field) -> bool:
+def required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

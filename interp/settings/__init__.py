@@ -1,0 +1,1 @@
+"""Settings of frozen dataclasses: checked against the types of their fields, and read from text."""
