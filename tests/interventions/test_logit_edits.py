@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interp_kernels import use
+from interp_kernels.dispatch import installed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
@@ -141,6 +143,45 @@ def test_what_kernels_can_do_is_left_to_them(name: str, edit: Any, opened: bool)
     with lens.apply(edit):
         _, cache = lens.run_with_cache(ids, names_filter="blocks.1.attn.hook_event")
     assert isinstance(cache["event", 1]._as_if, OpenEvent) is opened
+
+
+@pytest.mark.skipif(not installed(), reason="Triton is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("edit", "all_rows", "softcap"),
+    [
+        (Temperature(2.0), True, 3.0),
+        (Temperature(2.0), False, None),
+        (AttentionBias(bias=2.0), True, 3.0),
+        (AttentionBias(bias=2.0), False, None),
+    ],
+    ids=str,
+)
+def test_triton_computes_the_same(edit: Any, all_rows: bool, softcap: float | None, dtype: torch.dtype) -> None:
+    """Queries in fp32 beside keys in half precision, channels besides the model's, one channel to tell what is seen."""
+
+    def numbers() -> list[torch.Tensor]:
+        make = torch.Generator().manual_seed(0)
+        normal = lambda *shape: torch.randn(*shape, generator=make).to(dtype)  # noqa: E731
+        groups = torch.randint(edit.group_count, (2, 1, 20), generator=make)
+        rows = torch.ones(2, 20, dtype=torch.bool) if all_rows else torch.rand(2, 20, generator=make) < 0.5
+        of, positions = torch.arange(edit.group_count), torch.arange(20).expand(2, -1)
+        member = Member(edit, of, rows, positions, None, lambda changed: None)
+        event = ScoredEvent(
+            0, normal(2, 4, 5, 8), normal(2, 2, 20, 8), normal(2, 2, 20, 6), 0.5, {"causal": True, "window": 9},
+            softcap, normal(4), meeting=Meeting(groups, edit.group_count, [member]),
+        )  # fmt: skip
+        assert not isinstance(event._as_if, OpenEvent)
+        told = [event.lse, event.entropy, event.column_mass, event.apply(event.v), event.transpose_apply(event.q)]
+        with torch.enable_grad():
+            return [*told, event.attend().detach()]
+
+    with use("cpu"):
+        wanted = numbers()
+    with use("triton"):
+        found = numbers()
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
 
 
 class Largest(TorchDispatchMode):
