@@ -29,6 +29,7 @@ HOW: dict[str, Any] = {
     "max_new_tokens": 6, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True
 }  # fmt: skip
 PADDING = 11
+grouped = pytest.mark.parametrize("kind", ["llama", "gpt_oss"])  # where a third kind would tell nothing more
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*sliding window and stay as they are"),
@@ -50,6 +51,7 @@ def kind(request) -> str:
 @pytest.fixture
 def lens(kind: str, policy: CachePolicy) -> Any:
     if refusal(policy, kind):
+        assert kind != "llama", "it acts on something"
         pytest.skip(f"{policy.name} refuses {kind}, and test_baselines sees to it")
     return interp.load(shared(kind))
 
@@ -138,6 +140,7 @@ def test_a_padded_text_is_what_it_is_alone(policy: CachePolicy, lens: Any) -> No
             assert [[p - PADDING for p in head if p >= PADDING] for head in both[layer][1]] == by_text[0]
 
 
+@grouped
 @every_policy
 def test_beams_score_what_reading_them_back_scores(policy: CachePolicy, lens: Any) -> None:
     """A cache whose rows were reordered at every step, beside one of the text that won, token by token."""
@@ -167,6 +170,7 @@ def test_rows_of_a_cache_go_on_by_themselves(policy: CachePolicy, lens: Any) -> 
         close(torch.cat(parts, 1), wanted[rows], 1e-4)
 
 
+@grouped
 @every_policy
 def test_looking_changes_nothing(policy: CachePolicy, lens: Any) -> None:
     """Steps with the pattern in the open, and by whatever kernel does without it."""
@@ -194,6 +198,7 @@ def test_bytes_are_those_of_the_tensors_held(policy: CachePolicy, lens: Any) -> 
     assert (report["kept"] <= report["tokens"]).all()
 
 
+@grouped
 @every_policy
 def test_an_exception_inside_restores_everything(policy: CachePolicy, lens: Any) -> None:
     ids, model = tokens(2, PROMPT), lens.model
@@ -220,6 +225,7 @@ IDLE = {name: changing_nothing(policy) for name, policy in PLAINEST.items()}
 IDLE = {name: policy for name, policy in IDLE.items() if policy is not None}
 
 
+@grouped
 @pytest.mark.parametrize("policy", IDLE.values(), ids=IDLE)
 def test_a_policy_that_keeps_all_changes_no_bit(policy: CachePolicy, lens: Any) -> None:
     ids = tokens(2, PROMPT)
@@ -232,6 +238,7 @@ def test_a_policy_that_keeps_all_changes_no_bit(policy: CachePolicy, lens: Any) 
 TOKENS = {name: policy for name, policy in POLICIES.items() if policy.stage == "tokens"}
 
 
+@grouped
 @pytest.mark.parametrize("policy", TOKENS.values(), ids=TOKENS)
 def test_the_ledger_and_the_cache_share_the_text_out(policy: CachePolicy, lens: Any) -> None:
     """Every token is held or was evicted, once; summaries are neither."""
@@ -252,6 +259,7 @@ def test_the_ledger_and_the_cache_share_the_text_out(policy: CachePolicy, lens: 
     assert cache.keeper.ledger
 
 
+@grouped
 @every_policy
 def test_it_goes_together_with_a_policy_of_the_other_stage(policy: CachePolicy, lens: Any) -> None:
     of_heads = getattr(policy, "granularity", "kv_head")
@@ -293,6 +301,7 @@ def test_what_it_did_can_be_explained(policy: CachePolicy, tmp_path: Any) -> Non
     assert not any("nan" in sentence for sentence in told)
 
 
+@grouped
 @every_policy
 def test_what_is_lost_is_finite(policy: CachePolicy, lens: Any) -> None:
     """The loss of a text under the policy, whose first token no policy changes."""
