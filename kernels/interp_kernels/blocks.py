@@ -136,4 +136,4 @@ def real_rows(x: Tensor, batch: int, head: int, keep: Tensor | None, dtype: torc
 def cells(block: tuple[slice, slice]) -> int:
     """How many scores a block has."""
     rows, keys = block
-    return (rows.stop - rows.start) * (keys.stop - keys.start)
+    return int((rows.stop - rows.start) * (keys.stop - keys.start))

@@ -9,14 +9,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from os import environ
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 PATHS = ("reference", "cpu", "triton")
-Paths = Mapping[str, Callable[..., Any]]
-"""What an operation computes with on each of its paths."""
+T = TypeVar("T")
+Paths: TypeAlias = Mapping[str, Callable[..., T]]
+"""An operation's functions by path; all return a T."""
 
 _override: str | None = None
 
@@ -54,7 +55,7 @@ class use:
         _override = self._previous
 
 
-def choose(paths: Paths, x: Tensor) -> Callable[..., Any]:
+def choose(paths: Paths[T], x: Tensor) -> Callable[..., T]:
     """The function to run on x: the overridden path; else Triton's for what lies on a GPU, and the blocked one.
 
     Kernels sum in fp32, so fp64 stays with the blocked path, and so does everything where triton is not installed.
@@ -63,7 +64,7 @@ def choose(paths: Paths, x: Tensor) -> Callable[..., Any]:
     return paths[chosen(paths, x)]
 
 
-def chosen(paths: Paths, x: Tensor) -> str:
+def chosen(paths: Paths[Any], x: Tensor) -> str:
     """The name of the path that `choose` takes."""
     if _override == "triton":
         _refuse_unfit(paths, x)
@@ -73,7 +74,7 @@ def chosen(paths: Paths, x: Tensor) -> str:
     return "triton" if fits else "cpu"
 
 
-def _refuse_unfit(paths: Paths, x: Tensor) -> None:
+def _refuse_unfit(paths: Paths[Any], x: Tensor) -> None:
     if "triton" not in paths:
         raise RuntimeError('this operation has no "triton" path; use "auto", "cpu" or "reference".')
     if not installed():

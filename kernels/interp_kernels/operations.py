@@ -52,9 +52,9 @@ def exported() -> dict[str, Any]:
     return {name: getattr(package, name) for package in packages for name in package.__all__}
 
 
-def paths(name: str) -> Paths:
+def paths(name: str) -> Paths[Any]:
     """The paths of the operation itself."""
-    found: Paths = import_module(f"{PACKAGE}.{name}").PATHS
+    found: Paths[Any] = import_module(f"{PACKAGE}.{name}").PATHS
     return found
 
 

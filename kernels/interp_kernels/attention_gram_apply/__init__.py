@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
 __all__ = ["attention_gram_apply"]
 
-PATHS = {
+PATHS: Paths[tuple[Tensor, Tensor]] = {
     "reference": reference.attention_gram_apply,
     "cpu": cpu.attention_gram_apply,
     "triton": kernel(__name__, "attention_gram_apply"),

@@ -9,5 +9,5 @@ from . import attention_gram_apply
 
 
 def examples(draw: Draw, n: int) -> Iterator[Example]:
-    q, k, x = draw(4, n, draw.size), draw(2, n + 3, draw.size), draw(4, n + 3, 5)
-    yield Example(attention_gram_apply, (q, k, 3 + draw.even(4, n), x), draw.facts(4, n, n + 3))
+    q, k, x = draw(2, n, draw.size), draw(1, n + 3, draw.size), draw(2, n + 3, 5)
+    yield Example(attention_gram_apply, (q, k, 3 + draw.even(2, n), x), draw.facts(2, n, n + 3))

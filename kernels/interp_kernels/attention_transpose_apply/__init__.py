@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
 __all__ = ["attention_transpose_apply"]
 
-PATHS = {
+PATHS: Paths[Tensor] = {
     "reference": reference.attention_transpose_apply,
     "cpu": cpu.attention_transpose_apply,
     "triton": kernel(__name__, "attention_transpose_apply"),

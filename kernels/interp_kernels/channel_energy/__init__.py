@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_bool, expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from . import cpu, reference
 
 __all__ = ["channel_energy"]
 
-PATHS = {
+PATHS: Paths[Tensor] = {
     "reference": reference.channel_energy,
     "cpu": cpu.channel_energy,
     "triton": kernel(__name__, "channel_energy"),

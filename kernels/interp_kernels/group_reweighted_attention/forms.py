@@ -17,7 +17,7 @@ from torch import Tensor
 from ..blocks import HALF_LIFT, lift
 from ..checks import accumulator
 from ..facts import Facts
-from .backward import OutputGradient, SharesGradient
+from .backward import output_with_gradient, shares_with_gradient
 from .edit import Edit
 
 FORMS = ("auto", "one_pass", "two_pass")
@@ -46,7 +46,7 @@ def reweight(
     with torch.no_grad():
         parts, shares, lse = sums(q, k, v if one_pass else None, edit, keys_only)
     q_wide, k_wide = _wide(q), _wide(k)
-    shares, lse = SharesGradient.apply(shares, lse, q_wide, k_wide, edit, keys_only)
+    shares, lse = shares_with_gradient(shares, lse, q_wide, k_wide, edit, keys_only)
     kept = _beside_sink(lse, facts)
     masses = shares * kept
     scaling = _scaling(edit, edit.factors(masses), shares) * kept
@@ -56,7 +56,7 @@ def reweight(
             z = output(q, k, v, edit, scaling * factor, lse, keys_only) / factor
         else:
             z = _combined(parts, scaling)
-    return OutputGradient.apply(z, q_wide, k_wide, v, scaling, lse, edit, keys_only), lse, masses
+    return output_with_gradient(z, q_wide, k_wide, v, scaling, lse, edit, keys_only), lse, masses
 
 
 def _wide(x: Tensor) -> Tensor:

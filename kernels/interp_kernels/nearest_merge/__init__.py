@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator, expect_bool, expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from . import cpu, reference
 
 __all__ = ["Nearest", "merge_tokens", "nearest_key"]
@@ -18,7 +18,7 @@ PATHS = {
     "cpu": cpu.nearest_key,
     "triton": kernel(__name__, "nearest_key"),
 }
-MERGE_PATHS = {
+MERGE_PATHS: Paths[Tensor] = {
     "reference": reference.merge_tokens,
     "cpu": cpu.merge_tokens,
     "triton": kernel(__name__, "merge_tokens"),

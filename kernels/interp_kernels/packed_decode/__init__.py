@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from . import cpu, reference
 from .call import Decoded, KeySegment, PackedCall
 from .channels import cut, unpacked
 
 __all__ = ["Decoded", "KeySegment", "cut", "packed_decode", "unpacked"]
 
-PATHS = {
+PATHS: Paths[Decoded] = {
     "reference": reference.packed_decode,
     "cpu": cpu.packed_decode,
     "triton": kernel(__name__, "packed_decode"),

@@ -253,7 +253,7 @@ def _finished(call: PackedCall, asked: _Asked, out: Unfinished, parts: int, toke
     _sum_of_weights[triton.cdiv(total, block), stored, batch](
         out.scores, lse, mass, rows, total, stored, BLOCK_KEYS=block
     )
-    return Decoded(z, mass.split(tokens, -1))
+    return Decoded(z, torch.split(mass, tokens, -1))
 
 
 def _unfinished(call: PackedCall, rows: int, parts: int, tokens: int) -> Unfinished:

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from . import cpu, reference
 
 __all__ = ["think_pack"]
 
-PATHS = {"reference": reference.think_pack, "cpu": cpu.think_pack, "triton": kernel(__name__, "think_pack")}
+PATHS: Paths[Tensor] = {
+    "reference": reference.think_pack,
+    "cpu": cpu.think_pack,
+    "triton": kernel(__name__, "think_pack"),
+}
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """What stands for a dtype of so many bytes: copies through floating point may change the bits of a NaN."""
