@@ -25,7 +25,7 @@ from interp.cache.segments import Segment
 from interp.errors import InterpError
 from interp.explaining.restoring import at_rest
 from interp.explaining.summaries import marked
-from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, parts
+from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Prompt, parts
 from interp.lens.in_force import ApplyMixin
 from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
@@ -58,6 +58,7 @@ class PolicyRun(CacheRun):
     evicted_at: dict[int, Int[Tensor, "head token"]] = field(kw_only=True)
     """First step at which a token is no longer attended to, `NEVER` where it is to the end; by stored head."""
     ledger: list[Entry] = field(kw_only=True)
+    channel_ledger: list[ChannelEntry] = field(kw_only=True)
     stepping: bool = field(kw_only=True)
     """Whether the policy acts at steps, so that tokens were fed one by one."""
 
@@ -168,10 +169,10 @@ class Case:
                 runs.append(self._feed(cache, tokens))
                 if step == 0 and stepping and not any(layer.compressed for layer in rest.stored.values()):
                     rest, fed = self._at_rest(cache), 1
-            ledger = list(cache.keeper.ledger)
+            written = {"ledger": list(cache.keeper.ledger), "channel_ledger": list(cache.keeper.channel_ledger)}
         run = _joined(runs)
         return PolicyRun(
-            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger, stepping=stepping
+            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, stepping=stepping, **written
         )
 
     def _at_rest(self, cache: LensCache) -> LensCache:

@@ -88,6 +88,9 @@ class CachePolicy(Intervention, ABC):
     """Decides what the cache of a full-attention layer keeps."""
 
     stage: ClassVar[Literal["tokens", "channels"]]
+    granularity: str = "kv_head"
+    """Whether tokens or channels are chosen for every key/value head or, with "query_head", for every query head. A
+    method that leaves the choice to its user makes it a field."""
 
     def check(self, prompt: Prompt) -> None:
         """Raise InterpError, before any compute, where the parameters make no sense for this prompt."""
@@ -106,8 +109,8 @@ class Entry:
     """Tokens seen when it happened."""
     evicted: Tensor
     """Positions in the input `[batch, head, n]`; negative where a head evicted fewer (padding counts as nothing)."""
-    score: Tensor
-    """What the policy ranked them by `[batch, head, n]`."""
+    score: Tensor | None
+    """What the policy ranked them by `[batch, head, n]`; None: it ranked by nothing that could be written down."""
     target: Tensor | None = None
     """Position of the most similar retained token `[batch, head, n]`, for policies that merge; -1 where none is."""
     similarity: Tensor | None = None
@@ -115,6 +118,18 @@ class Entry:
     """What the similarity had to reach `[batch, head]`."""
     merged: Tensor | None = None
     """Whether the token was merged into its target `[batch, head, n]`, bool."""
+
+
+@dataclass(frozen=True)
+class ChannelEntry:
+    """What a channel policy ranked the channels of one layer by when it dropped some: its own score of all of them."""
+
+    layer: int
+    of: Literal["keys", "values"]
+    score: Tensor
+    """By stored head `[batch, head, channel]`: the very numbers that the choice was made by, NaN for those without."""
+    about: str
+    """What the number is, in words that complete "the policy's own score is"."""
 
 
 class Plan(ABC):
@@ -127,6 +142,9 @@ class Plan(ABC):
     only so many of each layer, and the event that follows it may hold no more."""
     ledger: list[Entry] | None = None
     """Where a token policy writes down what it evicts, if somebody keeps account (`lens.apply(..., ledger=True)`)."""
+    channel_ledger: list[ChannelEntry] | None = None
+    """Where a channel policy then writes down what it ranked by. `interp.explain` compares effects with what stands in
+    the ledgers and with nothing else: of a policy that writes nothing down it says "not recorded"."""
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         """A layer has attended over the prompt (with `moment` "first_decode" also: over the first generated token)."""

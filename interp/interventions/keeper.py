@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.interventions.base import CachePolicy, Entry, Intervention, Moment, Plan, Prompt, parts
+from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Moment, Plan, Prompt, parts
 from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Keeper:
     ) -> None:
         self.policies, self.cfg, self.layers, self.output_norms = policies, cfg, layers, output_norms
         self.ledger: list[Entry] | None = [] if ledger else None
+        self.channel_ledger: list[ChannelEntry] | None = [] if ledger else None
         self.plans: dict[str, Plan] = {}
         self.compressed: set[int] = set()
         self.prompt_tokens: int | None = None
@@ -46,7 +47,7 @@ class Keeper:
                 policy.check(prompt)
             self.plans = {policy.stage: policy.begin(prompt) for policy in self.policies}
             for plan in self.plans.values():
-                plan.ledger = self.ledger
+                plan.ledger, plan.channel_ledger = self.ledger, self.channel_ledger
             self.prompt_tokens = tokens
 
     @property
@@ -145,8 +146,9 @@ class Keeper:
         self.plans, self.prompt_tokens = {}, None
         self.compressed.clear()
         self._earlier_queries.clear()
-        if self.ledger is not None:
-            self.ledger.clear()
+        for ledger in (self.ledger, self.channel_ledger):
+            if ledger is not None:
+                ledger.clear()
 
     def reorder(self, rows: Tensor) -> None:
         """The batch goes on with `rows` of it, as in beam search."""
@@ -177,7 +179,7 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
         if not isinstance(member, CachePolicy):
             raise InterpError(f"apply takes interventions such as interp.ThinK(ratio=0.5), not {member!r}.")
     members = tuple(member for member in parts(intervention) if isinstance(member, CachePolicy))
-    by_stage = {member.stage: getattr(member, "granularity", "kv_head") for member in members}
+    by_stage = {member.stage: member.granularity for member in members}
     if (by_stage.get("tokens"), by_stage.get("channels")) == ("query_head", "kv_head"):
         names = " and ".join(member.name for member in members)
         raise InterpError(f"{names}: tokens of every query head need channels of every query head; set granularity.")

@@ -55,7 +55,7 @@ class D2O(Eviction):
     """
 
     name: ClassVar[str] = "d2o"
-    granularity: Literal["kv_head", "query_head"] = "kv_head"  # type: ignore[misc]
+    granularity: Literal["kv_head", "query_head"] = "kv_head"
     sinks: int = 4
     variant: Literal["paper", "code"] = "code"
     metric: budgets.Metric | None = None

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from interp.cache.segments import Segment, joined, others
 from interp.errors import InterpError
-from interp.interventions.base import CachePolicy, Plan, Prompt
+from interp.interventions.base import CachePolicy, ChannelEntry, Plan, Prompt
 from interp.interventions.policies import _channels
 from interp.interventions.policies._window import window_read
 from interp.seam.event import AttentionEvent
@@ -118,6 +118,21 @@ class ThinK(CachePolicy):
         return _ThinKPlan(self, prompt)
 
 
+BY_SELECTOR = {
+    "think": "mean q² of the last queries times mean k²",
+    "gram": "what dropping the channel adds to ‖q·k‖² lost, given the channels dropped before it",
+    "surgeon": "what the other channels cannot take over of q·k, given the channels dropped before it",
+    "key_norm": "mean k²",
+    "random": "a random number",
+}
+"""What the score of each selector is; means of k² are over what differs from the filling, weighted as tokens are."""
+BY_VALUE_SCORE = {
+    "magnitude": "mean v²",
+    "attn": "squared norm of what the last queries read from the channel",
+    "attn_wo": "squared norm of what the last queries read from the channel, times that of its row of W_O",
+}
+
+
 class _ThinKPlan(Plan):
     def __init__(self, policy: ThinK, prompt: Prompt) -> None:
         self.policy, self.prompt = policy, prompt
@@ -143,8 +158,16 @@ class _ThinKPlan(Plan):
             judged = whole if policy.score_tokens == "all" else old
             packed = self._pack_keys(layer, judge, judged, old, k, stored.padding)
         if k_value:
-            packed = packed.pack_values(judge.values(real(whole.values, whole, stored.padding), k_value))
+            chosen = judge.values(real(whole.values, whole, stored.padding), k_value)
+            self._note(layer, "values", chosen)
+            packed = packed.pack_values(chosen.kept)
         stored.segments = [packed, *dense]
+
+    def _note(self, layer: int, of: Literal["keys", "values"], chosen: _channels.Chosen) -> None:
+        """Write down what channels were chosen by, if somebody keeps account."""
+        if self.channel_ledger is not None:
+            about = BY_SELECTOR[self.policy.selector] if of == "keys" else BY_VALUE_SCORE[self.policy.value_score]
+            self.channel_ledger.append(ChannelEntry(layer, of, chosen.score.clone(), about))
 
     def reorder(self, rows: Tensor) -> None:
         # judges are there from the prompt until a token policy that waits has compressed
@@ -157,7 +180,9 @@ class _ThinKPlan(Plan):
         policy = self.policy
         spread = judged.keys.float() - judge.centre(judged, padding)
         spread *= judge.weights(judged, padding).sqrt()[..., None]
-        kept = judge.keys(spread, k, (policy.seed, layer))
+        chosen = judge.keys(spread, k, (policy.seed, layer))
+        self._note(layer, "keys", chosen)
+        kept = chosen.kept
         centre = judge.centre(old, padding)
         keys = old.keys.float() - centre
         if policy.compensate:
@@ -241,24 +266,24 @@ class _Judge:
             return torch.zeros_like(segment.keys[:, :, :1], dtype=torch.float32)
         return (self.weights(segment, padding)[..., None] * segment.keys).sum(2, keepdim=True)
 
-    def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> Int[Tensor, "batch head kept"]:
+    def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> _channels.Chosen:
         """Key channels that stay, from keys `[batch, head, token, d]` multiplied by the roots of their weights."""
         if self.policy.selector == "gram":
-            return _channels.kept_by_elimination(_channels.loss_matrix(self.gram, keys.mT @ keys), k)
+            return _channels.by_elimination(_channels.loss_matrix(self.gram, keys.mT @ keys), k)
         if self.policy.selector == "surgeon":
-            return _channels.kept_by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
+            return _channels.by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
         if self.policy.selector == "random":
             draw = np.random.default_rng(seed).random((*keys.shape[:2], keys.shape[-1]), np.float32)
-            return _channels.kept_after_pruning_smallest(torch.from_numpy(draw).to(keys.device), k)
+            return _channels.without_smallest(torch.from_numpy(draw).to(keys.device), k)
         score = keys.square().sum(2)
         if self.policy.selector == "think":
             score = score * self.energy
-        return _channels.kept_after_pruning_smallest(score, k)
+        return _channels.without_smallest(score, k)
 
-    def values(self, values: Tensor, k: int) -> Int[Tensor, "batch head kept"]:
+    def values(self, values: Tensor, k: int) -> _channels.Chosen:
         """Value channels that stay."""
         score = values.square().mean(2) if self.read is None else self.read
-        return _channels.kept_after_pruning_smallest(score, k)
+        return _channels.without_smallest(score, k)
 
 
 def protect(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -> tuple[Segment, list[Segment]]:
