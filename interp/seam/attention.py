@@ -163,6 +163,10 @@ class Site:
             call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass
         )
         if mass is not None:
+            counted = stored.queries_counted(call.q.shape[2])
+            if counted < call.q.shape[2]:
+                q = call.q[:, :, -counted:]
+                _, mass = packed_decode(q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=True)
             stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
@@ -174,7 +178,8 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
-        received = pattern.detach().float().sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
+        counted = pattern.detach().float()[:, :, -stored.queries_counted(call.q.shape[2]) :]
+        received = counted.sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
         stored.receive(received.split([len(segment) for segment in stored.segments], -1))
         return z, pattern
 
@@ -186,6 +191,10 @@ class Site:
         full = replace(call, k=keys, v=values, places=stored.places())
         z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
         if mass is not None:
+            counted = stored.queries_counted(call.q.shape[2])
+            if counted < call.q.shape[2]:
+                newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
+                _, mass = self.edits.attend_stored(newest, True)
             received = mass.unflatten(1, (keys.shape[1], -1)).sum(2)
             stored.receive(received.split([len(segment) for segment in stored.segments], -1))
         return z

@@ -46,6 +46,8 @@ class Summaries(NamedTuple):
     keys: Float[Tensor, "group d"]
     values: Float[Tensor, "group d_value"]
     bias: Float[Tensor, " group"]
+    share: Float[Tensor, " E"]
+    """How much of its group's value each token is."""
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def summarised(
         fitted.append(_regressions(readers.rows, weight, weight.log() + readers.lse, towards, ridge))
         given = (fitted[-1] @ readers.rows.T - readers.lse).exp().sum(-1)
         bias.append((weight.sum(-1) / given.clamp_min(TINY)).log())
-    return Summaries(torch.cat(fitted), value, torch.cat(bias))
+    return Summaries(torch.cat(fitted), value, torch.cat(bias), share[:, 0])
 
 
 def group_sums(x: Float[Tensor, "E n"], group: Int[Tensor, " E"], count: int) -> Float[Tensor, "group n"]:

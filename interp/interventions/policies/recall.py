@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from interp.cache.segments import POSITION, Segment, joined
+from interp.cache.segments import POSITION, Segment
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
 from interp.interventions.policies._eviction import EvictionPlan, chosen
@@ -114,28 +114,37 @@ class RecallPlan(EvictionPlan):
         del self.readers[layer]
 
     def evict(self, layer: int, stored: StoredLayer, scores: Tensor, capacity: int, recent: int) -> None:
-        whole = joined(stored.segments)
         count = self.policy.summary_tokens(capacity)
         kept, dropped = chosen(scores, stored.padding, capacity - recent - count, recent, self.policy.sinks)
-        lost = replace(whole, mass=scores).take(dropped)
+        lost = replace(stored.whole(), mass=scores).take(dropped)
+        summaries, number, share = self._summaries(self.readers[layer], lost, stored.padding, count)
+        stored.summarise(kept, summaries, recent)
         self.note(layer, stored, lost)
-        summary = self._summary(self.readers[layer], lost, stored.padding, count)
-        tail = whole.part(slice(len(whole) - recent, len(whole)))
-        stored.segments = [whole.take(kept), summary, tail]
+        if self.ledger is not None:
+            self.ledger[-1] = replace(self.ledger[-1], summary=number, share=share)
 
-    def _summary(self, readers: Readers, lost: Segment, padding: Tensor | None, count: int) -> Segment:
-        """`count` tokens in place of the evicted ones; each stands at the mean position of its cluster."""
+    def _summaries(
+        self, readers: Readers, lost: Segment, padding: Tensor | None, count: int
+    ) -> tuple[Segment, Tensor, Tensor]:
+        """`count` tokens in place of the evicted ones; each stands at the mean position of its cluster.
+
+        Also, of each evicted token `[batch, head, E]`, the number of its summary, -1 for padding, and how much of that
+        it is.
+        """
         at = lost.at()
         real = torch.ones_like(at, dtype=torch.bool) if padding is None else at >= padding[:, None, None]
         visible_from = at.masked_fill(~real, torch.iinfo(at.dtype).max)
         made, places = [], []
+        number, share = torch.full(at.shape, -1, device=at.device), torch.zeros(at.shape, device=at.device)
         for b, h in product(*map(range, at.shape[:2])):  # one after the other, for the memory
             some = real[b, h] | ~real[b, h].any()  # padding only where there is nothing else
             keys, values = lost.keys[b, h, some].float(), lost.values[b, h, some].float()
             group = clusters(keys, count)
-            made.append(
-                summarised(readers.head(b, h), keys, values, visible_from[b, h, some], group, count, self.policy.ridge)
+            *token, of_group = summarised(
+                readers.head(b, h), keys, values, visible_from[b, h, some], group, count, self.policy.ridge
             )
+            made.append(token)
+            number[b, h, some], share[b, h, some] = group.masked_fill(~real[b, h, some], -1), of_group.detach()
             weight = real[b, h, some].float()
             total, size = group_sums(torch.stack([weight * at[b, h, some], weight], -1), group, count).unbind(-1)
             places.append(total / size.clamp_min(1))
@@ -143,4 +152,5 @@ class RecallPlan(EvictionPlan):
             torch.stack(list(parts)).unflatten(0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)
         )
         dtype = lost.keys.dtype
-        return Segment(keys.to(dtype), values.to(dtype), place.to(POSITION), log_count=bias)
+        summaries = Segment(keys.to(dtype), values.to(dtype), place.to(POSITION), log_count=bias)
+        return summaries, number, share

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from interp_kernels import channel_gram
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from interp.cache.segments import Segment, joined, others
+from interp.cache.segments import Segment, others
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, ChannelEntry, Plan, Prompt
 from interp.interventions.policies import _channels
@@ -120,12 +120,12 @@ class ThinK(CachePolicy):
 
 BY_SELECTOR = {
     "think": "mean q² of the last queries times mean k²",
-    "gram": "what dropping the channel adds to ‖q·k‖² lost, given the channels dropped before it",
-    "surgeon": "what the other channels cannot take over of q·k, given the channels dropped before it",
+    "gram": "what dropping the channel adds to the squared error of q·k, given the channels dropped before it",
+    "surgeon": "the square of what other channels cannot take over of its q·k, given the channels dropped before it",
     "key_norm": "mean k²",
     "random": "a random number",
 }
-"""What the score of each selector is; means of k² are over what differs from the filling, weighted as tokens are."""
+"""What the score of each selector is: a mean over tokens, as `weigh` weighs them, of keys less what `fill` fills in."""
 BY_VALUE_SCORE = {
     "magnitude": "mean v²",
     "attn": "squared norm of what the last queries read from the channel",
@@ -145,23 +145,22 @@ class _ThinKPlan(Plan):
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         policy, judge = self.policy, self.judges.pop(layer)
-        whole = joined(stored.segments)
-        if policy.granularity == "query_head":
-            whole = whole.per_head(self.prompt.cfg.n_heads)
-        old, dense = protect(whole, stored.padding, policy.sinks, policy.recent)
         k = _channels.pruned_count(stored.d_head, policy.ratio, policy.rounding)
         k_value = _channels.pruned_count(stored.d_value, policy.value_ratio, policy.rounding)
-        if len(old) == 0 or k + k_value == 0:
+        if k + k_value == 0:
             return
-        packed = old
+        heads = self.prompt.cfg.n_heads if policy.granularity == "query_head" else None
+        whole = stored.whole(heads)
+        old = stored.protect(policy.sinks, policy.recent, heads)
+        if len(old) == 0:
+            return
         if k:
             judged = whole if policy.score_tokens == "all" else old
-            packed = self._pack_keys(layer, judge, judged, old, k, stored.padding)
+            self._pack_keys(layer, judge, judged, old, k, stored)
         if k_value:
             chosen = judge.values(real(whole.values, whole, stored.padding), k_value)
             self._note(layer, "values", chosen)
-            packed = packed.pack_values(chosen.kept)
-        stored.segments = [packed, *dense]
+            stored.pack(value_channels=chosen.kept)
 
     def _note(self, layer: int, of: Literal["keys", "values"], chosen: _channels.Chosen) -> None:
         """Write down what channels were chosen by, if somebody keeps account."""
@@ -173,11 +172,9 @@ class _ThinKPlan(Plan):
         # judges are there from the prompt until a token policy that waits has compressed
         self.judges = {layer: judge.of_rows(rows) for layer, judge in self.judges.items()}
 
-    def _pack_keys(
-        self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, padding: Tensor | None
-    ) -> Segment:
-        """`old` with k of its key channels dropped, chosen by how the keys of `judged` spread."""
-        policy = self.policy
+    def _pack_keys(self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, stored: StoredLayer) -> None:
+        """Drop k key channels of `old`, chosen by how the keys of `judged` spread."""
+        policy, padding = self.policy, stored.padding
         spread = judged.keys.float() - judge.centre(judged, padding)
         spread *= judge.weights(judged, padding).sqrt()[..., None]
         chosen = judge.keys(spread, k, (policy.seed, layer))
@@ -187,11 +184,10 @@ class _ThinKPlan(Plan):
         keys = old.keys.float() - centre
         if policy.compensate:
             keys = _channels.compensated(keys, kept, judge.all_gram, policy.ridge)
-        packed = replace(old, keys=(keys + centre).to(old.keys.dtype)).pack(kept)
-        if policy.fill == "zero":
-            return packed
-        dropped = others(kept, keys.shape[-1])
-        return replace(packed, key_mean=centre[:, :, 0].gather(-1, dropped).to(old.keys.dtype))
+        mean = None
+        if policy.fill == "mean":
+            mean = centre[:, :, 0].gather(-1, others(kept, keys.shape[-1])).to(old.keys.dtype)
+        stored.pack(kept, keys=(keys + centre).to(old.keys.dtype), key_mean=mean)
 
 
 @dataclass(frozen=True)
@@ -284,29 +280,6 @@ class _Judge:
         """Value channels that stay."""
         score = values.square().mean(2) if self.read is None else self.read
         return _channels.without_smallest(score, k)
-
-
-def protect(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -> tuple[Segment, list[Segment]]:
-    """(tokens that lose channels, [sinks, recent]) of a dense segment whose tokens stand in the text's order.
-
-    Padding on the left counts as old. Where sinks and recent tokens are all there is, the first segment is empty.
-    """
-    total = len(whole)
-    recent = min(recent, total)
-    first = torch.zeros(whole.keys.shape[:2], dtype=torch.long, device=whole.keys.device)
-    if padding is not None:
-        first = (whole.at() < padding[:, None, None]).sum(-1).expand(whole.keys.shape[:2])
-    sinks = max(0, min(sinks, total - recent - int(first.max())))
-    if not bool(first.any()):
-        pieces = [slice(sinks, total - recent), slice(0, sinks), slice(total - recent, total)]
-        old, front, tail = (whole.part(piece) for piece in pieces)
-    else:
-        place = torch.arange(total - recent, device=first.device).expand(*first.shape, -1)
-        is_sink = (place >= first[..., None]) & (place < first[..., None] + sinks)
-        order = is_sink.sort(dim=-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
-        old, front = whole.take(order[..., : total - recent - sinks]), whole.take(order[..., total - recent - sinks :])
-        tail = whole.part(slice(total - recent, total))
-    return old, [front, tail] if sinks else [tail]
 
 
 def real(x: Tensor, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head token d"]:
