@@ -186,9 +186,16 @@ class _Trial:
         n = self.tokens
         stored = self.stored[layer] = StoredLayer()
         stored.update(event.k[:, :, :n], event.v[:, :, :n])
+        unrotate, later = event.unrotate, event.q.shape[2] - n
+
+        def unrotated(x: Tensor) -> Tensor:  # the tables are those of the whole text
+            assert unrotate is not None
+            return unrotate(torch.nn.functional.pad(x, (0, 0, 0, later)))[:, :, :n]
+
         part = dataclasses.replace(
-            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0}
-        )
+            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0},
+            unrotate=None if unrotate is None else unrotated,
+        )  # fmt: skip
         self.keeper.attended(layer, self.stored, part.q, lambda: part)
         if self.keeper.moment == "first_decode" and layer == self.keeper.layers[-1]:
             for each in self.keeper.layers:  # no decoding follows: the prompt alone decides

@@ -174,6 +174,8 @@ class Plan(ABC):
     queries_needed: int | None = None
     """How many of the prompt's newest queries `observe` looks at, at most; None: all of them. A chunked prefill keeps
     only so many of each layer, and the event that follows it may hold no more."""
+    needs_unrotated: bool = False
+    """Whether it looks at `event.unrotate`. Of a chunked prefill that is then kept with all queries, else left out."""
     ledger: list[Entry] | None = None
     """Where a token policy writes down what it evicts, if somebody keeps account (`lens.apply(..., ledger=True)`)."""
     channel_ledger: list[ChannelEntry] | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
+Unrotate = Callable[[Tensor], Tensor]
 
 
 class Keeper:
@@ -38,6 +39,8 @@ class Keeper:
         self.compressed: set[int] = set()
         self.prompt_tokens: int | None = None
         self._earlier_queries: dict[int, list[Tensor]] = {}
+        self._earlier_unrotate: dict[int, list[tuple[int, Unrotate | None]]] = {}
+        """Lengths of a prompt's earlier chunks, and how each is rotated back, where a plan asks for it."""
 
     def expect(self, tokens: int) -> None:
         """Tell how long the prompt is, before its first tokens arrive. Later calls (another turn) change nothing."""
@@ -86,7 +89,7 @@ class Keeper:
                 tokens.step(layer, own)
             return
         if own.seen < self.prompt_tokens:
-            self._keep_queries(layer, q)
+            self._keep_queries(layer, q, event)
             return
         if own.seen == self.prompt_tokens:
             seen = self._whole(layer, q, event())
@@ -105,11 +108,13 @@ class Keeper:
         """Attention of a layer in slots, and what `attended` would do after it."""
         return self.plans["tokens"].attend_and_step(layer, stored, q, **maths)
 
-    def _keep_queries(self, layer: int, q: Tensor) -> None:
+    def _keep_queries(self, layer: int, q: Tensor, event: Callable[[], AttentionEvent]) -> None:
         """Keep the queries of a chunk of the prompt, as far as a plan may want to see them when the prompt is read."""
         needed = [plan.queries_needed for plan in self.plans.values()]
         most = None if None in needed else max(n for n in needed if n is not None)
         earlier = self._earlier_queries.setdefault(layer, [])
+        if any(plan.needs_unrotated for plan in self.plans.values()):
+            self._earlier_unrotate.setdefault(layer, []).append((q.shape[2], event().unrotate))
         if most is None:
             earlier.append(q)
         elif most > 0:
@@ -119,6 +124,7 @@ class Keeper:
         """The event of the whole prompt, or of as many of its newest queries as plans look at: those that were kept of
         earlier chunks are put in front."""
         earlier = self._earlier_queries.pop(layer, None)
+        chunks = [*self._earlier_unrotate.pop(layer, []), (q.shape[2], event.unrotate)]
         if not earlier:
             return event
         facts = dict(event.facts)
@@ -129,7 +135,7 @@ class Keeper:
         facts["offset"] = keys - queries
         if facts.get("key_mask") is not None:
             facts["query_mask"] = facts["key_mask"][:, keys - queries :]
-        return dataclasses.replace(event, q=q, facts=facts)
+        return dataclasses.replace(event, q=q, facts=facts, unrotate=_by_chunk(chunks, queries))
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         """Let the policies drop from a layer what they drop, with what they have observed of it."""
@@ -146,6 +152,7 @@ class Keeper:
         self.plans, self.prompt_tokens = {}, None
         self.compressed.clear()
         self._earlier_queries.clear()
+        self._earlier_unrotate.clear()
         for ledger in (self.ledger, self.channel_ledger):
             if ledger is not None:
                 ledger.clear()
@@ -156,6 +163,15 @@ class Keeper:
             plan.reorder(rows)
         for layer, earlier in self._earlier_queries.items():
             self._earlier_queries[layer] = [q.index_select(0, rows.to(q.device)) for q in earlier]
+
+
+def _by_chunk(chunks: Sequence[tuple[int, Unrotate | None]], tokens: int) -> Unrotate | None:
+    """What rotates `tokens` back that came in chunks of the given lengths; None where not all of them can be."""
+    lengths = [length for length, _ in chunks]
+    back = [unrotate for _, unrotate in chunks if unrotate is not None]
+    if sum(lengths) != tokens or len(back) != len(chunks):
+        return None
+    return lambda x: torch.cat([of(part) for of, part in zip(back, torch.split(x, lengths, 2), strict=True)], 2)
 
 
 def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
