@@ -153,9 +153,9 @@ class Segment:
         `token` must be dense; it is cut to this segment's channels.
         """
         keys, values = cut(token.keys, self.channels), cut(token.values, self.value_channels)
-        new = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
-        new |= {"summary": token.summary_number().expand(*where.shape, 1), "mass": token.mass}
-        new |= {"log_count": token.log_count}
+        new: dict[str, Any] = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
+        new |= {"summary": token.summary_number().expand(*where.shape, 1)}
+        new |= {n: getattr(token, n) for n in ("mass", "log_count")}
         for name, tensor in self.tensors():
             if name in PER_HEAD:
                 continue

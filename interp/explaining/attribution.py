@@ -120,7 +120,7 @@ class Attribution(Question):
         ids = case.lens._need_tokenizer()(text, add_special_tokens=False).input_ids
         if len(ids) != 1:
             raise InterpError(f"attribution: answers are single tokens, and {text!r} has {len(ids)}.")
-        return ids[0]
+        return int(ids[0])
 
     def _answer(
         self, case: Case, of: Kind, scores: dict[Place, float], places: list[Place], ranked: int, run: Reader,
@@ -135,15 +135,15 @@ class Attribution(Question):
         random = (np.arange(len(places)) >= ranked).astype("int8")
         size = effect.abs().mean(-1).numpy()
         one, about = ONE[of], about_scores(case, of, scores)
-        column = lambda i: np.array([place[i] for place in places])  # noqa: E731
+        column = [np.array([place[i] for place in places]) for i in range(3)]
         data: dict[str, Any] = {
             "effect": (("sample", "step"), effect, "logits", "logit difference with it put back, minus without"),
             "mean_effect": (("sample",), size, "logits", "|effect|, mean over steps"),
             "score": (("sample",), score, "1", f"the method's own score: {about}; NaN where it has none"),
             "score_share": (("sample",), share, "1", "score over the sum of what its head dropped"),
-            "layer": (("sample",), column(0), "layer", "layer"),
-            "kv_head": (("sample",), column(1), "head", "stored head"),
-            one: (("sample",), column(2), "token" if of == "tokens" else "channel", f"{one} that was put back"),
+            "layer": (("sample",), column[0], "layer", "layer"),
+            "kv_head": (("sample",), column[1], "head", "stored head"),
+            one: (("sample",), column[2], "token" if of == "tokens" else "channel", f"{one} that was put back"),
             "random": (("sample",), random, "1", "1 for random ones, 0 for the highest scores among what was dropped"),
             "full": (("step",), full, "logits", "logit difference with the full cache"),
             "pruned": (("step",), pruned, "logits", "logit difference under the policy"),
@@ -155,7 +155,7 @@ class Attribution(Question):
             ),
         }  # fmt: skip
         if of == "tokens":
-            text = np.array(case.token_text, dtype=object)[column(2)]
+            text = np.array(case.token_text, dtype=object)[column[2]]
             data["token_text"] = (("sample",), text, "text", "text of the token that was put back")
         described = {n: (d, np.asarray(v), {"units": u, "description": t}) for n, (d, v, u, t) in data.items()}
         fed = case.policy.fed
@@ -246,7 +246,9 @@ class Reader:
         return self._difference(self.case.full.logits[None, fed : fed + self.tokens.shape[1]])[0]
 
     def _difference(self, logits: Tensor) -> Float[Tensor, "row step"]:
-        pick = lambda ids: logits.gather(-1, ids.to(logits.device).expand(logits.shape[0], -1)[..., None])[..., 0]  # noqa: E731
+        def pick(ids: Tensor) -> Tensor:
+            return logits.gather(-1, ids.to(logits.device).expand(logits.shape[0], -1)[..., None])[..., 0]
+
         answer, rival = (pick(ids).float().cpu() for ids in self.pair)
         return answer - rival
 

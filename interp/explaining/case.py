@@ -111,7 +111,8 @@ class Case:
     @cached_property
     def token_text(self) -> list[str]:
         """Text of all tokens read and, at the end, of the continuation's last token, which is only predicted."""
-        return self.lens.to_str_tokens(torch.cat([self.prompt, self.continuation], 1))
+        text: list[str] = self.lens.to_str_tokens(torch.cat([self.prompt, self.continuation], 1))
+        return text
 
     def step_coords(self) -> dict[str, Any]:
         """Coordinates along `step`: its number, the fed token's text and that of the token it has to predict."""
@@ -151,7 +152,7 @@ class Case:
         if not self.policy.stepping:
             return self.full
         cache = forked(self.full_prompt)
-        return _joined([self._feed(cache, token) for token in self.fed.split(1, 1)])
+        return _joined([self._feed(cache, token) for token in torch.split(self.fed, 1, 1)])
 
     @cached_property
     def policy(self) -> PolicyRun:
@@ -162,17 +163,18 @@ class Case:
             total = int(self.seen.shape[1])
             evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}
             rest, fed, runs = at_rest(cache), 0, []
-            for step, tokens in enumerate(self.fed.split(1 if stepping else self.steps, 1)):
+            for step, tokens in enumerate(torch.split(self.fed, 1 if stepping else self.steps, 1)):
                 for i, layer in cache.stored.items():
                     evicted_at[i] = _missing(evicted_at[i], layer.segments, layer.seen, step)
                 runs.append(self._feed(cache, tokens))
                 if step == 0 and stepping and not any(layer.compressed for layer in rest.stored.values()):
                     rest, fed = at_rest(cache), 1
-            written = {"ledger": list(cache.keeper.ledger), "channel_ledger": list(cache.keeper.channel_ledger)}
+            ledger, channel_ledger = list(cache.keeper.ledger), list(cache.keeper.channel_ledger)
         run = _joined(runs)
         return PolicyRun(
-            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, stepping=stepping, **written
-        )
+            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger,
+            channel_ledger=channel_ledger, stepping=stepping,
+        )  # fmt: skip
 
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
@@ -186,10 +188,11 @@ class Case:
     def read(self, tokens: Tensor) -> LensCache:
         """The cache after reading tokens, under the policies in force."""
         self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only)
-        return self.lens.last_cache
+        cache: LensCache = self.lens.last_cache
+        return cache
 
     @torch.no_grad()
-    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list | None = None) -> CacheRun:
+    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list[tuple[str, Any]] | None = None) -> CacheRun:
         z: dict[int, Tensor] = {}
         attn_out: dict[int, Tensor] = {}
         hooks = list(hooks or [])
@@ -205,7 +208,8 @@ class Case:
 
     def nll(self, run: CacheRun) -> Float[Tensor, " step"]:
         """Negative log-likelihood (nats) of the token after each step."""
-        return nll_of(run.logits[None], self.continuation[:, 1:])[0]
+        losses: Tensor = nll_of(run.logits[None], self.continuation[:, 1:])
+        return losses[0]
 
 
 def forked(cache: LensCache) -> LensCache:

@@ -65,7 +65,7 @@ class Masks(Question):
         drift = torch.stack([jaccard(kept, torch.stack([m[i] for i in layers])) for m in later], -1)
         by_prompt = torch.stack([torch.stack([jaccard(a, b) for b in prompts], -1) for a in prompts], -2)
         flat = kept.flatten(0, 1)
-        pairs = jaccard(flat[:, None], flat[None]).unflatten(1, kept.shape[:2]).unflatten(0, kept.shape[:2])
+        pairs = jaccard(flat[:, None], flat[None]).view(*kept.shape[:2], *kept.shape[:2])
         heads = torch.stack([pairs[i, :, i] for i in range(len(layers))])
         width, size = kept.shape[-1], int(kept[0, 0].sum())
         data: dict[str, Any] = {

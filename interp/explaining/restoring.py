@@ -133,7 +133,7 @@ def with_tokens(
         wanted = [[(head, position) for i, head, position in row if i == layer] for row in tokens]
         if any(wanted):
             back = _returned(own.segments[0], keys[layer], values[layer], wanted)
-            held = own.segments
+            held: Sequence[Segment] = own.segments
             if layer in members:
                 held = without(held, values[layer], wanted, members[layer])
             made.layers[layer] = own.holding([back, *held])

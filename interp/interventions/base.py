@@ -89,7 +89,7 @@ class CachePolicy(Intervention, ABC):
 
     stage: ClassVar[Literal["tokens", "channels"]]
     granularity: str = "kv_head"
-    """Whether tokens or channels are chosen for every key/value head or, with "query_head", for every query head. A
+    """Whether tokens or channels are stored for every key/value head or, with "query_head", for every query head. A
     method that leaves the choice to its user makes it a field."""
 
     def check(self, prompt: Prompt) -> None:

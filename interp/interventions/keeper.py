@@ -176,7 +176,7 @@ def _by_chunk(chunks: Sequence[tuple[int, Unrotate | None]], tokens: int) -> Unr
 
 def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
     """Padding columns on the left of each text `[batch]`, or None where there is none."""
-    keep = facts.get("key_mask")
+    keep: Tensor | None = facts.get("key_mask")
     if keep is None or bool(keep.all()):
         return None
     count = (~keep).sum(-1)

@@ -39,7 +39,7 @@ class LastRow(FullCache):
                 start = self.first[text]
                 for head, held in enumerate(by_head):
                     row = self.row[layer][text]
-                    rows = row if policy.granularity == "layer" else row.chunk(len(by_head))[head]
+                    rows = row if policy.per == "layer" else row.chunk(len(by_head))[head]
                     worth = rows.mean(0).tolist()
                     left = [p for p in held if not start <= p < start + policy.sinks]
                     worst_first = sorted(left, key=lambda p: (p >= start, worth[p] if p >= start else 0.0, -p))
@@ -55,7 +55,7 @@ def check(lens: Any, kept: Any, full: LastRow) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma2", "gpt_oss"])
-@pytest.mark.parametrize("policy", [TOVA(budget=0.3), TOVA(budget=12, granularity="kv_head"), TOVA(budget=9, sinks=2)])
+@pytest.mark.parametrize("policy", [TOVA(budget=0.3), TOVA(budget=12, per="kv_head"), TOVA(budget=9, sinks=2)])
 @pytest.mark.parametrize("pad", [0, 17])
 def test_the_newest_query_decides_at_every_step(kind: str, policy: TOVA, pad: int) -> None:
     lens, (ids, mask) = interp.load(shared(kind)), padded(PROMPT - pad)
@@ -79,18 +79,18 @@ def test_the_newest_query_decides_at_every_step(kind: str, policy: TOVA, pad: in
 def test_all_heads_of_a_layer_keep_the_same_tokens_or_each_its_own() -> None:
     lens, ids = interp.load(shared("llama")), tokens(2, PROMPT)
     alike = {}
-    for granularity in ("layer", "kv_head"):
-        _, kept = generated(lens, TOVA(budget=12, granularity=granularity), ids)
+    for per in ("layer", "kv_head"):
+        _, kept = generated(lens, TOVA(budget=12, per=per), ids)
         held = [positions(stored) for stored in kept.stored.values()]
-        alike[granularity] = all(torch.equal(at[:, 0], at[:, 1]) for at in held)
+        alike[per] = all(torch.equal(at[:, 0], at[:, 1]) for at in held)
     assert alike == {"layer": True, "kv_head": False}
 
 
-@pytest.mark.parametrize("granularity", ["layer", "kv_head"])
-def test_with_room_to_spare_a_layer_grows_up_to_its_budget(granularity: str) -> None:
+@pytest.mark.parametrize("per", ["layer", "kv_head"])
+def test_with_room_to_spare_a_layer_grows_up_to_its_budget(per: str) -> None:
     """Tokens of the part that grows go too, and the cache is not cropped where one of those to forget is gone."""
     lens, ids = interp.load(shared("llama")), tokens(2, PROMPT)
-    policy, full = TOVA(budget=PROMPT + 4, granularity=granularity), LastRow("llama", ids)
+    policy, full = TOVA(budget=PROMPT + 4, per=per), LastRow("llama", ids)
     with torch.no_grad(), lens.apply(policy):
         lens(ids, use_cache=True)
         kept = lens.last_cache
@@ -126,7 +126,7 @@ def test_the_cache_is_cropped_only_where_all_that_it_forgets_is_held() -> None:
 
 def test_the_ledger_says_what_the_choice_was_made_by() -> None:
     lens, ids = interp.load(shared("llama")), tokens(2, PROMPT)
-    for policy in (TOVA(budget=12), TOVA(budget=12, granularity="kv_head")):
+    for policy in (TOVA(budget=12), TOVA(budget=12, per="kv_head")):
         full = LastRow("llama", ids)
         with torch.no_grad(), lens.apply(policy, ledger=True):
             lens(ids, use_cache=True)
@@ -182,7 +182,7 @@ def test_in_slots_one_kernel_does_the_same() -> None:
     lens, ids = interp.load(shared("llama")), tokens(2, PROMPT)
     held = []
     for method in (TOVA, OneKernel):
-        with quietly(), torch.no_grad(), lens.apply(method(budget=12, granularity="kv_head")):
+        with quietly(), torch.no_grad(), lens.apply(method(budget=12, per="kv_head")):
             lens(ids, use_cache=True)
             for new in tokens(2, 9, seed=5).split([1, 1, 1, 3, 1, 1, 1], 1):
                 lens(new, use_cache=True, past_key_values=lens.last_cache)
@@ -213,7 +213,7 @@ def test_an_account_of_all_queries_is_none_of_the_newest() -> None:
     """So a method that asks for the last row is not handed H2O's sums."""
     lens, ids = interp.load(shared("llama")), tokens(2, PROMPT)
     sums = []
-    for policy in (TOVA(budget=20, granularity="kv_head"), H2O(budget=20)):
+    for policy in (TOVA(budget=20, per="kv_head"), H2O(budget=20)):
         with torch.no_grad(), lens.apply(policy):
             lens(ids, use_cache=True)
             lens(tokens(2, 1, seed=5), use_cache=True, past_key_values=lens.last_cache)

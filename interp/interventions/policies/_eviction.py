@@ -41,6 +41,7 @@ class Eviction(CachePolicy):
     """
 
     stage: ClassVar[Literal["tokens", "channels"]] = "tokens"
+    granularity: ClassVar[str] = "kv_head"
     budget: float | int = 0.2
     sinks: int = 0
 
@@ -119,7 +120,7 @@ class EvictionPlan(Plan):
         """Scores of query heads summed over those that read the same stored head."""
         if self.policy.granularity == "query_head" or scores.shape[1] == kv_heads:
             return scores.float()
-        return scores.float().unflatten(1, (kv_heads, -1)).sum(2)
+        return torch.unflatten(scores.float(), 1, (kv_heads, -1)).sum(2)
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         scores = self.scored.pop(layer)

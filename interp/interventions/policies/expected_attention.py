@@ -70,14 +70,14 @@ class ExpectedAttention(_HeavyHitters):
         k, groups = event.k.float(), event.k.shape[1]
         padding = padding_of(event.facts)
         first = torch.zeros(k.shape[0], dtype=torch.long, device=k.device) if padding is None else padding
-        mean, covariance = (x.unflatten(1, (groups, -1)) for x in self._queries_to_come(event, first))
+        mean, covariance = (torch.unflatten(x, 1, (groups, -1)) for x in self._queries_to_come(event, first))
         exponent = event.scale * (mean @ k.mT)  # [batch, kv_head, group, token]
         if self.covariance:
             wide = k[:, :, None]
             exponent = exponent + event.scale**2 / 2 * ((wide @ covariance) * wide).sum(-1)
         hidden = torch.arange(k.shape[2], device=k.device) < first[:, None]
         exponent = exponent.masked_fill(hidden[:, None, None], torch.finfo(exponent.dtype).min)
-        score = exponent.softmax(-1).mean(2)
+        score: Tensor = exponent.softmax(-1).mean(2)
         return score * event.v.float().norm(dim=-1) if self.value_norm else score
 
     def _queries_to_come(self, event: AttentionEvent, first: Int[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
@@ -119,5 +119,5 @@ def rotation_to_come(
         start.append(back[torch.arange(batch, device=device), first.clamp_max(tokens - 1)])
         last.append(back[:, -1])
         mean.append((weight[..., None] * back.gather(1, ahead[..., None].expand(-1, -1, width))).sum(1))
-    scale = torch.linalg.inv(torch.stack(start, 1))
-    return torch.stack(last, 1) @ torch.stack(mean, 1) @ torch.linalg.matrix_power(scale, 3)
+    scale: Tensor = torch.linalg.inv(torch.stack(start, 1))
+    return torch.stack(last, 1) @ torch.stack(mean, 1) @ scale @ scale @ scale

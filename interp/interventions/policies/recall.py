@@ -97,8 +97,8 @@ class RecallPlan(EvictionPlan):
         tokens, kv_heads = event.q.shape[2], event.k.shape[1]
         group = event.q.shape[1] // kv_heads
         at = self._positions(tokens).to(event.q.device)
-        rows = (event.q[:, :, at].float() * event.scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
-        lse = event.lse[:, :, at].unflatten(1, (kv_heads, group)).flatten(2, 3)
+        rows = torch.unflatten(event.q[:, :, at].float() * event.scale, 1, (kv_heads, group)).flatten(2, 3)
+        lse = torch.unflatten(event.lse[:, :, at], 1, (kv_heads, group)).flatten(2, 3)
         real = event.facts.get("query_mask")
         at = at.expand(rows.shape[0], -1) if real is None else at.where(real[:, at].bool(), -1)
         self.readers[layer] = Readers(rows, lse.clamp_min(-1e4), at.repeat(1, group))
@@ -149,7 +149,7 @@ class RecallPlan(EvictionPlan):
             total, size = group_sums(torch.stack([weight * at[b, h, some], weight], -1), group, count).unbind(-1)
             places.append(total / size.clamp_min(1))
         keys, values, bias, place = (
-            torch.stack(list(parts)).unflatten(0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)
+            torch.unflatten(torch.stack(list(parts)), 0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)
         )
         dtype = lost.keys.dtype
         summaries = Segment(keys.to(dtype), values.to(dtype), place.to(POSITION), log_count=bias)

@@ -212,12 +212,12 @@ class _Judge:
         if (rows := event.facts.get("query_mask")) is not None:
             q = q.masked_fill(~rows[:, None, :, None], 0.0)
         group = 1 if policy.granularity == "query_head" else q.shape[1] // event.k.shape[1]
-        grouped = q.unflatten(1, (-1, group))  # [batch, head, group, query, d]
+        grouped = torch.unflatten(q, 1, (-1, group))  # [batch, head, group, query, d]
         last = grouped if policy.window is None else grouped[:, :, :, -policy.window :]
         empty = q.new_empty(0)
         return cls(
             policy,
-            mass=event.column_mass.unflatten(1, (-1, group)).sum(2) if policy.weigh == "attention" else empty,
+            mass=torch.unflatten(event.column_mass, 1, (-1, group)).sum(2) if policy.weigh == "attention" else empty,
             energy=last.square().mean((2, 3)),
             gram=channel_gram(last.flatten(1, 2), heads=last.shape[1]) if policy.selector == "gram" else empty,
             all_gram=channel_gram(q, heads=last.shape[1]) if policy.takes_over else empty,
@@ -235,14 +235,16 @@ class _Judge:
         return replace(self, **chosen)
 
     @staticmethod
-    def _read(event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable) -> Tensor | None:
+    def _read(
+        event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable[[int], Tensor]
+    ) -> Tensor | None:
         if not policy.value_ratio or policy.value_score == "magnitude":
             return None
         z = window_read(event, policy.window or event.q.shape[2])
         read = z.square().sum(2)
         if policy.value_score == "attn_wo":
             read = read * norms(layer).to(read.dtype).square()
-        return read.unflatten(1, (-1, group)).sum(2)
+        return torch.unflatten(read, 1, (-1, group)).sum(2)
 
     def weights(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head token"]:
         """How much each token's key counts: all alike, or as the attention it received; 0 for padding, sum 1."""

@@ -28,7 +28,7 @@ class TOVA(Eviction):
     grows up to it first. Of equals the later goes.
 
     Args, besides `Eviction`'s (sinks 0, as published):
-        granularity: "layer", one set of tokens for all heads of a layer, from their mean, as released; "kv_head", a set
+        per: "layer", one set of tokens for all heads of a layer, from their mean, as released; "kv_head", a set
             for each key/value head, from the mean over the query heads that read it (ours).
 
     Source: schwartz-lab-NLP/TOVA, `tova_cache.py`. Differs from it: kept keys stay in the cache at their true
@@ -36,7 +36,7 @@ class TOVA(Eviction):
     """
 
     name: ClassVar[str] = "tova"
-    granularity: Literal["layer", "kv_head"] = "layer"
+    per: Literal["layer", "kv_head"] = "layer"
 
     @property
     def queries_needed(self) -> int:
@@ -47,8 +47,8 @@ class TOVA(Eviction):
 
     def mean_row(self, row: Tensor, heads: int, kv_heads: int, stored: int) -> Float[Tensor, "batch stored token"]:
         """`row [batch, _, token]`, the newest query's attention summed over query heads, as the mean that chooses."""
-        sets = 1 if self.granularity == "layer" else kv_heads
-        mean = row.float().unflatten(1, (sets, -1)).sum(2) * (sets / heads)
+        sets = 1 if self.per == "layer" else kv_heads
+        mean: Tensor = torch.unflatten(row.float(), 1, (sets, -1)).sum(2) * (sets / heads)
         return mean.repeat_interleave(stored // sets, 1)
 
     def begin(self, prompt: Prompt) -> Plan:
