@@ -167,7 +167,8 @@ def _share_of_heads(case: Case, columns: dict[str, np.ndarray]) -> np.ndarray:
     at = np.array([row[layer] for layer in columns["layer"]], dtype=np.int64)
     np.add.at(gone, (at, columns["evicted_position"]), 1.0)
     heads = np.array([case.policy.evicted_at[i].shape[0] for i in case.layers])
-    return gone / heads[:, None]
+    share: np.ndarray = gone / heads[:, None]
+    return share
 
 
 def kind_of(text: str) -> str:

@@ -66,7 +66,7 @@ class Masks(Question):
         drift = torch.stack([jaccard(kept, torch.stack([m[i] for i in layers])) for m in later], -1)
         by_prompt = torch.stack([torch.stack([jaccard(a, b) for b in prompts], -1) for a in prompts], -2)
         flat = kept.flatten(0, 1)
-        pairs = jaccard(flat[:, None], flat[None]).unflatten(1, kept.shape[:2]).unflatten(0, kept.shape[:2])
+        pairs = jaccard(flat[:, None], flat[None]).view(*kept.shape[:2], *kept.shape[:2])
         heads = torch.stack([pairs[i, :, i] for i in range(len(layers))])
         width, size = kept.shape[-1], int(kept[0, 0].sum())
         data: dict[str, Any] = {
@@ -183,9 +183,16 @@ class _Trial:
         n = self.tokens
         stored = self.stored[layer] = StoredLayer()
         stored.update(event.k[:, :, :n], event.v[:, :, :n])
+        unrotate, later = event.unrotate, event.q.shape[2] - n
+
+        def unrotated(x: Tensor) -> Tensor:  # the tables are those of the whole text
+            assert unrotate is not None
+            return unrotate(torch.nn.functional.pad(x, (0, 0, 0, later)))[:, :, :n]
+
         part = dataclasses.replace(
-            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0}
-        )
+            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0},
+            unrotate=None if unrotate is None else unrotated,
+        )  # fmt: skip
         self.keeper.attended(layer, self.stored, part.q, lambda: part)
         if self.keeper.moment == "first_decode" and layer == self.keeper.layers[-1]:
             for each in self.keeper.layers:  # no decoding follows: the prompt alone decides

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,6 @@ from interp.errors import InterpError
 from interp.explaining.base import Question
 from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import at_positions
-from interp.explaining.summaries import of_the_text
 from interp.results.described import Row, described
 from interp.results.naming import quoted
 from interp.seam.event import AttentionEvent
@@ -179,9 +177,7 @@ def direct_errors(
         "sinks": event.sinks,
         "d_value": stored.d_value,
     }
-    shown = copy.copy(stored)
-    shown.segments = segments
-    got = packed_decode(event.q, shown.for_kernel(), **maths).z[0].float()  # [head, step, d]
+    got = packed_decode(event.q, stored.holding(segments).for_kernel(), **maths).z[0].float()  # [head, step, d]
     true = z.transpose(0, 1)
     return {
         "logit_error": relative_logit_error(event.q, event.k, segments, stored.d_head),
@@ -200,7 +196,7 @@ def relative_logit_error(
         true = at_positions(k, segment)[0].float()
         change = true - segment.dense_keys(d_head)[0].float()
         at = segment.at()[0].to(q.device).expand(true.shape[0], -1)
-        at = at.masked_fill(~of_the_text(segment)[0], NEVER)  # a summary has no true key to be compared with
+        at = at.masked_fill(~segment.of_the_text()[0], NEVER)  # a summary has no true key to be compared with
         step = torch.arange(steps, device=q.device)
         seen: Bool[Tensor, "head step n"] = _by_query_head(at, heads)[:, None] <= first + step[:, None]
         queries = q[0].float()

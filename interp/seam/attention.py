@@ -152,6 +152,9 @@ class Site:
         z, mass = packed_decode(
             call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass
         )
+        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
+            q = call.q[:, :, -counted:]
+            _, mass = packed_decode(q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=True)
         if mass is not None:
             stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
@@ -164,7 +167,8 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
-        received = by_stored_head(pattern.detach().float().sum(2), keys.shape[1])
+        counted = pattern.detach().float()[:, :, -stored.queries_counted(call.q.shape[2]) :]
+        received = by_stored_head(counted.sum(2), keys.shape[1])
         stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z, pattern
 
@@ -175,6 +179,9 @@ class Site:
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
         z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
+        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
+            newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
+            _, mass = self.edits.attend_stored(newest, True)
         if mass is not None:
             received = by_stored_head(mass, keys.shape[1])
             stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))

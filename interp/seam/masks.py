@@ -7,7 +7,7 @@ offsets, padding) is remembered for as long as the mask lives, and tells the ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class AskedMask:
         }
 
 
-_asked: Any = WeakTensorKeyDictionary()
+_asked: MutableMapping[Tensor, AskedMask] = WeakTensorKeyDictionary()
 """`AskedMask` of every mask that lives and was built during a Lens call."""
 
 

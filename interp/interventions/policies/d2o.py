@@ -14,7 +14,8 @@ from interp.interventions.base import Moment, Plan, Prompt
 from interp.interventions.keeper import padding_of
 from interp.interventions.policies import _layer_budgets as budgets
 from interp.interventions.policies import _merging as merging
-from interp.interventions.policies._eviction import Eviction, EvictionPlan, tokens_of
+from interp.interventions.policies._eviction import Eviction, tokens_of
+from interp.interventions.policies._steps import StepPlan
 from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class D2O(Eviction):
     """
 
     name: ClassVar[str] = "d2o"
-    granularity: Literal["kv_head", "query_head"] = "kv_head"  # type: ignore[misc]
+    granularity: Literal["kv_head", "query_head"] = "kv_head"
     sinks: int = 4
     variant: Literal["paper", "code"] = "code"
     metric: budgets.Metric | None = None
@@ -121,9 +122,7 @@ BY_VARIANT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class D2OPlan(EvictionPlan):
-    each_step = True
-    keeps_mass = True
+class D2OPlan(StepPlan):
     policy: D2O
 
     def __init__(self, policy: D2O, prompt: Prompt) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
-from interp.interventions.policies._eviction import Eviction, EvictionPlan
+from interp.interventions.policies._eviction import Eviction
+from interp.interventions.policies._steps import StepPlan
 from interp.interventions.policies._window import window_mass
 from interp.seam.event import AttentionEvent
 
@@ -60,12 +61,7 @@ class H2O(_HeavyHitters):
     name: ClassVar[str] = "h2o"
 
     def begin(self, prompt: Prompt) -> Plan:
-        return H2OPlan(self, prompt)
-
-
-class H2OPlan(EvictionPlan):
-    each_step = True
-    keeps_mass = True
+        return StepPlan(self, prompt)
 
 
 @dataclass(frozen=True)

@@ -37,4 +37,5 @@ class Knorm(Eviction):
         return 0
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
-        return -event.k.float().norm(dim=-1)
+        norms: Tensor = event.k.float().norm(dim=-1)
+        return -norms

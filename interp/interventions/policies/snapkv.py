@@ -55,9 +55,10 @@ class SnapKV(Eviction):
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         mass = window_mass(event, self.window)
-        mass = mass.unflatten(1, (event.k.shape[1], -1)).sum(2)
+        mass = torch.unflatten(mass, 1, (event.k.shape[1], -1)).sum(2)
         before = mass[..., : mass.shape[-1] - self.window]  # the window's own tokens stay anyway
         if before.shape[-1] == 0:
             return mass
         pooling = torch.nn.functional.max_pool1d if self.pool == "max" else torch.nn.functional.avg_pool1d
-        return torch.cat([pooling(before, self.kernel, 1, self.kernel // 2), mass[..., before.shape[-1] :]], -1)
+        smoothed: Tensor = pooling(before, self.kernel, 1, self.kernel // 2)
+        return torch.cat([smoothed, mass[..., before.shape[-1] :]], -1)
