@@ -1,0 +1,21 @@
+"""Writes every page that a command writes: `python -m docs.write`. What `make docs` does before it builds the site.
+
+Studies are not run for it: `docs/icl.md` takes what lies in runs/, and keeps the sections of the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docs import write_hook_points, write_icl, write_interventions, write_probes
+
+
+def main() -> None:
+    for writer in (write_hook_points, write_probes, write_interventions):
+        writer.PAGE.write_text(writer.page(), encoding="utf-8")
+        print(f"wrote {writer.PAGE.name}")
+    write_icl.main(Path("runs"))
+
+
+if __name__ == "__main__":
+    main()
