@@ -1,7 +1,7 @@
 """Writes the pictures of docs/questions.md: `python -m docs.write_question_pictures [WORD ...]`.
 
-Runs the lines of every question, or of those whose picture's name holds one of the words, on the demo model, prints what
-they print, and photographs the figure that they end with. Needs Chromium, and some minutes.
+Runs the lines of every question, or of those whose picture has a name with one of the words in it, on the demo model,
+prints what they print, and photographs the figure that they end with. Needs Chromium, and some minutes.
 """
 
 from __future__ import annotations

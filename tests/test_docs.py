@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,7 +17,9 @@ import pytest
 from docs import api_pages, cures, error_page, write_hook_points, write_icl, write_interventions, write_probes
 from docs.sections import items, markdown, sections, settings
 from interp.icl import studies
+from tests.test_house import FLOORS, PACKAGES
 
+ROOT = Path(__file__).parents[1]
 WRITERS = {module.__name__.split(".")[-1]: module for module in (write_hook_points, write_interventions, write_probes)}
 
 
@@ -166,3 +170,18 @@ def test_the_reference_has_a_page_for_every_public_module_and_one_only() -> None
         assert f"api/{module}.md" in paths
     for private in ("interp.figures._theme", "interp_kernels.attention_apply.cpu", "interp.icl.language._mlp"):
         assert f"api/{private}.md" not in paths
+
+
+def test_the_architecture_names_every_room() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for room in (room for rooms in FLOORS for room in rooms if room != "interp"):
+        path = PACKAGES[room.split(".")[0]].relative_to(ROOT) / room.replace(".", "/")
+        name = f"{path}/" if (ROOT / path).is_dir() else f"{path}.py"
+        assert name in page, f"docs/architecture.md says nothing of {name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/glossary.md", "docs/questions.md"])
+def test_paths_that_a_page_names_are_there(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    named = re.findall(r"`((?:interp|kernels|apps|docs|tests|benchmarks|examples)/[\w/.]*)`", text)
+    assert not [path for path in named if not (ROOT / path).exists()]
