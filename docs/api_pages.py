@@ -28,6 +28,11 @@ ROOMS = {
     "interp.icl.language": "Language models", "interp.icl.studies": "Studies", "interp.icl": "In context",
     "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
 }  # fmt: skip
+EXAMPLES = (
+    "Examples are run by the tests, on a tiny random model. They take some names for granted: `lens` is a Lens, `prompt` a "
+    "text of forty tokens, `results` holds a result of each probe, question and measurement by its name, and `q`, `k`, `v` "
+    "are queries, keys and values `[batch, head, token, channel]`."
+)
 PATHS = ("reference", "cpu", "triton", "backward", "forms")  # ways to compute a kernel, not names of its own
 
 
@@ -171,7 +176,7 @@ def index(groups: dict[str, tuple[str, list[Entry]]]) -> str:
         else:
             link = f"[{thing.__module__}.{thing.__qualname__}]"
         names.append(f"| [`interp.{name}`]{link} | {_first_sentence(thing)} |")
-    lines = ["# Reference", "", "What people call:", "", "| name | what |", "| --- | --- |", *names]
+    lines = ["# Reference", "", EXAMPLES, "", "What people call:", "", "| name | what |", "| --- | --- |", *names]
     for title, (what, entries) in groups.items():
         lines += ["", f"## {title}", "", what, "", table(entries)]
     return "\n".join(lines)
