@@ -29,8 +29,8 @@ ROOMS = {
     "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
 }  # fmt: skip
 EXAMPLES = """Examples are run by the tests, on a tiny random model. They take some names for granted: `lens` is a Lens,
-`prompt` a text of forty tokens, `results` holds a result of each probe, question and measurement by its name, and `q`, `k`,
-`v` are queries, keys and values `[batch, head, token, channel]`."""
+`prompt` a text of forty tokens, `results` holds a result of each probe, question and measurement by its name, and `q`,
+`k`, `v` are queries, keys and values `[batch, head, token, channel]`."""
 PATHS = ("reference", "cpu", "triton", "backward", "forms")  # ways to compute a kernel, not names of its own
 
 

@@ -52,7 +52,7 @@ def test_the_wheel_names_its_command_and_its_licence(wheel):
     described = Parser().parsestr(wheel.read("interp-0.1.0.dist-info/METADATA").decode())
     assert described["License-Expression"] == "Apache-2.0"
     assert described.get_all("License-File") == ["LICENSE", "NOTICE"]
-    assert set(described.get_all("Provides-Extra")) == {"app", "cluster", "dev", "gpu", "notebook"}
+    assert set(described.get_all("Provides-Extra")) == {"app", "cluster", "dev", "docs", "gpu", "notebook"}
 
 
 def test_no_top_level_package_is_called_kernels_or_apps():
@@ -65,7 +65,7 @@ def test_no_top_level_package_is_called_kernels_or_apps():
 def test_every_dependency_is_pinned_within_its_bounds():
     optional = PROJECT["optional-dependencies"]
     pinned = pins()
-    for line in [*PROJECT["dependencies"], *optional["dev"], *optional["notebook"]]:
+    for line in [*PROJECT["dependencies"], *optional["dev"], *optional["docs"], *optional["notebook"]]:
         requirement = Requirement(line)
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, line
     assert pinned["torch"] == Version("2.13.0")  # without "+cpu": an index may carry it without the suffix
@@ -86,7 +86,19 @@ def test_pins_cover_what_the_pinned_packages_need_here():
 
 def test_make_lists_its_targets_and_starts_the_explorer():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("venv", "demo", "test", "test-all", "test-min", "lint", "bench", "bench-data", "app", "clean"):
+    for target in (
+        "venv",
+        "demo",
+        "test",
+        "test-all",
+        "test-min",
+        "lint",
+        "docs",
+        "bench",
+        "bench-data",
+        "app",
+        "clean",
+    ):
         assert f"make {target} " in listed
     # Started from another make, this one would say which directory it enters and leaves.
     dry_run = ["make", "--no-print-directory", "--dry-run", "app"]
