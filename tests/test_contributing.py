@@ -77,14 +77,24 @@ def edit():
     assert torch.equal(idle, lens(tokens))
 
 
+def logit_edit():
+    with lens.apply(interp.Fade(nats=2.0, block=4, layers=1)):
+        _, cache = lens.run_with_cache(tokens, names_filter="blocks.1.attn.hook_pattern")
+    _, plain = lens.run_with_cache(tokens, names_filter="blocks.1.attn.hook_attn_scores")
+    taken = 2.0 * (1 - torch.arange(40).div(4, rounding_mode="floor").clamp(max=4) / 4)
+    torch.testing.assert_close(cache["pattern", 1], (plain["attn_scores", 1] - taken).softmax(-1), atol=1e-5, rtol=1e-4)
+
+
 def kernel():
-    from interp_kernels.channel_peak import channel_peak
+    from interp_kernels import channel_peak, operations
     x = torch.randn(2, 3, 63, 7)
     mask = torch.ones(2, 63, dtype=torch.bool)
     mask[0, :20] = False
     for path in ("reference", "cpu"):
         with interp_kernels.use(path):
             assert torch.equal(channel_peak(x, mask)[0], x[0, :, 20:].abs().amax(1))
+    (example,) = operations.examples("channel_peak", operations.Draw(torch.float32), 7)
+    assert example.operation(*example.arguments).shape == (2, 3, 16)
     assert "channel_peak" in [entry.label for entry in api_pages.kernels()]
 
 
@@ -100,7 +110,7 @@ def study():
 def documented():
     members = [entry for _, entries in api_pages.families().values() for entry in entries]
     labels = {entry.label for entry in members}
-    assert {"key_size", "interp.LoudValues", "interp.MuteWords", "channel_peak", "one-step"} <= labels
+    assert {"key_size", "interp.LoudValues", "interp.MuteWords", "interp.Fade", "channel_peak", "one-step"} <= labels
 
 
 def examples():
@@ -108,11 +118,11 @@ def examples():
     for name in sys.argv[1].split(","):
         found = doctest.testmod(importlib.import_module(name), verbose=False, raise_on_error=True)
         ran += found.attempted
-    assert ran >= 4
+    assert ran >= 6
 
 
 told = {}
-for check in (probe, figure, policy, edit, kernel, study, documented, examples):
+for check in (probe, figure, policy, edit, logit_edit, kernel, study, documented, examples):
     try:
         with contextlib.redirect_stdout(sys.stderr):
             check()
@@ -121,7 +131,7 @@ for check in (probe, figure, policy, edit, kernel, study, documented, examples):
         told[check.__name__] = traceback.format_exc()
 print(json.dumps(told))
 """
-KINDS = ("probe", "figure", "policy", "edit", "kernel", "study", "documented", "examples")
+KINDS = ("probe", "figure", "policy", "edit", "logit_edit", "kernel", "study", "documented", "examples")
 
 
 def copied(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from interp.figures._theme import INK, ORANGE
+from interp.results import repeating
 from interp_explorer import view
 
 MANY = 2000  # cells of a map above which its points are drawn by the graphics card
@@ -45,8 +46,7 @@ def show(
     """
     clicks = {} if take is None else {"on_select": lambda: take(key), "selection_mode": "points"}
     keep(_made(make, dataset, key, chosen), name=make.__name__, key=key, **clicks)
-    given = "".join(f", {k}={v!r}" for k, v in chosen.items() if v is not None)
-    view.code(f"interp.figures.{make.__name__}({source}[{result!r}]{given}).show()")
+    view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", **chosen))
 
 
 def _made(make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[str, Any]) -> go.Figure:

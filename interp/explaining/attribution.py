@@ -18,6 +18,7 @@ from interp.explaining.memberships import memberships
 from interp.explaining.restoring import at_rest, with_channels, with_tokens
 from interp.explaining.scores import Place, channel_scores, token_scores, value_channel_scores
 from interp.explaining.summaries import Membership
+from interp.results.described import described
 from interp.results.naming import quoted
 
 Tensor = torch.Tensor
@@ -113,7 +114,7 @@ class Attribution(Question):
             if not 0 <= text < case.lens.cfg.d_vocab:
                 raise InterpError(f"attribution: there is no token {text}; the vocabulary has {case.lens.cfg.d_vocab}.")
             return text
-        ids = case.lens._need_tokenizer()(text, add_special_tokens=False).input_ids
+        ids = case.lens.token_ids(text)
         if len(ids) != 1:
             raise InterpError(f"attribution: answers are single tokens, and {text!r} has {len(ids)}.")
         return ids[0]
@@ -153,7 +154,6 @@ class Attribution(Question):
         if of == "tokens":
             text = np.array(case.token_text, dtype=object)[column(2)]
             data["token_text"] = (("sample",), text, "text", "text of the token that was put back")
-        described = {n: (d, np.asarray(v), {"units": u, "description": t}) for n, (d, v, u, t) in data.items()}
         fed = case.policy.fed
         steps = case.step_coords()
         part = slice(fed, fed + effect.shape[1])
@@ -172,7 +172,7 @@ class Attribution(Question):
             "of": of,
             "candidates": len(scores),
         }
-        return xr.Dataset(described, coords, attrs)
+        return described(data, coords, attrs)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         of = result.attrs["of"]

@@ -26,7 +26,7 @@ from interp.errors import InterpError
 from interp.explaining.restoring import at_rest
 from interp.explaining.summaries import marked
 from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, parts
-from interp.lens.in_force import ApplyMixin
+from interp.lens.protocol import InterventionLens, TextLens, takes_interventions
 from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
 
@@ -66,7 +66,7 @@ class PolicyRun(CacheRun):
 class Case:
     """The case that questions are asked about; runs happen when they are first needed."""
 
-    lens: Any
+    lens: InterventionLens
     intervention: Intervention
     policies: tuple[CachePolicy, ...]
     prompt: Int[Tensor, "1 pos"]
@@ -75,10 +75,9 @@ class Case:
     """Layers that policies act on: those with full attention."""
 
     @classmethod
-    def of(cls, lens: Any, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
+    def of(cls, lens: TextLens, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
         """Raises InterpError where prompt and continuation are no pair of single texts that fit model and policies."""
-        takes_policies = isinstance(lens, ApplyMixin)
-        if not takes_policies:
+        if not takes_interventions(lens):
             raise InterpError("explain needs a Lens of a transformers model; a TransformerBridge has no such cache.")
         policies = lens.policies_of(intervention)
         tokens, rest = one_text(lens, prompt), one_text(lens, continuation, special=False)
@@ -195,7 +194,9 @@ class Case:
     def read(self, tokens: Tensor) -> LensCache:
         """The cache after reading tokens, under the policies in force."""
         self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only)
-        return self.lens.last_cache
+        cache = self.lens.last_cache
+        assert cache is not None  # made by the call
+        return cache
 
     @torch.no_grad()
     def _feed(self, cache: LensCache, tokens: Tensor, hooks: list | None = None) -> CacheRun:
@@ -224,10 +225,10 @@ def forked(cache: LensCache) -> LensCache:
     return made
 
 
-def one_text(lens: Any, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:
+def one_text(lens: TextLens, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:
     """Tokens of one text, or the tokens of one text that were given. Raises InterpError for several."""
     if isinstance(text, str) and not special:
-        text = torch.tensor(lens._need_tokenizer()(text, add_special_tokens=False).input_ids, dtype=torch.long)
+        text = torch.tensor(lens.token_ids(text), dtype=torch.long)
     if not isinstance(text, (str, Tensor)):
         raise InterpError(f"explain reads one text, or its tokens, not {type(text).__name__}.")
     tokens, _ = lens.tokens_and_mask(text)

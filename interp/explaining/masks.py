@@ -18,6 +18,7 @@ from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
 from interp.explaining.case import Case, one_text
 from interp.interventions.keeper import Keeper
+from interp.results.described import described
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -75,28 +76,24 @@ class Masks(Question):
         heads = torch.stack([pairs[i, :, i] for i in range(len(layers))])
         width, size = kept.shape[-1], int(kept[0, 0].sum())
         data: dict[str, Any] = {
-            "kept": (("layer", "kv_head", "channel"), kept.numpy().astype("int8"), "1 where a channel is stored"),
+            "kept": (("layer", "kv_head", "channel"), kept.to(torch.int8), "1", "1 where a channel is stored"),
             "overlap_heads": (
-                ("layer", "kv_head", "other_head"), heads.numpy(), "Jaccard index of the sets of two heads of a layer"
+                ("layer", "kv_head", "other_head"), heads, "1", "Jaccard index of the sets of two heads of a layer"
             ),
             "overlap_layers": (
-                ("layer", "other_layer"),
-                pairs.mean((1, 3)).numpy(),
+                ("layer", "other_layer"), pairs.mean((1, 3)), "1",
                 "Jaccard index of the sets of two layers, mean over all pairs of their heads",
             ),
             "overlap_prompts": (
-                ("layer", "kv_head", "prompt", "other_prompt"),
-                by_prompt.numpy(),
+                ("layer", "kv_head", "prompt", "other_prompt"), by_prompt, "1",
                 "Jaccard index of one head's sets for two prompts",
             ),
             "drift": (
-                ("layer", "kv_head", "checkpoint"),
-                drift.numpy(),
+                ("layer", "kv_head", "checkpoint"), drift, "1",
                 "Jaccard index of the set chosen after the prompt and the one chosen so many tokens later",
             ),
-            "chance": ((), chance_overlap(width, size), "expected Jaccard index of two random sets of this size"),
+            "chance": ((), chance_overlap(width, size), "1", "expected Jaccard index of two random sets of this size"),
         }  # fmt: skip
-        described = {n: (dims, values, {"units": "1", "description": text}) for n, (dims, values, text) in data.items()}
         coords = {
             "layer": layers, "other_layer": layers, "kv_head": np.arange(kept.shape[1]),
             "other_head": np.arange(kept.shape[1]), "channel": np.arange(width),
@@ -109,7 +106,7 @@ class Masks(Question):
             "kept_channels": size,
             "of": of,
         }
-        return xr.Dataset(described, coords, attrs)
+        return described(data, coords, attrs)
 
     def _after(self, case: Case) -> tuple[int, ...]:
         n = case.steps

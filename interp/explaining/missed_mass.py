@@ -20,6 +20,7 @@ from interp.explaining.base import Question
 from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import at_positions
 from interp.explaining.summaries import of_the_text
+from interp.results.described import Row, described
 from interp.results.naming import quoted
 from interp.seam.event import AttentionEvent
 
@@ -63,15 +64,15 @@ class MissedMass(Question):
             if once:
                 numbers |= direct_errors(event, policy.rest.stored[layer], full.z[layer])
             rows.append(numbers)
-        data: dict[str, Any] = {}
+        data = {}
         for name, (dims, units, about) in VARIABLES.items():
             if name in rows[0]:
-                values = torch.stack([numbers[name] for numbers in rows]).float().cpu().numpy()
-                data[name] = (("layer", *dims), values, {"units": units, "description": about})
+                values = torch.stack([numbers[name] for numbers in rows]).float()
+                data[name] = Row(("layer", *dims), values, units, about)
         text = np.array(case.token_text[: case.seen.shape[1]], dtype=object)
         coords = {
             "layer": list(case.layers),
-            "head": np.arange(data["missed_mass"][1].shape[1]),
+            "head": np.arange(data["missed_mass"].values.shape[1]),
             "token": np.arange(len(text)),
             "token_text": ("token", text),
             **case.step_coords(),
@@ -85,7 +86,7 @@ class MissedMass(Question):
             attrs["absent"] = (
                 "logit_error and output_error: the policy acts at every step, so no one cache stands for it"
             )
-        return xr.Dataset(data, coords, attrs)
+        return described(data, coords, attrs)
 
     def _mass(self, event: AttentionEvent, evicted_at: Int[Tensor, "head token"]) -> dict[str, Tensor]:
         pattern = attention_pattern(event.q, event.k, **event.maths)[0].float()  # [head, step, token]

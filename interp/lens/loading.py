@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
     from interp.lens.lens import Lens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@overload
+def load(
+    model: str | Path,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> Lens: ...
+
+
+@overload
+def load(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> Lens | BridgeLens: ...
 
 
 def load(

@@ -22,6 +22,7 @@ from interp.errors import InterpError
 from interp.probes._by_head import by_head
 from interp.probes._spectrum import Spectrum, exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
+from interp.results.described import Row, described
 from interp.results.naming import heads_named
 from interp.seam.event import AttentionEvent
 
@@ -150,9 +151,9 @@ class RankFold(Fold):
         data = {}
         for name, (dims, _, description) in VARIABLES.items():
             values = np.stack([self.layers[layer][name] for layer in layers])
-            data[name] = (("layer", "head", *dims), values, {"units": "1", "description": description})
-        _, heads, components = data["singular_value"][1].shape
-        channels = data["score_energy"][1].shape[-1]
+            data[name] = Row(("layer", "head", *dims), values, "1", description)
+        _, heads, components = data["singular_value"].values.shape
+        channels = data["score_energy"].values.shape[-1]
         coordinates = {
             "layer": layers,
             "head": np.arange(heads),
@@ -171,7 +172,7 @@ class RankFold(Fold):
             "exact_below": self.probe.exact_below,
             "seed": self.probe.seed,
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
 
 def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -186,7 +187,8 @@ def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
     def one(head: int) -> Tensor:
         values, vectors = torch.linalg.eigh(_square(q[head]))
         root = vectors * values.clamp_min(0).sqrt()
-        return torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+        singular: Tensor = torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+        return singular
 
     return abs(scale) * torch.stack(by_head(one, range(q.shape[0])))
 

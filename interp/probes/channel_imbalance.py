@@ -17,6 +17,7 @@ import xarray as xr
 from interp_kernels import channel_energy
 
 from interp.probes.base import Context, Fold, Probe
+from interp.results.described import Row, described
 from interp.results.naming import layers_named
 from interp.seam.event import AttentionEvent
 
@@ -106,8 +107,8 @@ class ImbalanceFold(Fold):
         data = {}
         for name, (dims, units, description) in VARIABLES.items():
             values = _grid([[self.layers[layer].get(t, {}).get(name) for layer in layers] for t in tensors])
-            data[name] = (("tensor", "layer", "kv_head", *dims), values, {"units": units, "description": description})
-        _, _, kv_heads, bins, channels = data["magnitude"][1].shape
+            data[name] = Row(("tensor", "layer", "kv_head", *dims), values, units, description)
+        _, _, kv_heads, bins, channels = data["magnitude"].values.shape
         coordinates = {
             "tensor": tensors,
             "layer": layers,
@@ -122,7 +123,7 @@ class ImbalanceFold(Fold):
             "tokens_per_bin": self.bin,
             "pre_rotary": self._pre_rotary(layers),
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
     def _pre_rotary(self, layers: list[int]) -> str:
         """What `key_pre_rotary` holds, or in which layers it is missing and why."""
@@ -162,7 +163,8 @@ def token_consistency(size: np.ndarray, energy: np.ndarray) -> np.ndarray:
     placed = np.stack([ranks[channel] for ranks, channel in zip(rank, order, strict=True)])
     own = np.arange(channels) - middle
     with np.errstate(invalid="ignore"):
-        return placed.mean(1) @ own / np.square(own).sum()
+        slope: np.ndarray = placed.mean(1) @ own / np.square(own).sum()
+        return slope
 
 
 def _grid(rows: Sequence[Sequence[np.ndarray | None]]) -> np.ndarray:

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from interp.probes.base import Context, Fold, Probe
+from interp.results.described import Row, described
 from interp.results.naming import quoted
 
 Tensor = torch.Tensor
@@ -105,10 +106,10 @@ class LogitFold(Fold):
         explained = sum(float(np.sum(shares[f"{part}_attribution"], dtype=np.float64)) for part in parts)
         numbers |= shares
         data = {
-            name: (dims, np.array(numbers[name], dtype), {"units": units, "description": description})
+            name: Row(dims, np.array(numbers[name], dtype), units, description)
             for name, (dims, dtype, units, description) in VARIABLES.items()
         }
-        coordinates = {"layer": layers, "head": np.arange(data["head_attribution"][1].shape[1])}
+        coordinates = {"layer": layers, "head": np.arange(data["head_attribution"].values.shape[1])}
         attrs = {
             "title": "Logit lens and direct logit attribution",
             "description": "Each layer's own prediction, and what each layer and head adds to the final one",
@@ -120,7 +121,7 @@ class LogitFold(Fold):
             "unexplained": difference - explained,
             "kl_positions": len(final),
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
     def _read_out(self, resid: Tensor) -> Tensor:
         """Log probabilities `[pos, d_vocab]` that a residual stream stands for, fp32."""

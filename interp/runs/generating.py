@@ -19,11 +19,11 @@ from interp.cache.stored_layer import StoredLayer
 from interp.interventions import Intervention, parts
 
 if TYPE_CHECKING:
-    from interp.lens.lens import Lens
+    from interp.lens.protocol import InterventionLens
 
 
 def generate(
-    lens: Lens,
+    lens: InterventionLens,
     prompt: str,
     intervention: Intervention | None = None,
     max_new_tokens: int = 64,
@@ -78,7 +78,7 @@ def generate(
     }
 
 
-def dense_cache_bytes(lens: Lens, cache: LensCache) -> int:
+def dense_cache_bytes(lens: InterventionLens, cache: LensCache) -> int:
     """Bytes that keys and values of all tokens seen would take, each stored once in the cache's dtype.
 
     Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number. Others, such

@@ -22,6 +22,8 @@ from interp.errors import InterpError, UnknownNameError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.lens.protocol import TextLens
+
 Tensor = torch.Tensor
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
 Axis = Literal["head", "position"]
@@ -63,7 +65,7 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
 
 @torch.no_grad()
 def patch(
-    lens: Any,
+    lens: TextLens,
     clean: str | Sequence[str] | Tensor,
     corrupted: str | Sequence[str] | Tensor,
     where: str | Iterable[str] | Callable[[str], bool],
@@ -105,7 +107,7 @@ def patch(
         >>> back.recovered.dims
         ('layer', 'position')
     """
-    if getattr(lens, "_policies", ()):
+    if lens.policies_in_force:
         raise InterpError("patch reads whole prompts without a cache: leave the block of lens.apply first.")
     points = _points(lens, where)
     tokens, masks = _prompts(lens, clean, corrupted)
@@ -148,7 +150,9 @@ class _Selection:
     head_name: str
 
     @classmethod
-    def of(cls, lens: Any, points: list[str], by: Axis | None, heads: Any, positions: Any, n_tokens: int) -> _Selection:
+    def of(
+        cls, lens: TextLens, points: list[str], by: Axis | None, heads: Any, positions: Any, n_tokens: int
+    ) -> _Selection:
         if by not in (None, "head", "position"):
             raise InterpError(f"patch: by is 'head', 'position' or None, not {by!r}.")
         axes, kinds = {}, set()
@@ -200,7 +204,7 @@ def _mixed(
     return torch.where(chosen, clean, value)
 
 
-def _points(lens: Any, where: Any) -> list[str]:
+def _points(lens: TextLens, where: Any) -> list[str]:
     """Full names of the hook points that `where` selects; raises where there is none or one cannot be edited."""
     if isinstance(where, str):
         names = _named(lens, where)
@@ -221,7 +225,7 @@ def _points(lens: Any, where: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _named(lens: Any, name: str) -> list[str]:
+def _named(lens: TextLens, name: str) -> list[str]:
     """A point by its full name, or by its name within the block in every layer."""
     if name in lens.hook_dict or name in lens.absent:
         return lens.point_names(name)
@@ -233,7 +237,7 @@ def _named(lens: Any, name: str) -> list[str]:
     raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near!r}?")
 
 
-def _prompts(lens: Any, clean: Any, corrupted: Any) -> tuple[list[Tensor], list[Tensor | None]]:
+def _prompts(lens: TextLens, clean: Any, corrupted: Any) -> tuple[list[Tensor], list[Tensor | None]]:
     """Tokens `[batch, pos]` and padding masks of both prompts, position by position comparable."""
     (ids, mask), (other, other_mask) = (lens.tokens_and_mask(given) for given in (clean, corrupted))
     if ids.shape != other.shape:
@@ -284,7 +288,7 @@ def _comparable(clean: float, corrupted: float) -> None:
 
 
 def _dataset(
-    lens: Any,
+    lens: TextLens,
     groups: list[tuple[str, ...]],
     values: np.ndarray,
     unpatched: tuple[float, float],
@@ -292,9 +296,8 @@ def _dataset(
     by: Axis | None,
     tokens: list[Tensor],
 ) -> xr.Dataset:
-    import xarray as xr
-
-    from interp.results.storage import provenance
+    from interp.results.described import described
+    from interp.results.provenance import provenance
 
     clean, corrupted = unpatched
     kinds = {name.split(".", 2)[2] if name.startswith("blocks.") else None for group in groups for name in group}
@@ -332,14 +335,10 @@ def _dataset(
     }
     recovered = (values - corrupted) / (clean - corrupted)
     data = {
-        "metric": (dims, values, {"units": "1", "description": "metric of the patched run"}),
-        "recovered": (
-            dims,
-            recovered,
-            {"units": "1", "description": "(metric - corrupted) / (clean - corrupted): 1 is all, 0 is nothing"},
-        ),
+        "metric": (dims, values, "1", "metric of the patched run"),
+        "recovered": (dims, recovered, "1", "(metric - corrupted) / (clean - corrupted): 1 is all, 0 is nothing"),
     }
-    return xr.Dataset(data, coordinates, about)
+    return described(data, coordinates, about)
 
 
 def _sha256(ids: Tensor) -> str:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 PATHS = ("reference", "cpu", "triton")
+Paths = Mapping[str, Callable[..., Any]]
+"""What an operation computes with on each of its paths."""
 
 _override: str | None = None
 
@@ -60,7 +62,7 @@ class use:
         _override = self._previous
 
 
-def choose(paths: Mapping[str, Callable], x: Tensor) -> Callable:
+def choose(paths: Paths, x: Tensor) -> Callable[..., Any]:
     """The function to run on x: the overridden path; else Triton's for what lies on a GPU, and the blocked one.
 
     Kernels sum in fp32, so fp64 stays with the blocked path, and so does everything where triton is not installed.
@@ -69,7 +71,7 @@ def choose(paths: Mapping[str, Callable], x: Tensor) -> Callable:
     return paths[chosen(paths, x)]
 
 
-def chosen(paths: Mapping[str, Callable], x: Tensor) -> str:
+def chosen(paths: Paths, x: Tensor) -> str:
     """The name of the path that `choose` takes."""
     if _override == "triton":
         _refuse_unfit(paths, x)
@@ -79,7 +81,7 @@ def chosen(paths: Mapping[str, Callable], x: Tensor) -> str:
     return "triton" if fits else "cpu"
 
 
-def _refuse_unfit(paths: Mapping[str, Callable], x: Tensor) -> None:
+def _refuse_unfit(paths: Paths, x: Tensor) -> None:
     if "triton" not in paths:
         raise RuntimeError('this operation has no "triton" path; use "auto", "cpu" or "reference".')
     if not installed():

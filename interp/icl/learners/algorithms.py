@@ -37,7 +37,8 @@ class Algorithm(ABC):
     @property
     def name(self) -> str:
         """The call that makes this algorithm, a tensor by its shape alone."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        settings = fields(self)  # type: ignore[arg-type]  # every algorithm is a dataclass, which their base is not
+        values = {field.name: getattr(self, field.name) for field in settings}
         shown = {key: f"<{list(v.shape)}>" if isinstance(v, Tensor) else repr(v) for key, v in values.items()}
         return f"{type(self).__name__}({', '.join(f'{key}={text}' for key, text in shown.items())})"
 
@@ -203,7 +204,8 @@ class ols(LinearAlgorithm):
     """
 
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
-        return torch.linalg.pinv(X) @ Y
+        solution: Tensor = torch.linalg.pinv(X) @ Y
+        return solution
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,12 @@ class ridge(LinearAlgorithm):
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
         _, N, d = X.shape
         penalty = self.lam * torch.eye(min(N, d), dtype=X.dtype, device=X.device)
+        solution: Tensor
         if d > N:
-            return X.mT @ torch.linalg.solve(X @ X.mT + penalty, Y)
-        return torch.linalg.solve(X.mT @ X + penalty, X.mT @ Y)
+            solution = X.mT @ torch.linalg.solve(X @ X.mT + penalty, Y)
+        else:
+            solution = torch.linalg.solve(X.mT @ X + penalty, X.mT @ Y)
+        return solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +264,8 @@ class bayes_ridge(LinearAlgorithm):
         prior_cov = _fitting(torch.as_tensor(self.prior_cov), [(d, d), ()], "prior_cov", X)
         explained = prior_cov @ X.mT if prior_cov.ndim else prior_cov * X.mT
         noise = self.noise_var * torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
-        return explained @ torch.linalg.solve(X @ explained + noise, Y)
+        mean: Tensor = explained @ torch.linalg.solve(X @ explained + noise, Y)
+        return mean
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ class lsa_optimal(LinearAlgorithm):
         # E[b bᵀ] / n for b = sum_i y_i x_i; by the normal equations A* = E[b bᵀ]⁻¹ n Σ Ω
         second = (self.n + 1) * Sigma @ Omega @ Sigma + ((Omega @ Sigma).trace() + self.noise_var) * Sigma
         second = second + (self.kurtosis - 3) * torch.diag(Sigma.diagonal().square() * Omega.diagonal())
-        return torch.linalg.solve(second, Sigma @ Omega)
+        best: Tensor = torch.linalg.solve(second, Sigma @ Omega)
+        return best
 
     @property
     def mse(self) -> float:
@@ -301,4 +302,5 @@ def _least_squares(residuals: Callable[[Tensor], Tensor], start: list[float]) ->
     def values(x: np.ndarray) -> np.ndarray:
         return residuals(torch.from_numpy(x)).flatten().numpy(force=True)
 
-    return scipy.optimize.least_squares(values, start, jac="3-point").x.tolist()
+    found: list[float] = scipy.optimize.least_squares(values, start, jac="3-point").x.tolist()
+    return found

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 import xarray as xr
@@ -44,6 +43,7 @@ from interp.icl.measures._functions import (
 from interp.icl.measures._functions import Model as Model
 from interp.icl.measures._means import Mean, mean, mean_of_defined, ratio
 from interp.icl.tasks.regression import Tasks
+from interp.results.described import Row, described, with_error
 
 PARTS = ("query", "function", "prefixes")
 
@@ -200,21 +200,20 @@ def _on_prefixes(model: Model, algorithm: Model, tasks: Tasks, queries: Tensor) 
 
 
 def _dataset(found: dict[str, Mean], model: Model, algorithm: Model, tasks: Tasks) -> xr.Dataset:
-    variables: dict[str, Any] = {}
+    variables: dict[str, Row] = {}
     for name, (value, se, count) in found.items():
         units, description = MEASURES[name]
-        variables[name] = ((), value, {"units": units, "description": description})
-        variables[f"{name}_se"] = ((), se, {"units": units, "description": f"standard error of {name} over tasks"})
+        variables |= with_error(name, Row((), value, units, description), se, " over tasks")
         if name in PARTLY_DEFINED:
             about = f"tasks for which {name} is defined, of which it is the mean"
-            variables[f"{name}_tasks"] = ((), count, {"units": "task", "description": about})
+            variables[f"{name}_tasks"] = Row((), count, "task", about)
     attrs = {
         "title": "Alignment of a model with a learning algorithm",
         "description": "Predictions, sensitivities and implicit weights of the two on the same regression tasks.",
         "model": named(model),
         "algorithm": named(algorithm),
     }
-    return xr.Dataset(variables, attrs=attrs | facts(tasks))
+    return described(variables, attrs=attrs | facts(tasks))
 
 
 # name: (units, description)

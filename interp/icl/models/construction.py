@@ -108,8 +108,10 @@ def _layers(target: AttentionRegressor | AttentionLayer) -> list[AttentionLayer]
         raise InterpError(
             f"weights are written into an AttentionRegressor or one of its layers, not {type(target).__name__}."
         )
-    one = isinstance(target, AttentionLayer)
-    layers = [target] if one else [target.block(l) for l in range(_n_distinct(target.cfg))]
+    if isinstance(target, AttentionLayer):
+        layers = [target]
+    else:
+        layers = [target.block(l) for l in range(_n_distinct(target.cfg))]
     cfg = target.cfg
     obstacles = {
         "softmax attention": any(layer.softmax for layer in layers),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.models.attention_regressor import AttentionLayer, AttentionRegressor
+from interp.results.described import Row, described
 
 if TYPE_CHECKING:
     from interp.icl.tasks.regression import Tasks
@@ -85,16 +86,14 @@ def effective_predictor(model: AttentionRegressor, layer: int = 0, tasks: Tasks 
     A = cfg.readout_sign * (w_y[:, None, None] * M_xx + w_x[:, :, None] * M_yx[:, None, :]).sum(0)
     scale = A.diagonal().mean()
     away = torch.linalg.matrix_norm(A - scale * torch.eye(d).to(A)) / torch.linalg.matrix_norm(A)
-    found = xr.Dataset(
-        {
-            "A_eff": (("input", "query_input"), A.cpu().numpy(), {"description": "prediction is (Σ y x)ᵀ A_eff x_q"}),
-            "scale": ((), float(scale), {"description": "c of the nearest c · I; a step of descent has c = η/N"}),
-            "distance_to_identity": ((), float(away), {"description": "min over c of ‖A_eff - c I‖_F / ‖A_eff‖_F"}),
-        },
-        attrs={"layer": layer, "n_heads": cfg.n_heads},
-    )
+    rows = {
+        "A_eff": Row(("input", "query_input"), A, "1/x²", "prediction is (Σ y x)ᵀ A_eff x_q"),
+        "scale": Row((), float(scale), "1/x²", "c of the nearest c · I; a step of descent has c = η/N"),
+        "distance_to_identity": Row((), float(away), "1", "min over c of ‖A_eff - c I‖_F / ‖A_eff‖_F"),
+    }
+    about = {"layer": layer, "n_heads": cfg.n_heads}
     if tasks is None:
-        return found
+        return described(rows, attrs=about)
     if layer % cfg.n_layers:
         raise InterpError(f"tasks are what layer 0 reads, not layer {layer}; leave them out.")
     X, y, xq = (tensor.to(A) for tensor in (tasks.X, tasks.y, tasks.xq))
@@ -106,9 +105,9 @@ def effective_predictor(model: AttentionRegressor, layer: int = 0, tasks: Tasks 
         "y_leak": y.square().sum(1) * (w_y[:, None] * torch.einsum("hj,bj->hb", M_yx, xq)).sum(0),
     }
     for name, values in terms.items():
-        about = {"description": f"root mean square of the {name} term over {len(tasks)} tasks", "units": "units of y"}
-        found[name] = ((), float(values.square().mean().sqrt()), about)
-    return found
+        said = f"root mean square of the {name} term over {len(tasks)} tasks"
+        rows[name] = Row((), float(values.square().mean().sqrt()), "units of y", said)
+    return described(rows, attrs=about)
 
 
 @torch.no_grad()
@@ -160,7 +159,7 @@ def in_gauge(products: LsaProducts, d_in: int) -> LsaProducts:
 def with_products(model: AttentionRegressor, products: LsaProducts) -> AttentionRegressor:
     """A model like `model` whose first set of attention weights has these products (keys and projection: identity)."""
     cfg = replace(model.cfg, d_head=model.cfg.d_model)
-    made = AttentionRegressor(cfg).to(model.W0)
+    made: AttentionRegressor = AttentionRegressor(cfg).to(model.W0)
     made.load_weights({**made.weights(), **{n: w for n, w in model.weights().items() if ".attn." not in n}})
     layer, identity = made.block(0), torch.eye(cfg.d_model).to(model.W0)
     for stored, value in (

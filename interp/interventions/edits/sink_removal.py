@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import AttentionEdit, NewTokens
+from interp.interventions.edits.base import NewTokens, PatternEdit
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class SinkRemoval(AttentionEdit):
+class SinkRemoval(PatternEdit):
     """Take from the attention sinks of a text a part of what they receive; other keys gain it in proportion.
 
     Args:
@@ -43,6 +44,7 @@ class SinkRemoval(AttentionEdit):
 
     name: ClassVar[str] = "sink_removal"
     group_count: ClassVar[int] = 2
+    idle_at: ClassVar[Mapping[str, Any]] = {"remove_fraction": 0.0}
     remove_fraction: float = 0.6
     sinks: Literal["first", "massive", "both"] = "both"
     over_median: float = 250.0
@@ -53,10 +55,6 @@ class SinkRemoval(AttentionEdit):
             raise InterpError(f"{self.name}: remove_fraction should be 0 to 1, found {self.remove_fraction}.")
         if self.over_median < 1:
             raise InterpError(f"{self.name}: over_median should be at least 1, found {self.over_median}.")
-
-    @property
-    def idle(self) -> bool:
-        return self.remove_fraction == 0
 
     @property
     def reads_residual(self) -> bool:

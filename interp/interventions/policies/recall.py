@@ -104,7 +104,7 @@ class RecallPlan(EvictionPlan):
         group = event.q.shape[1] // kv_heads
         at = self._positions(tokens).to(event.q.device)
         rows = (event.q[:, :, at].float() * event.scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
-        lse = event.lse[:, :, at].unflatten(1, (kv_heads, group)).flatten(2, 3)
+        lse = event.unedited.lse[:, :, at].unflatten(1, (kv_heads, group)).flatten(2, 3)
         real = event.facts.get("query_mask")
         at = at.expand(rows.shape[0], -1) if real is None else at.where(real[:, at].bool(), -1)
         self.readers[layer] = Readers(rows, lse.clamp_min(-1e4), at.repeat(1, group))

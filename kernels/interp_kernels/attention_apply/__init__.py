@@ -13,6 +13,8 @@ from ..dispatch import choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
+__all__ = ["Attended", "attention_apply"]
+
 PATHS = {
     "reference": reference.attention_apply,
     "cpu": cpu.attention_apply,

@@ -12,6 +12,8 @@ from ..dispatch import choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
+__all__ = ["attention_gram_apply"]
+
 PATHS = {
     "reference": reference.attention_gram_apply,
     "cpu": cpu.attention_gram_apply,

@@ -12,6 +12,8 @@ from ..dispatch import choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
+__all__ = ["attention_transpose_apply"]
+
 PATHS = {
     "reference": reference.attention_transpose_apply,
     "cpu": cpu.attention_transpose_apply,

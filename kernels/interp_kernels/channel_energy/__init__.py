@@ -9,6 +9,8 @@ from ..checks import expect_bool, expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
+__all__ = ["channel_energy"]
+
 PATHS = {
     "reference": reference.channel_energy,
     "cpu": cpu.channel_energy,

@@ -14,7 +14,7 @@ from .edit import Edit, Rule, checked_groups
 from .forms import check_form
 from .rules import knock_out, visual_redistribution
 
-__all__ = ["Reweighted", "Rule", "group_reweighted_attention", "knock_out", "visual_redistribution"]
+__all__ = ["Reweighted", "group_reweighted_attention", "knock_out", "visual_redistribution"]
 
 PATHS = {
     "reference": reference.group_reweighted_attention,

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from ..blocks import HALF_LIFT
+from ..blocks import HALF_LIFT, lift
 from ..checks import accumulator
 from ..facts import Facts
 from .backward import OutputGradient, SharesGradient
@@ -52,8 +52,8 @@ def reweight(
     scaling = _scaling(edit, edit.factors(masses), shares) * kept
     with torch.no_grad():
         if parts is None:
-            lift = _lift(scaling, shares) if rounds_to_half(v) else 1.0
-            z = output(q, k, v, edit, scaling * lift, lse, keys_only) / lift
+            factor = 1.0 if lift(v) is None else _row_lift(scaling, shares)
+            z = output(q, k, v, edit, scaling * factor, lse, keys_only) / factor
         else:
             z = _combined(parts, scaling)
     return OutputGradient.apply(z, q_wide, k_wide, v, scaling, lse, edit, keys_only), lse, masses
@@ -64,12 +64,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(accumulator(x)) if x.requires_grad else x
 
 
-def rounds_to_half(v: Tensor) -> bool:
-    """Whether A may be rounded to fp16 before it meets v."""
-    return v.dtype == torch.float16
-
-
-def _lift(scaling: Tensor, shares: Tensor) -> Tensor:
+def _row_lift(scaling: Tensor, shares: Tensor) -> Tensor:
     """A power of 2 for each row [B, H, N, 1] that lifts its cells as far as fp16 reaches.
 
     No cell is more than the edited share of its group, so none becomes more than 2 ** HALF_LIFT.

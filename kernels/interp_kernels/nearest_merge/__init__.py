@@ -11,6 +11,8 @@ from ..checks import accumulator, expect_bool, expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
+__all__ = ["Nearest", "merge_tokens", "nearest_key"]
+
 PATHS = {
     "reference": reference.nearest_key,
     "cpu": cpu.nearest_key,

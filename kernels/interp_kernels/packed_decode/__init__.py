@@ -11,8 +11,9 @@ from ..checks import expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 from .call import Decoded, KeySegment, PackedCall
+from .channels import cut, unpacked
 
-__all__ = ["Decoded", "KeySegment", "packed_decode"]
+__all__ = ["Decoded", "KeySegment", "cut", "packed_decode", "unpacked"]
 
 PATHS = {
     "reference": reference.packed_decode,

@@ -12,6 +12,8 @@ from ..checks import expect_bool, expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
+__all__ = ["ResidualCensus", "residual_census"]
+
 PATHS = {
     "reference": reference.residual_census,
     "cpu": cpu.residual_census,

@@ -9,6 +9,8 @@ from ..checks import expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
+__all__ = ["think_pack"]
+
 PATHS = {"reference": reference.think_pack, "cpu": cpu.think_pack, "triton": kernel(__name__, "think_pack")}
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
