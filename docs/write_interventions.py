@@ -10,6 +10,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from docs.sections import cell, markdown, settings
 from interp.interventions import Intervention, available
 
 PAGE = Path(__file__).with_name("interventions.md")
@@ -57,10 +58,13 @@ continuation under whatever is in force. This page is written by `python -m docs
 
 def section(intervention: type[Intervention]) -> str:
     module = sys.modules[intervention.__module__]
-    lines = [f"\n## `{intervention.name}`: `interp.{intervention.__name__}`\n", inspect.getdoc(module) or ""]
-    lines += ["\n" + (inspect.getdoc(intervention) or ""), "\n| setting | default |", "| --- | --- |"]
-    fields = dataclasses.fields(intervention)  # type: ignore[arg-type]
-    lines += [f"| `{field.name}` | `{field.default!r}` |" for field in fields]
+    lines = [f"\n## `{intervention.name}`: `interp.{intervention.__name__}`\n", markdown(inspect.getdoc(module) or "")]
+    lines += ["\n" + markdown(inspect.getdoc(intervention) or "", leave_out=("Args",)), ""]
+    lines += ["| setting | default | what |", "| --- | --- | --- |"]
+    told = settings(intervention)
+    for field in dataclasses.fields(intervention):  # type: ignore[arg-type]
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        lines.append(f"| `{field.name}` | {default} | {cell(told.get(field.name, ''))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -58,7 +58,7 @@ def test_the_wheel_names_its_command_and_its_licence(wheel):
     assert Version(described["Version"]) == Version(interp.__version__)
     assert described["License-Expression"] == "Apache-2.0"
     assert described.get_all("License-File") == ["LICENSE", "NOTICE"]
-    assert set(described.get_all("Provides-Extra")) == {"app", "dev", "gpu", "notebook"}
+    assert set(described.get_all("Provides-Extra")) == {"app", "dev", "docs", "gpu", "notebook"}
 
 
 def test_the_version_is_said_in_one_place():
@@ -101,7 +101,7 @@ def test_no_top_level_package_is_called_kernels_or_apps():
 def test_every_dependency_is_pinned_within_its_bounds():
     optional = PROJECT["optional-dependencies"]
     pinned = pins()
-    for line in [*PROJECT["dependencies"], *optional["dev"], *optional["notebook"]]:
+    for line in [*PROJECT["dependencies"], *optional["dev"], *optional["docs"], *optional["notebook"]]:
         requirement = Requirement(line)
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, line
     assert pinned["torch"] == Version("2.13.0")  # without "+cpu": an index may carry it without the suffix
@@ -142,6 +142,7 @@ def test_make_lists_its_targets_and_starts_the_explorer():
         "test-min",
         "test-python",
         "lint",
+        "docs",
         "bench",
         "bench-data",
         "app",

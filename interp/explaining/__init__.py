@@ -51,8 +51,12 @@ def explain(
     taken. Raises InterpError, before any compute, for a question that does not apply to the intervention, and for one
     asked by name that has nothing to say.
 
-        why = interp.explain(lens, interp.ThinK(ratio=0.7), prompt, continuation, ["masks", "perturbation"])
-        interp.figures.perturbation(why["perturbation"]).show()
+    Examples:
+        >>> policy = interp.ThinK(ratio=0.7, window=8, recent=8)
+        >>> why = interp.explain(lens, policy, prompt, "w9 w10 w11", ["masks", "perturbation"])
+        >>> figure = interp.figures.perturbation(why["perturbation"])
+        >>> list(why)
+        ['masks', 'perturbation']
     """
     from interp.explaining.case import Case
     from interp.results.provenance import provenance

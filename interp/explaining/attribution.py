@@ -60,6 +60,13 @@ class Attribution(Question):
         answers: (token, rival) as texts of one token each, or token ids; for all steps.
         batch: caches compared in one pass.
         seed: of the random half.
+
+    Examples:
+        >>> from interp.explaining.attribution import Attribution
+        >>> policy = interp.H2OPrefill(budget=0.5)
+        >>> why = interp.explain(lens, policy, prompt, "w9 w10 w11", Attribution(samples=4, steps=2))
+        >>> why["attribution"].effect.dims
+        ('sample', 'step')
     """
 
     name: ClassVar[str] = "attribution"

@@ -25,6 +25,11 @@ class Ledger(Question):
 
     Rows come in the order in which they happened: step, layer, stored head. A step here is the number of tokens seen,
     as the policy counts. Only rows of policies that merge have a target.
+
+    Examples:
+        >>> why = interp.explain(lens, interp.H2OPrefill(budget=0.5), prompt, "w9 w10 w11", ["ledger"])
+        >>> why["ledger"].evicted_position.sizes["eviction"]  # 20 of 40 tokens in 2 heads of 3 layers
+        120
     """
 
     name: ClassVar[str] = "ledger"

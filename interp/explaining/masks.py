@@ -37,6 +37,12 @@ class Masks(Question):
         other_prompts: more prompts (texts or tokens), whose sets are compared with this prompt's.
         checkpoints: how many tokens after the prompt to look again; None for a quarter, half, three quarters and all.
         of: channels of "keys" or of "values"; None takes keys where the policy drops some.
+
+    Examples:
+        >>> policy = interp.ThinK(ratio=0.5, window=8, recent=8)
+        >>> why = interp.explain(lens, policy, prompt, "w9 w10 w11", ["masks"])
+        >>> why["masks"].overlap_layers.dims
+        ('layer', 'other_layer')
     """
 
     name: ClassVar[str] = "masks"

@@ -37,6 +37,11 @@ class MissedMass(Question):
 
     Args:
         top: share of the tokens, by attention, whose recall is measured.
+
+    Examples:
+        >>> why = interp.explain(lens, interp.H2OPrefill(budget=0.5), prompt, "w9 w10 w11", ["missed_mass"])
+        >>> why["missed_mass"].missed_mass.dims
+        ('layer', 'head', 'step')
     """
 
     name: ClassVar[str] = "missed_mass"

@@ -21,6 +21,11 @@ class Perturbation(Question):
     """‖o_full - o_policy‖ / ‖o_full‖ of every layer at every step, with what it does to the prediction beside it.
 
     Unlike the direct errors of `missed_mass` these add up: a layer also sees what earlier layers did.
+
+    Examples:
+        >>> why = interp.explain(lens, interp.H2OPrefill(budget=0.5), prompt, "w9 w10 w11", ["perturbation"])
+        >>> dict(why["perturbation"].sizes)
+        {'layer': 3, 'head': 8, 'step': 2}
     """
 
     name: ClassVar[str] = "perturbation"

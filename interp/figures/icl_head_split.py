@@ -19,7 +19,16 @@ def icl_head_split(ds: xr.Dataset) -> go.Figure:
     they move the output relative to what it is without them, and the cosine of that shift with the update that
     attention without softmax would make. Empty cells see no demonstration.
 
-    `ds`: a result of `interp.icl.language.head_split`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of `interp.icl.language.head_split`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.icl_head_split(results["head_split"])
+        >>> figure.layout.title.text
+        'What 4 demonstrations do to each head'
     """
     ds = need(
         ds, "icl_head_split", RESULT, "demo_mass", "shift_norm", "out_query_norm", "linear_cosine", kind="function"

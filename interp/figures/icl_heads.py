@@ -24,7 +24,16 @@ def icl_heads(ds: xr.Dataset) -> go.Figure:
     occurrence (induction) and of all earlier ones (prefix matching), to the token before, and to the first occurrence
     itself. The last says whether the head raises the logit of what it attends to: 1 only that, -1 only others.
 
-    `ds`: a result of `interp.icl.language.head_scores`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of `interp.icl.language.head_scores`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.icl_heads(results["head_scores"])
+        >>> figure.layout.title.text
+        'Heads that could carry in-context learning'
     """
     ds = need(ds, "icl_heads", RESULT, *ATTENTION, "copying", kind="function")
     fig = make_subplots(

@@ -43,8 +43,10 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
+    from interp.interventions.edits.attention_bias import AttentionBias as AttentionBias
     from interp.interventions.edits.knock_out import KnockOut as KnockOut
     from interp.interventions.edits.sink_removal import SinkRemoval as SinkRemoval
+    from interp.interventions.edits.temperature import Temperature as Temperature
     from interp.interventions.policies.d2o import D2O as D2O
     from interp.interventions.policies.h2o import H2O as H2O
     from interp.interventions.policies.h2o import H2OPrefill as H2OPrefill

@@ -66,6 +66,13 @@ def load(
 
     Raises:
         InterpError: the model is not there, its weights are damaged, or its attention is not one a Lens can read.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 32}
+        >>> lens = interp.load(LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape)))  # interp.load("demo"), ...
+        >>> lens.cfg.n_layers, lens.cfg.d_head
+        (2, 8)
     """
     if isinstance(model, (str, Path)):
         name = str(model)

@@ -42,7 +42,19 @@ class AttentionRank(Probe):
     least a thousandth of the largest); nuclear norm and effective rank, estimated from the same sweeps, are off by 1
     and 4 % (root mean square) after 4 sweeps, and have their error beside them. Longer texts want more sweeps.
 
+    Args:
+        k: leading singular values that the result holds.
+        exact_below: up to so many tokens all singular values are computed.
+        width: columns of a block beyond that.
+        passes: sweeps of block Lanczos.
+        seed: of the random start.
+
     Memory: about 4 * (passes + 5) * width bytes a token and head, for one layer at a time.
+
+    Examples:
+        >>> rank = interp.probe(lens, prompt, ["attention_rank"])["attention_rank"]
+        >>> dict(rank.rank90.sizes)
+        {'layer': 3, 'head': 8}
     """
 
     name: ClassVar[str] = "attention_rank"

@@ -30,7 +30,13 @@ BINS = 64  # most token bins of `magnitude`: enough for a surface plot
 
 @dataclass(frozen=True)
 class ChannelImbalance(Probe):
-    """Energy of every key and value channel, and how unevenly it is spread, for each layer and key/value head."""
+    """Energy of every key and value channel, and how unevenly it is spread, for each layer and key/value head.
+
+    Examples:
+        >>> energy = interp.probe(lens, prompt, ["channel_imbalance"])["channel_imbalance"].energy
+        >>> energy.dims
+        ('tensor', 'layer', 'kv_head', 'channel')
+    """
 
     name: ClassVar[str] = "channel_imbalance"
 

@@ -39,8 +39,16 @@ FEWEST_QUERIES = 64
 class TextSinks(Probe):
     """Attention received by every token, each layer's sink and its geometry, Sink_k, massive activations.
 
-    `epsilon` is one share of attention or several. `position` is the k of Sink_k counted from 0 (the paper counts from
-    1). T, the number of tokens read, is stored with every rate because Sink_k falls with it: the paper reads 64 tokens.
+    T, the number of tokens read, is stored with every rate because Sink_k falls with it: the paper reads 64 tokens.
+
+    Args:
+        epsilon: share of attention above which a head counts as sinking, between 0 and 1, or several of them.
+        position: the k of Sink_k counted from 0 (the paper counts from 1).
+
+    Examples:
+        >>> sinks = interp.probe(lens, prompt, interp.TextSinks(epsilon=(0.2, 0.3)))["text_sinks"]
+        >>> sinks.sink_rate.epsilon.values
+        array([0.2, 0.3])
     """
 
     name: ClassVar[str] = "text_sinks"

@@ -41,6 +41,11 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
 
     Raises `StorageError` for an attribute that is neither string, number, boolean nor a nest of them, and where the
     disk refuses.
+
+    Examples:
+        >>> path = interp.storage.save(results["text_sinks"], "sinks.nc")
+        >>> interp.storage.load(path).equals(results["text_sinks"])
+        True
     """
     stored = dataset.copy()
     stored.attrs = _storable_attrs(dataset.attrs, "the dataset")

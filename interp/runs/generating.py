@@ -44,6 +44,12 @@ def generate(
     peak_resident_bytes: of the whole process so far, the loading of the model included; `_before` is the same before
         generation. Both None where the system does not tell.
     notes: warnings given on the way, such as that a policy dropped nothing.
+
+    Examples:
+        >>> from interp.runs.generating import generate
+        >>> told = generate(lens, prompt, interp.SnapKV(budget=0.5, window=8), max_new_tokens=4)
+        >>> told["cache"]["bytes"] < told["cache"]["dense_bytes"]
+        True
     """
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     watch = _Stopwatch(max_new_tokens, progress)

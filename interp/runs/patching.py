@@ -34,6 +34,13 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
     """A metric: the logit of token `answer` minus that of token `wrong` at one position, mean over the batch.
 
     Of several sequences each may have tokens of its own: then both are lists with one id a sequence.
+
+    Examples:
+        >>> from interp.patching import logit_difference
+        >>> logits = torch.zeros(1, 3, 10)
+        >>> logits[0, -1, 4] = 2.0
+        >>> logit_difference(answer=4, wrong=5)(logits)
+        2.0
     """
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> float:
@@ -93,6 +100,12 @@ def patch(
     All runs compute the chosen points in the same way (in the open, for scores and patterns), so that patching nothing
     is exactly the corrupted run. Raises InterpError for prompts that do not line up, points that do not exist or cannot
     be edited, and a metric that is no finite number or the same for both prompts.
+
+    Examples:
+        >>> from interp.patching import logit_difference
+        >>> back = interp.patch(lens, "w4 w5 w6", "w4 w9 w6", "hook_resid_pre", logit_difference(7, 8), by="position")
+        >>> back.recovered.dims
+        ('layer', 'position')
     """
     if lens.policies_in_force:
         raise InterpError("patch reads whole prompts without a cache: leave the block of lens.apply first.")

@@ -56,6 +56,14 @@ def probe(
 
     Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer. Inside
     `lens.apply(...)` probes see attention as edits leave it, and `attrs["interventions"]` has the edits' settings.
+
+    Examples:
+        >>> seen = interp.probe(lens, prompt, ["text_sinks", "channel_imbalance"], tokens=32)
+        >>> list(seen), seen["text_sinks"].sizes["token"]
+        (['text_sinks', 'channel_imbalance'], 32)
+        >>> both = interp.probe(lens, [prompt, "w9 w8 w7"], ["text_sinks"])["text_sinks"]
+        >>> both.sizes["text"]
+        2
     """
     from interp.results.provenance import provenance
 

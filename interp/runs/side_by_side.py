@@ -44,6 +44,11 @@ def side_by_side(
 
     The first new token comes from the prompt alone, so a cache policy gives it a shift of 0; an attention edit need
     not.
+
+    Examples:
+        >>> both = interp.side_by_side(lens, prompt, interp.StreamingLLM(budget=0.5), max_new_tokens=4)
+        >>> both["shift"].dims
+        ('side', 'step')
     """
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     if mask is not None and not bool(mask.all()):

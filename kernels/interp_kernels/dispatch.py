@@ -25,13 +25,21 @@ _override: str | None = None
 class use:
     """Override the path that every operation takes, as a plain call or for the length of a `with` block.
 
-    >>> use("reference")                 # from now on, in every thread
-    >>> with use("cpu"):                 # restored on leaving, also after an exception
-    ...     attention_apply(q, k, v)
+    `use("reference")` holds from now on, in every thread; what a `with` block overrides is restored on leaving, also
+    after an exception.
 
-    path: "reference" (plain torch, keeps the N x S matrix), "cpu" (blocked torch, on any device), "triton" (on a GPU,
-        or anywhere under Triton's interpreter) or "auto" (the rule of `choose`).
-    Raises ValueError on any other name, and leaves the choice as it was.
+    Args:
+        path: "reference" (plain torch, keeps the N x S matrix), "cpu" (blocked torch, on any device), "triton" (on a
+            GPU, or anywhere under Triton's interpreter) or "auto" (the rule of `choose`).
+
+    Raises:
+        ValueError: on any other name; the choice stays as it was.
+
+    Examples:
+        >>> with interp_kernels.use("reference"):
+        ...     found = interp_kernels.attention_apply(q, k, v)
+        >>> found.z.shape
+        torch.Size([1, 4, 6, 8])
     """
 
     def __init__(self, path: str) -> None:

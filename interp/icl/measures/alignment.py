@@ -72,6 +72,14 @@ def align(
     over the others, whose number is `<measure>_tasks`; NaN where there is none. Standard errors are over tasks.
 
     Raises InterpError for a part that does not exist, for too few fresh queries, and for what is no model or no tasks.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(500, N=10, d=3, seed=1)
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> one_step = interp.icl.gd(1, eta=5.0)
+        >>> found = interp.icl.align(interp.icl.construct_gd(model, 5.0), one_step, tasks)
+        >>> round(float(found.model_cos), 4)
+        1.0
     """
     parts = _known(parts)
     check_comparable(tasks, model, *(algorithm.values() if isinstance(algorithm, Mapping) else [algorithm]))

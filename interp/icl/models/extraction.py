@@ -36,7 +36,13 @@ class LsaProducts(NamedTuple):
 
 @torch.no_grad()
 def lsa_products(model: AttentionRegressor | AttentionLayer, layer: int = 0) -> LsaProducts:
-    """KQ and PV of each head of a layer (of `model.block(layer)`), in the weights' dtype."""
+    """KQ and PV of each head of a layer (of `model.block(layer)`), in the weights' dtype.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> interp.icl.lsa_products(interp.icl.construct_gd(model, eta=5.0)).KQ.shape
+        torch.Size([1, 4, 4])
+    """
     weights = model if isinstance(model, AttentionLayer) else model.block(layer)
     return LsaProducts((weights.W_K @ weights.W_Q.mT) * weights.scale, (weights.W_V @ weights.W_O).mT)
 
@@ -59,6 +65,12 @@ def effective_predictor(model: AttentionRegressor, layer: int = 0, tasks: Tasks 
     Raises:
         InterpError: softmax, MLP, LayerNorm, positions, another layout, several targets, a start W0 other than zero, or
             tasks for a later layer or of another shape. A clamp is not looked at: the terms are those without it.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> found = interp.icl.effective_predictor(interp.icl.construct_gd(model, eta=5.0))
+        >>> round(float(found.distance_to_identity), 6)
+        0.0
     """
     cfg = model.cfg
     weights = model.block(layer)
@@ -108,6 +120,13 @@ def interpolate(model: AttentionRegressor, construct: AttentionRegressor, weight
 
     Raises:
         InterpError: such a model, models of different shape, or |β| < 1e-6 (an untrained layer).
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> written = interp.icl.construct_gd(model, eta=5.0)
+        >>> half = interp.icl.interpolate(written, written)
+        >>> torch.allclose(interp.icl.lsa_products(half).PV, interp.icl.lsa_products(written).PV)
+        True
     """
     cfg = model.cfg
     if cfg.n_heads != 1 or "softmax" in cfg.kinds or (cfg.n_layers > 1 and not cfg.recurrent):

@@ -19,7 +19,7 @@ MOST = 1000.0
 class AttentionBias(LogitEdit):
     """Add a bias to the logits of some tokens, in some layers, heads and rows, or put a logit in their place.
 
-    Args, besides `layers` and `heads`:
+    Args:
         keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own.
         bias: in nats, -1,000 to 1,000: with 1 a token weighs e times as much against the others. 0 changes nothing,
             where it is added.
@@ -34,6 +34,13 @@ class AttentionBias(LogitEdit):
     Learned sink logits (gpt-oss) stay as they are, so there the two differ: what a bias gives to tokens is taken from
     the sink too. Whatever the bias, it makes no row see what its mask hides; and to take attention away altogether is
     `KnockOut`'s business. Under a cache policy a stored token answers to the position that it is stored under.
+
+    Examples:
+        >>> with lens.apply(interp.AttentionBias(keys=3, bias=4.6, layers=2)):
+        ...     _, cache = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_column_mass")
+        >>> _, plain = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_column_mass")
+        >>> bool((cache["column_mass", 2][..., 3] > plain["column_mass", 2][..., 3]).all())
+        True
     """
 
     name: ClassVar[str] = "attention_bias"

@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 class KnockOut(PatternEdit):
     """Take the attention to some tokens away, in some layers, heads and rows.
 
-    Args, besides `layers` and `heads`:
+    Args:
         keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own.
         queries: positions of the rows that are edited; None: all, those of generated tokens too.
         strength: what part of the attention goes; 1 removes it, 0 changes nothing.
@@ -29,6 +29,12 @@ class KnockOut(PatternEdit):
     in models with learned sink logits: there the sink keeps its share of the row instead of taking part of what was
     removed. Under a cache policy a stored token answers to the position that it is stored under: what was merged into
     another is knocked out with that one, and a summary token of `Recall` stands at the mean of what it sums up.
+
+    Examples:
+        >>> with lens.apply(interp.KnockOut(keys=(0, 1), layers=2)):
+        ...     _, cache = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_pattern")
+        >>> float(cache["pattern", 2][..., 2:, :2].sum())
+        0.0
     """
 
     name: ClassVar[str] = "knock_out"

@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 class SinkRemoval(PatternEdit):
     """Take from the attention sinks of a text a part of what they receive; other keys gain it in proportion.
 
-    Args, besides `layers` and `heads`:
+    Args:
         remove_fraction: the part that sinks lose in every row; 0 changes nothing, 1 leaves them nothing. A row that
             sees nothing but sinks stays as it is.
         sinks: "first", the text's first token; "massive", tokens with a massive activation in the residual stream that
@@ -34,6 +34,12 @@ class SinkRemoval(PatternEdit):
 
     Redistribution from sinks is VAR's (Kang et al. 2025, arXiv:2503.03321), which gives to image tokens alone and only
     in rows that look at the image; here every row and every other key takes part.
+
+    Examples:
+        >>> with lens.apply(interp.SinkRemoval(remove_fraction=1.0, sinks="first")):
+        ...     _, cache = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_pattern")
+        >>> float(cache["pattern", 2][..., 1:, 0].sum())
+        0.0
     """
 
     name: ClassVar[str] = "sink_removal"

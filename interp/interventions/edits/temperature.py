@@ -19,7 +19,7 @@ LOWEST = 1e-3
 class Temperature(LogitEdit):
     """Divide the logits by a temperature, in some layers, heads and rows: softmax(logits / temperature).
 
-    Args, besides `layers` and `heads`:
+    Args:
         temperature: above 1 attention spreads, below 1 it gathers on the highest logits; 1 changes nothing. At least
             0.001, where the highest logit takes all as good as always.
         queries: positions of the rows that are edited; None: all, those of generated tokens too.
@@ -27,6 +27,13 @@ class Temperature(LogitEdit):
     A temperature belongs to the softmax as a whole. So all logits that enter it are divided, the learned sink's of
     gpt-oss too: a sink that kept its logit would take or lose attention merely because the others moved. A softcap
     (Gemma 2) comes before the division, and bounds the logits to its own number over the temperature.
+
+    Examples:
+        >>> with lens.apply(interp.Temperature(temperature=2.0, layers=2)):
+        ...     _, cache = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_row_entropy")
+        >>> _, plain = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_row_entropy")
+        >>> bool((cache["row_entropy", 2].mean() > plain["row_entropy", 2].mean()))
+        True
     """
 
     name: ClassVar[str] = "temperature"

@@ -32,15 +32,18 @@ class D2O(Eviction):
     Settings that are None follow `variant`: "paper" as the text describes it (where it leaves something open, ports
     were followed), "code" as released. Each can be set by itself.
 
-    Args, besides `Eviction`'s (budget, a share of the prompt over all layers, of all columns in a padded batch; sinks,
-    4):
+    Args:
+        budget: a share of the prompt over all layers, of all columns in a padded batch.
+        sinks: tokens at the text's beginning that always stay.
+        variant: "paper" or "code", what settings that are None follow.
         metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`. A layer
             has one budget for all texts of a batch, from the mean over them.
         recent_share: part of a layer's budget for the newest tokens. Paper 1/4 (N:M = 3:1), code 1/2.
         skip: layers that are left alone, though they count in the budgets' softmax. Paper none; code the first two and
             the last, so that its mean budget is larger than `budget`.
         merge: "key_value", "value" (keys stay as they are), or "none".
-        weights: of a merge, see `_merging`. Paper "paper", code "code". centre: the target's weight with "paper".
+        weights: of a merge, see `_merging`. Paper "paper", code "code".
+        centre: the target's own weight with weights "paper".
         gate: which evicted tokens merge: "per_head", those whose similarity reaches the threshold; "slot_mean" (code),
             the n-th evicted tokens of all heads together, by their mean similarity.
         beta: the threshold is the mean similarity at the first eviction, later (1 - beta) * threshold + beta * x with x
@@ -53,6 +56,12 @@ class D2O(Eviction):
     size; batches with left padding; sums in fp32; sink scores stay finite; sizes are rounded down once. No N x N
     map is made: budgets and scores come from the column mass. A layer keeps at least the sinks and one more token, and
     at most all: `lens.last_cache.report()` has what each kept, whose mean need not be `budget`.
+
+    Examples:
+        >>> with lens.apply(interp.D2O(budget=0.5, variant="paper", metric="uniform")):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [20]
     """
 
     name: ClassVar[str] = "d2o"

@@ -41,10 +41,16 @@ class Recall(H2OPrefill):
     fifth of 8,192 tokens, a quarter of what the prompt's own attention takes. The working memory is that of one head
     at a time, M R numbers and a few blocks of 2 MB, beside the copy of the evicted tokens that every eviction makes.
 
-    Args, besides `H2OPrefill`'s (sinks 4, recent_share 1/4):
+    Args:
         summaries: share of the budget that goes to summary tokens.
         queries: share of the prompt, at its end, whose queries are fitted; 256 evenly spaced ones if it has more.
         ridge: strength of the pull towards the cluster's mean key, as a share of the mean query variance.
+
+    Examples:
+        >>> with lens.apply(interp.Recall(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "recall"
