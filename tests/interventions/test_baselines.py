@@ -324,7 +324,7 @@ SIZES = {"budget": 0.5, "window": 8, "recent": 4}
 OWN_SIZES: dict[str, dict[str, Any]] = {"d2o": {"skip": ()}}  # as released it would skip all of three layers
 
 
-REFUSED = {("recall", "gemma2"): "caps its attention logits"}
+REFUSED = {(name, "gemma2"): "caps its attention logits" for name in ("recall", "expected_attention")}
 
 
 def small(method: Callable[..., Any]) -> Any:
