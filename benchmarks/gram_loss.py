@@ -26,8 +26,8 @@ def losses(q: torch.Tensor, k: torch.Tensor, ratio: float) -> tuple[torch.Tensor
     last = q[:, :, -WINDOW:].unflatten(1, (k.shape[1], -1)).flatten(2, 3).double()
     m = channels.loss_matrix(last.mT @ last, k.double().mT @ k.double())
     count = channels.pruned_count(k.shape[-1], ratio)
-    think = channels.kept_after_pruning_smallest(m.diagonal(dim1=-2, dim2=-1), count)
-    return channels.loss_of(m, think), channels.loss_of(m, channels.kept_by_elimination(m, count)), m.sum((-1, -2))
+    think = channels.without_smallest(m.diagonal(dim1=-2, dim2=-1), count).kept
+    return channels.loss_of(m, think), channels.loss_of(m, channels.by_elimination(m, count).kept), m.sum((-1, -2))
 
 
 def main() -> None:

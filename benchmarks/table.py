@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp.results.storage import provenance
+from interp.results.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = ("cpu", "threads", "device", "torch", "transformers", "transformer_lens", "python", "commit", "time")

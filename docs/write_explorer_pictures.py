@@ -6,17 +6,13 @@ that the page shows to docs/images; with one, every page in both themes, to be l
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.chromium import CHROMIUM, FLAGS
+from tests.explorer.serving import served
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, SHORTEST, TALLEST = 1280, 800, 4000  # pixels
@@ -26,7 +22,6 @@ PAGES = {
     "channels": "channels?layer=5&kv_head=1",
     "rank": "rank?layer=7&head=4",
     "sinks": "sinks?layer=3&head=2",
-    "image": "image",
     "in_context": f"in_context?heads=true&tokens=128&run_study=true&study={STUDY}",
     "intervene": "intervene?tokens=256&steps=32&ask=true",
     "studies": f"studies?folder={tempfile.gettempdir()}/interp-explorer/{STUDY}",
@@ -34,27 +29,6 @@ PAGES = {
     "export": "rank?layer=7&head=4",
 }
 SHOWN = {"overview": 1000, "rank": 1320, "intervene": 1560}  # what the page shows, and how much of it in pixels
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-unsafe-swiftshader"]
-
-
-@contextmanager
-def served() -> Iterator[str]:
-    """The explorer's address, while it runs."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"])
-    url = f"http://localhost:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{url}/_stcore/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def photograph(page: Any, address: str, picture: Path, height: int | None, link: str | None = None) -> None:
@@ -83,18 +57,17 @@ def settle(page: Any) -> None:
 def main(folder: Path | None) -> None:
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+    if CHROMIUM is None:
         sys.exit("writing pictures needs chromium on the PATH; make browser installs it")
     (folder or IMAGES).mkdir(parents=True, exist_ok=True)
-    with served() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with served() as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for theme in ("light",) if folder is None else ("light", "dark"):
             page = browser.new_context(color_scheme=theme).new_page()
             for name in SHOWN if folder is None else PAGES:
                 target = IMAGES / f"explorer_{name}.png" if folder is None else folder / f"{name}_{theme}.png"
                 height, link = SHOWN[name] if folder is None else None, "Export" if name == "export" else None
-                photograph(page, f"{url}/{PAGES[name]}", target, height, link)
+                photograph(page, f"{server.url}/{PAGES[name]}", target, height, link)
         browser.close()
 
 

@@ -1,7 +1,7 @@
 """Writes docs/icl.md from the results of the studies: `python -m docs.write_icl runs/`.
 
-`runs/NAME/result.nc` is what `interp icl NAME --out runs/NAME` leaves. A study without a result there is listed as not
-measured.
+`runs/NAME/result.nc` is what `interp icl NAME --out runs/NAME` leaves. A study without a result there keeps the section
+that the page has, and is listed as not measured where the page has none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docs.sections import sections
 from interp.icl import studies
 from interp.icl.studies import report
 from interp.report.markdown import escape
@@ -29,10 +30,14 @@ says which one was used.
 """
 
 
+def page(runs: Path | None = None) -> str:
+    """The page, with the sections that it has for studies without a result in `runs`."""
+    written = sections(PAGE.read_text(encoding="utf-8")) if PAGE.is_file() else {}
+    return "\n".join([HEAD, *(_section(name, runs and runs / name / "result.nc", written) for name in order())])
+
+
 def main(runs: Path) -> None:
-    PAGE.write_text(
-        "\n".join([HEAD, *(_section(name, runs / name / "result.nc") for name in order())]), encoding="utf-8"
-    )
+    PAGE.write_text(page(runs), encoding="utf-8")
     print(f"wrote {PAGE}")
 
 
@@ -42,18 +47,24 @@ def order() -> list[str]:
     return sorted(studies.available(), key=lambda name: known.index(name) if name in known else len(known))
 
 
-def _section(name: str, path: Path) -> str:
+def head(cls: type[studies.Study]) -> str:
+    """How the section of a study begins."""
+    return f"## {cls.title}\n\n`interp icl {cls.name} --out runs/{cls.name}` · {cls.paper}\n\n{cls.description}\n"
+
+
+def _section(name: str, path: Path | None, written: dict[str, str]) -> str:
     cls = studies.available()[name]
-    head = f"## {cls.title}\n\n`interp icl {name} --out runs/{name}` · {cls.paper}\n\n{cls.description}\n"
-    if not path.is_file():
-        return f"{head}\nNot measured.\n"
+    begins = head(cls)
+    if path is None or not path.is_file():
+        kept = written.get(f"## {cls.title}")
+        return f"{begins}\nNot measured.\n" if kept is None else f"## {cls.title}\n\n{kept}\n"
     ds = load(path)
     study = studies.of_result(ds)
     rows = study.verdicts(ds)
     table = ["| claim | expected | found | verdict |", "| --- | --- | --- | --- |"]
     table += [f"| {escape(r.claim)} ({escape(r.source)}) | {r.expected} | {r.found} | {r.verdict} |" for r in rows]
     notes = [f"- {escape(note)}" for note in study.notes(ds)]
-    return "\n".join([head, f"{report.tally(rows)} {_machine(ds)}", "", *table, "", *notes, ""])
+    return "\n".join([begins, f"{report.tally(rows)} {_machine(ds)}", "", *table, "", *notes, ""])
 
 
 def _machine(ds: xr.Dataset) -> str:

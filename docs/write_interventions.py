@@ -10,6 +10,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from docs.sections import cell, markdown, settings
 from interp.interventions import Intervention, available
 
 PAGE = Path(__file__).with_name("interventions.md")
@@ -19,14 +20,23 @@ HEAD = """# Interventions
 `with lens.apply(interp.ThinK(ratio=0.5) | interp.SnapKV(budget=0.2)): lens.generate(...)` changes the running model and
 nothing in it: leaving the block restores it exactly. There are two families, and `|` puts members of both together.
 
-An *attention edit* multiplies the attention that rows pay to groups of keys, in layers and heads of your choice, with a
+An *attention edit* changes the attention that rows pay to groups of keys, in layers and heads of your choice, with a
 cache or without: in every call inside the block, while a prompt is read, in pieces too, and at every generated token.
 Keys are named by their place in their own text, counted from 0, whatever padding stands before it and wherever a cache
-policy stored them. Several edits act in the order in which they were put together: each sees the attention that those
-before it left, and where they meet their factors multiply. Hooks and probes see the edited attention (scores and
-log-sum-exps are those of the model). Rows and heads that are not edited keep every bit, but for rounding in layers that
-a policy has compressed. No array of queries x keys is made unless somebody hooks scores or pattern, or asks for
-gradients through a compressed cache, or the model's own attention makes one.
+policy stored them. Edits have two stages. *Logit edits* act first, on the logits as they enter the softmax: scale and
+softcap applied, beside the mask, so that what is hidden stays hidden whatever an edit says; they scale the logits of a
+group, add a bias, or set them. *Pattern edits* act after the softmax and multiply the attention that rows pay to a
+group. Within a stage edits act in the order in which they were put together: each sees the logits, or the attention,
+that those before it left. What becomes of learned sink logits (gpt-oss), each method says: a temperature divides them
+too, a bias leaves them alone, and pattern edits leave the sink its share.
+
+Hooks, probes and policies see the edited attention: `hook_attn_scores` shows the edited logits, masked, and what it
+returns enters the softmax; `hook_pattern` and all observables show what edits of both stages leave (`hook_lse` that of
+the edited logits). Queries, keys and values are the model's own. Rows and heads that are not edited keep every bit, but
+for rounding in layers that a policy has compressed. No array of queries x keys is made unless somebody hooks scores or
+pattern, or asks for gradients through a compressed cache, or the model's own attention makes one: logit edits reach the
+kernels through queries and a bias by key, and where they cannot (logits that are set, and a softcap with settings that
+differ by row) scores are made a block of rows at a time.
 
 A *cache policy* decides what the cache of a full-attention layer keeps: which tokens, then which channels; one of each
 goes together. Policies act after the prompt was read in full, so the first generated token is the model's own, edited
@@ -48,10 +58,13 @@ continuation under whatever is in force. This page is written by `python -m docs
 
 def section(intervention: type[Intervention]) -> str:
     module = sys.modules[intervention.__module__]
-    lines = [f"\n## `{intervention.name}`: `interp.{intervention.__name__}`\n", inspect.getdoc(module) or ""]
-    lines += ["\n" + (inspect.getdoc(intervention) or ""), "\n| setting | default |", "| --- | --- |"]
-    fields = dataclasses.fields(intervention)  # type: ignore[arg-type]
-    lines += [f"| `{field.name}` | `{field.default!r}` |" for field in fields]
+    lines = [f"\n## `{intervention.name}`: `interp.{intervention.__name__}`\n", markdown(inspect.getdoc(module) or "")]
+    lines += ["\n" + markdown(inspect.getdoc(intervention) or "", leave_out=("Args",)), ""]
+    lines += ["| setting | default | what |", "| --- | --- | --- |"]
+    told = settings(intervention)
+    for field in dataclasses.fields(intervention):  # type: ignore[arg-type]
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        lines.append(f"| `{field.name}` | {default} | {cell(told.get(field.name, ''))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 
 import interp
+from docs.sections import cell, markdown, settings
 from interp.probes import Probe, available
 
 PAGE = Path(__file__).with_name("probes.md")
@@ -45,17 +46,16 @@ def tiny_regressor() -> interp.icl.AttentionRegressor:
 
 def section(probe: type[Probe], result: xr.Dataset) -> str:
     module = sys.modules[probe.__module__]
-    lines = [f"\n## `{probe.name}`: {result.attrs['title'].lower()}\n", inspect.getdoc(module) or ""]
-    lines += [f"\n### `{probe.__name__}`\n", inspect.getdoc(probe) or ""]
+    lines = [f"\n## `{probe.name}`: {result.attrs['title'].lower()}\n", markdown(inspect.getdoc(module) or "")]
+    lines += [f"\n### `{probe.__name__}`\n", markdown(inspect.getdoc(probe) or "", leave_out=("Args",))]
     if fields := dataclasses.fields(probe):
-        lines += ["\n| parameter | default |", "| --- | --- |"]
-        lines += [f"| `{field.name}` | `{field.default!r}` |" for field in fields]
+        lines += ["\n| setting | default | what |", "| --- | --- | --- |"]
+        told = settings(probe)
+        lines += [f"| `{f.name}` | `{f.default!r}` | {cell(told.get(f.name, ''))} |" for f in fields]
     lines += ["\n| variable | dimensions | units | what |", "| --- | --- | --- | --- |"]
     for name, variable in result.data_vars.items():
-        what = str(variable.attrs["description"]).replace("|", "\\|")
-        lines.append(
-            f"| `{name}` | {', '.join(map(str, variable.dims)) or 'scalar'} | {variable.attrs['units']} | {what} |"
-        )
+        dims = ", ".join(map(str, variable.dims)) or "scalar"
+        lines.append(f"| `{name}` | {dims} | {variable.attrs['units']} | {cell(str(variable.attrs['description']))} |")
     return "\n".join(lines) + "\n"
 
 

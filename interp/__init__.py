@@ -7,23 +7,30 @@
     interp.figures.channel_imbalance(results["channel_imbalance"])
 
 Importing this package imports neither torch nor transformers: each name below is fetched on first use. Every class that
-`interp.interventions.available()` lists is a name of this package too: `interp.ThinK`, `interp.SnapKV`, ...
+`interp.interventions.available()` or `interp.probes.available()` lists is a name of this package too: `interp.ThinK`,
+`interp.SnapKV`, `interp.TextSinks`, ...
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-from interp.discovery import fetching
+from interp.discovery import fetching, homes
 from interp.moved import know_moved_modules
 
 if TYPE_CHECKING:
+    from interp import explaining as explaining
     from interp import figures, icl, interventions, report
+    from interp import probes as probes
+    from interp import subjects as subjects
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
     from interp.explaining import explain
     from interp.lens.lens import Lens
     from interp.lens.loading import load
+    from interp.results import storage as storage
     from interp.results.comparing import compare
+    from interp.runs import patching as patching
     from interp.runs.patching import patch
     from interp.runs.probing import probe
     from interp.runs.side_by_side import side_by_side
@@ -75,17 +82,38 @@ _fetch = fetching(__name__, _WHERE, _MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE and name[:1].isupper() and name in (found := _interventions()):
-        return found[name]
-    return _fetch(name)
+    return fetching(__name__, _classes() | _WHERE, _MODULES)(name) if name[:1].isupper() else _fetch(name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE, *_MODULES, *_interventions()])
+    return sorted([*globals(), *_WHERE, *_MODULES, *_classes()])
 
 
-def _interventions() -> dict[str, Any]:
-    """Interventions by the names of their classes. Finding them imports torch."""
-    from interp.interventions import available
+@functools.cache
+def _classes() -> dict[str, str]:
+    """Interventions and probes by the names of their classes, each with its module."""
+    packages = ("interp.interventions.policies", "interp.interventions.edits", "interp.probes")
+    return {cls: home for package in packages for cls, home in homes(package).items()}
 
-    return {cls.__name__: cls for cls in available().values()}
+
+if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
+    from interp.interventions.edits.attention_bias import AttentionBias as AttentionBias
+    from interp.interventions.edits.knock_out import KnockOut as KnockOut
+    from interp.interventions.edits.sink_removal import SinkRemoval as SinkRemoval
+    from interp.interventions.edits.temperature import Temperature as Temperature
+    from interp.interventions.policies.d2o import D2O as D2O
+    from interp.interventions.policies.h2o import H2O as H2O
+    from interp.interventions.policies.h2o import H2OPrefill as H2OPrefill
+    from interp.interventions.policies.h2o import H2OWindow as H2OWindow
+    from interp.interventions.policies.knorm import Knorm as Knorm
+    from interp.interventions.policies.pyramidkv import PyramidKV as PyramidKV
+    from interp.interventions.policies.random_tokens import RandomTokens as RandomTokens
+    from interp.interventions.policies.recall import Recall as Recall
+    from interp.interventions.policies.snapkv import SnapKV as SnapKV
+    from interp.interventions.policies.streaming_llm import StreamingLLM as StreamingLLM
+    from interp.interventions.policies.think import ThinK as ThinK
+    from interp.probes.attention_rank import AttentionRank as AttentionRank
+    from interp.probes.channel_imbalance import ChannelImbalance as ChannelImbalance
+    from interp.probes.icl_gd import IclGd as IclGd
+    from interp.probes.logit_lens import LogitLens as LogitLens
+    from interp.probes.text_sinks import TextSinks as TextSinks

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from interp.errors import UnknownNameError
@@ -28,6 +30,33 @@ def classes_in(package: str, path: Iterable[str], base: type[T]) -> dict[str, ty
         if issubclass(c, base) and isinstance(vars(c).get("name"), str) and not inspect.isabstract(c)
     }
     return dict(sorted(found.items()))
+
+
+def homes(package: str) -> dict[str, str]:
+    """The classes that `classes_in` finds in a package of `interp`, each with the full name of its module, read off the
+    files: nothing is imported, so `interp` can hand out such classes and stay light itself."""
+    folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
+    names = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_")]
+    code = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in names}
+    return {cls: f"{package}.{name}" for name in names for cls in named_classes(code[name])}
+
+
+def named_classes(code: str) -> list[str]:
+    """Classes at the top of a file that give themselves a `name`, in order."""
+    classes = [node for node in ast.parse(code).body if isinstance(node, ast.ClassDef)]
+    return [cls.name for cls in classes if any(map(_names, cls.body))]
+
+
+def _names(line: ast.stmt) -> bool:
+    """Whether a line of a class is `name = "..."`, with a type or without."""
+    if not isinstance(line, (ast.Assign, ast.AnnAssign)):
+        return False
+    targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+    return (
+        any(isinstance(target, ast.Name) and target.id == "name" for target in targets)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
 
 
 def fetching(package: str, where: Mapping[str, str], modules: Mapping[str, str] | None = None) -> Callable[[str], Any]:

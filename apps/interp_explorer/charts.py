@@ -12,6 +12,7 @@ import streamlit as st
 
 from interp import figures
 from interp.figures._theme import INK, ORANGE
+from interp.results import repeating
 from interp_explorer import view
 from interp_explorer.text import plain
 
@@ -47,8 +48,7 @@ def show(
     """
     clicks = {} if take is None else {"on_select": lambda: take(key), "selection_mode": "points"}
     keep(_made(make, dataset, key, chosen), name=make.__name__, key=key, **clicks)
-    given = "".join(f", {k}={v!r}" for k, v in chosen.items() if v is not None)
-    view.code(f"interp.figures.{make.__name__}({source}[{result!r}]{given}).show()")
+    view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", **chosen))
 
 
 def show_others(dataset: Any, result: str, *known: str) -> None:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.results import repeating
 from interp.results.storage import save
 from interp_explorer import tables
 from interp_explorer.view import View
@@ -26,20 +27,20 @@ MIME = {
 
 def python(shown: View) -> str:
     """A script that makes the view's figures again."""
-    imports = sorted(line for line in shown.code if line.startswith(("import ", "from ")))
-    rest = [line for line in shown.code if not line.startswith(("import ", "from "))]
-    return "\n".join([f'"""The view "{shown.page}" of the explorer."""', "", *imports, "", *rest, ""])
+    return repeating.script(shown.code, f'The view "{shown.page}" of the explorer.') + "\n"
 
 
 def figure(fig: go.Figure, kind: str) -> bytes:
     """A figure as html, png or svg. Raises InterpError where a picture needs a browser that is not here."""
     if kind == "html":
-        return fig.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
+        page: str = fig.to_html(include_plotlyjs=True, config={"displaylogo": False})
+        return page.encode()
     try:
-        return fig.to_image(format=kind, width=1100, height=fig.layout.height or 600, scale=2)
+        picture: bytes = fig.to_image(format=kind, width=1100, height=fig.layout.height or 600, scale=2)
     except (RuntimeError, ValueError, OSError) as error:  # kaleido drives a Chrome or Chromium of this machine
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InterpError(f"a {kind} is drawn by Chrome or Chromium, which could not be used: {reason}") from error
+    return picture
 
 
 def netcdf(dataset: xr.Dataset) -> bytes:

@@ -9,6 +9,7 @@ import streamlit as st
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.results import repeating
 from interp_explorer import charts, view
 from interp_explorer.text import plain
 
@@ -56,6 +57,6 @@ def show(study: Any, ds: xr.Dataset, source: str) -> None:
     for picture in pictures:
         charts.keep(picture.figure, name=picture.name, key=f"study {picture.name}")
         st.caption(plain(picture.caption))
-    view.code(f"for picture in study.figures({source}):\n    picture.figure.show()")
+    view.code(*repeating.study_drawn(source))
     for note in notes:
         st.markdown(f"- {plain(note)}")

@@ -64,7 +64,7 @@ def pareto(points: pd.DataFrame, x: str, y: str, *, less_x: bool, less_y: bool) 
     values = points[[x, y]].to_numpy(dtype=float, copy=True)
     values[:, 0] *= 1 if less_x else -1
     values[:, 1] *= 1 if less_y else -1
-    best = np.isfinite(values).all(axis=1)
+    best: np.ndarray = np.isfinite(values).all(axis=1)
     for i in np.flatnonzero(best):
         no_worse = (values <= values[i]).all(axis=1) & (values < values[i]).any(axis=1)
         best[i] = not no_worse.any()

@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 import streamlit as st
 import xarray as xr
 
+from interp.results import repeating
+
 
 @dataclass
 class View:
@@ -32,8 +34,9 @@ class View:
 
 def begin(page: str) -> View:
     """A new page begins to draw itself."""
-    st.session_state["view"] = View(page)
-    return st.session_state["view"]
+    view = View(page)
+    st.session_state["view"] = view
+    return view
 
 
 def current() -> View | None:
@@ -56,19 +59,12 @@ def drawn(name: str, figure: go.Figure) -> None:
 
 def loaded(read: Any) -> None:
     """The lines that load the model and the text."""
-    statements = ["import interp", f"lens = interp.load({read.model!r}, dtype={read.dtype!r})"]
-    if "Path(" in read.python:
-        statements.insert(0, "from pathlib import Path")
-    code(*statements, f"text = {read.python}")
+    code(*repeating.loaded(read.model, read.python, read.dtype))
 
 
 def probed(read: Any, wanted: list[Any], results: dict[str, xr.Dataset]) -> None:
     loaded(read)
-    for probe in wanted:
-        if probe != type(probe)():
-            code(f"from {type(probe).__module__} import {type(probe).__name__}")
-    named = [repr(probe.name) if probe == type(probe)() else repr(probe) for probe in wanted]
-    code(f"results = interp.probe(lens, text, [{', '.join(named)}], tokens={read.tokens})")
+    code(*repeating.probed(wanted, read.tokens))
     shown = current()
     if shown is not None:
         shown.data |= results

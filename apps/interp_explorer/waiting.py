@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import streamlit as st
 
 from interp.errors import InterpError
-from interp_explorer.desk import Cancelled, Desk, Job, Progress, Work
+from interp.lens.protocol import TextLens
+from interp_explorer.desk import Cancelled, Desk, Job, Progress
 from interp_explorer.text import plain
 
+T = TypeVar("T")
 TICK = 0.1  # seconds between two looks at a job
 
 
@@ -30,7 +32,7 @@ def session() -> str:
     return "alone" if context is None else context.session_id
 
 
-def done(key: tuple[Hashable, ...], what: str, work: Work) -> Any:
+def done(key: tuple[Hashable, ...], what: str, work: Callable[[Progress], T]) -> T:
     """The result of `work`, from whoever had it done first.
 
     While it is under way the page shows how far it is and what it waits for, with a button that cancels. Whatever goes
@@ -43,11 +45,12 @@ def done(key: tuple[Hashable, ...], what: str, work: Work) -> Any:
         _watch(job)
     if job.error is not None:
         _explain(job)
-    return job.value
+    value: T = job.value
+    return value
 
 
 @contextmanager
-def told_of_passes(lens: Any, progress: Progress, of: int) -> Iterator[None]:
+def told_of_passes(lens: TextLens, progress: Progress, of: int) -> Iterator[None]:
     """Report each forward pass of the model, of about `of`, for work of the library that reports nothing itself.
 
     So it shows how far it is, and can be cancelled before the next pass.

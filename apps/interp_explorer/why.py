@@ -11,6 +11,8 @@ import xarray as xr
 from interp import explaining, figures
 from interp.interventions import parts
 from interp.interventions.base import CachePolicy
+from interp.lens.protocol import TextLens
+from interp.results import repeating
 from interp_explorer import charts, view, waiting
 from interp_explorer.desk import Progress
 from interp_explorer.subject import Reading
@@ -18,7 +20,7 @@ from interp_explorer.text import plain
 
 
 def section(
-    read: Reading, lens: Any, prompt: str, intervention: Any, ds: xr.Dataset, key: tuple[Hashable, ...], chat: bool
+    read: Reading, lens: TextLens, prompt: str, intervention: Any, ds: xr.Dataset, key: tuple[Hashable, ...], chat: bool
 ) -> None:
     """Questions about the model's own continuation in `ds`, read under the intervention."""
     import torch
@@ -45,9 +47,7 @@ def section(
             return interp.explain(lens, intervention, tokens, continuation, asked)
 
     answers = waiting.done(("explain", *key, *asked), f"asking about {', '.join(asked)}", explain)
-    view.code(f"tokens, _ = lens.tokens_and_mask(prompt, chat={chat})")
-    view.code("ids = sides['token_id'].sel(side='unchanged').values", "import torch")
-    view.code(f"answers = interp.explain(lens, intervention, tokens, torch.tensor(ids[ids >= 0])[None], {asked})")
+    view.code(*repeating.explained(asked, chat=chat))
     for name, answer in answers.items():
         with st.container(border=True):
             st.subheader(plain(name.replace("_", " ")))

@@ -67,7 +67,8 @@ class LensCache(DynamicCache):
             self._check_arrival(key_states.shape[2])
         if self._listener is not None:
             key_states, value_states = self._listener(layer_idx, key_states, value_states)
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        stored: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return stored
 
     @property
     def waits(self) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from interp_kernels import KeySegment, cut, think_pack, unpacked
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Tensor = torch.Tensor
 Positions = range | Tensor
@@ -22,6 +23,7 @@ INDEX = torch.int16
 """Stored type of channel indices."""
 PER_HEAD = ("channels", "value_channels", "key_mean")
 """Fields without a token axis."""
+NO_SUMMARY = -1
 POSITION = torch.int32
 """Stored type of token positions, where they are no plain range."""
 
@@ -45,6 +47,9 @@ class Segment:
     """What stands for each key channel that is not stored, the same for all tokens; None: zero."""
     log_count: Float[Tensor, "batch head token"] | None = None
     """Logarithm of how many tokens a merged one stands for, added to its logit."""
+    summary: range | Int[Tensor, "batch head token"] | None = None
+    """Which are summaries, tokens that stand for several and are none of the text: the number of each among its
+    layer's, -1 for a token of the text. A range where the segment holds nothing else, None where it holds none."""
 
     def __len__(self) -> int:
         return self.keys.shape[2]
@@ -67,11 +72,28 @@ class Segment:
         run = self.positions
         return torch.arange(run.start, run.stop, dtype=POSITION, device=self.keys.device)[None, None]
 
+    def summary_number(self) -> Int[Tensor, "batch head token"]:
+        """Number of the summary that each token is, -1 for tokens of the text; batch and head may be 1 where they are
+        the same for all."""
+        if isinstance(self.summary, Tensor):
+            return self.summary
+        device = self.keys.device
+        if self.summary is None:
+            return torch.full((1, 1, len(self)), NO_SUMMARY, dtype=POSITION, device=device)
+        return torch.arange(self.summary.start, self.summary.stop, dtype=POSITION, device=device)[None, None]
+
+    def of_the_text(self) -> Bool[Tensor, "batch head token"]:
+        """Which stored tokens are tokens of the text, and no summaries; batch and head may be 1."""
+        return self.summary_number() == NO_SUMMARY
+
     def part(self, tokens: slice) -> Segment:
         """A run of the stored tokens, copied, so that the rest can be freed."""
-        cut = {name: tensor if name in PER_HEAD else tensor[:, :, tokens].clone() for name, tensor in self.tensors()}
-        if isinstance(self.positions, range):
-            cut["positions"] = self.positions[tokens]  # type: ignore[assignment]
+        cut: dict[str, Any] = {
+            name: tensor if name in PER_HEAD else tensor[:, :, tokens].clone() for name, tensor in self.tensors()
+        }
+        for name in ("positions", "summary"):
+            if isinstance(run := getattr(self, name), range):
+                cut[name] = run[tokens]
         return replace(self, **cut)
 
     def take(self, index: Int[Tensor, "batch head token"]) -> Segment:
@@ -79,7 +101,9 @@ class Segment:
         index = index.long()
         shape = self.keys.shape[:2]
         at = self.at().expand(*shape, -1).gather(2, index)
-        taken = {"positions": at}
+        taken: dict[str, Any] = {"positions": at}
+        if self.summary is not None:
+            taken["summary"] = self.summary_number().expand(*shape, -1).gather(2, index)
         for name, tensor in self.tensors():
             if name in ("keys", "values"):
                 taken[name] = tensor.gather(2, index[..., None].expand(-1, -1, -1, tensor.shape[-1]))
@@ -129,7 +153,8 @@ class Segment:
         `token` must be dense; it is cut to this segment's channels.
         """
         keys, values = cut(token.keys, self.channels), cut(token.values, self.value_channels)
-        new = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
+        new: dict[str, Any] = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
+        new |= {"summary": token.summary_number().expand(*where.shape, 1)}
         new |= {n: getattr(token, n) for n in ("mass", "log_count")}
         for name, tensor in self.tensors():
             if name in PER_HEAD:
@@ -175,8 +200,53 @@ def joined(segments: Sequence[Segment]) -> Segment:
         empty = [torch.zeros(s.keys.shape[:3], device=s.keys.device) for s in segments]
         return torch.cat([e if p is None else p for p, e in zip(parts, empty, strict=True)], 2)
 
+    summary = None
+    if any(s.summary is not None for s in segments):
+        shape = segments[0].keys.shape[:2]
+        summary = torch.cat([s.summary_number().expand(*shape, -1) for s in segments], 2)
     keys, values = torch.cat([s.keys for s in segments], 2), torch.cat([s.values for s in segments], 2)
-    return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"))
+    return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"), summary=summary)
+
+
+def either(where: Bool[Tensor, "batch head"], a: Segment, b: Segment) -> Segment:
+    """The one token of `a` where `where` is True, else that of `b`; with all channels of `b`, zeros where `a` lacks
+    them."""
+    d_head, d_value = b.keys.shape[-1], b.values.shape[-1]
+    shape = (*where.shape, 1)
+
+    def pick(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(where.view(*where.shape, *[1] * (y.ndim - 2)), x, y)
+
+    return Segment(
+        pick(a.dense_keys(d_head), b.keys),
+        pick(a.dense_values(d_value), b.values),
+        pick(a.at().expand(shape), b.at().expand(shape)),
+        mass=None if a.mass is None or b.mass is None else pick(a.mass, b.mass),
+        log_count=None if a.log_count is None or b.log_count is None else pick(a.log_count, b.log_count),
+    )
+
+
+def protected(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -> tuple[Segment, list[Segment]]:
+    """(tokens that lose channels, [sinks, recent]) of a dense segment whose tokens stand in the text's order.
+
+    Padding on the left counts as old. Where sinks and recent tokens are all there is, the first segment is empty.
+    """
+    total = len(whole)
+    recent = min(recent, total)
+    first = torch.zeros(whole.keys.shape[:2], dtype=torch.long, device=whole.keys.device)
+    if padding is not None:
+        first = (whole.at() < padding[:, None, None]).sum(-1).expand(whole.keys.shape[:2])
+    sinks = max(0, min(sinks, total - recent - int(first.max())))
+    if not bool(first.any()):
+        pieces = [slice(sinks, total - recent), slice(0, sinks), slice(total - recent, total)]
+        old, front, tail = (whole.part(piece) for piece in pieces)
+    else:
+        place = torch.arange(total - recent, device=first.device).expand(*first.shape, -1)
+        is_sink = (place >= first[..., None]) & (place < first[..., None] + sinks)
+        order = is_sink.sort(dim=-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
+        old, front = whole.take(order[..., : total - recent - sinks]), whole.take(order[..., total - recent - sinks :])
+        tail = whole.part(slice(total - recent, total))
+    return old, [front, tail] if sinks else [tail]
 
 
 def others(channels: Int[Tensor, "batch head kept"], width: int) -> Int[Tensor, "batch head dropped"]:

@@ -70,7 +70,7 @@ def fit(segments: Sequence[Segment]) -> bool:
     """
     return all(
         s.mass is not None
-        and all(extra is None for extra in (s.channels, s.value_channels, s.key_mean, s.log_count))
+        and all(extra is None for extra in (s.channels, s.value_channels, s.key_mean, s.log_count, s.summary))
         and not (s.keys.requires_grad or s.values.requires_grad)
         for s in segments
     )

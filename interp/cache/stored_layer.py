@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from interp_kernels import KeySegment
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from transformers.cache_utils import DynamicLayer
 
-from interp.cache.segments import Segment, joined
+from interp.cache.segments import Segment, either, joined, protected
 from interp.cache.slots import Slots, fit, newest_apart
 from interp.errors import InterpError
 
@@ -23,21 +25,137 @@ class StoredLayer(DynamicLayer):
     While nothing was compressed there is one dense segment, and the layer behaves as transformers' own. `seam` says
     whether the attention seam is in place: it attends to the segments, so `update` need not build a dense view.
 
-    A layer that keeps its size may hold its tokens in `slots` instead, as its only segment, see `interp.stepping`.
+    `segments` is there to be read. A cache policy changes a layer by `keep` (tokens), `summarise` (tokens, and others
+    that stand for the rest), `protect` and `pack` (channels), and at a step `evict_one`; whoever only looks may make a
+    copy that is `holding` other segments.
+
+    A layer that keeps its size may hold its tokens in `slots` instead, as its only segment, see `interp.cache.slots`.
     """
 
     def __init__(self) -> None:
-        self.segments: list[Segment] = []
+        self._segments: list[Segment] = []
         self.seen = 0
         self.padding: Tensor | None = None
         """Padding columns on the left of each text `[batch]`, None where there is none; set by the keeper."""
         self.newest_at_compression = 0
         """Tokens in the last segment right after compression; policies that act at every step bring it back to that.
         Of tokens in slots, as many are the newest ones."""
+        self.newest_query_only = False
+        """Whether accounts hold what the newest query alone pays; set by `keep`."""
         self.slots: Slots | None = None
         self.kv_heads = self.d_head = self.d_value = 0
         self.seam = False
         super().__init__()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What the layer holds, oldest first but for dense sinks, which stand behind the tokens that lost channels."""
+        return tuple(self._segments)
+
+    def holding(self, segments: Iterable[Segment]) -> StoredLayer:
+        """A copy of the layer that holds other segments, of the same tokens seen; this one stays as it is."""
+        made = copy.copy(self)
+        made._segments, made.slots = list(segments), None
+        return made
+
+    def whole(self, heads: int | None = None) -> Segment:
+        """All stored tokens, which are dense, as one segment in storage order.
+
+        heads: how many heads it should have, a multiple of those stored: with as many as there are query heads, every
+        query head finds its own copy of the head that it reads. None: as stored.
+        """
+        whole = joined(self._segments)
+        return whole if heads is None else whole.per_head(heads)
+
+    def keep(
+        self,
+        index: Int[Tensor, "batch head kept"] | None = None,
+        recent: int = 0,
+        mass: Float[Tensor, "batch head token"] | None = None,
+        *,
+        newest_query_only: bool = False,
+    ) -> None:
+        """Keep the tokens at `index` and the newest `recent` ones, which lie apart and grow; drop and free the others.
+
+        index: places in `whole()`, in the order in which the tokens should lie, none of them among the newest `recent`;
+            None: no others. With a multiple of the stored heads, each is stored so many times from now on.
+        mass: attention that each token of `whole()` has received so far, fp32, if account is to be kept of it: from now
+            on what each new query pays is added, see `interp.interventions.base.Plan`.
+        newest_query_only: the account holds what the newest query alone pays, instead of a sum over all.
+        """
+        self.newest_query_only = newest_query_only
+        whole = self.whole(None if index is None else index.shape[1])
+        if mass is not None:
+            whole = replace(whole, mass=mass)
+        tail = whole.part(slice(len(whole) - recent, len(whole)))
+        old = [] if index is None or index.shape[-1] == 0 else [whole.take(index)]
+        self._segments = [*old, tail]
+
+    def summarise(self, index: Int[Tensor, "batch head kept"], summaries: Segment, recent: int = 0) -> None:
+        """`keep`, with tokens that stand for those that were dropped; they are marked as summaries of their layer."""
+        self.keep(index, recent)
+        *old, tail = self._segments
+        self._segments = [*old, replace(summaries, summary=range(len(summaries))), tail]
+
+    def protect(self, sinks: int = 0, recent: int = 0, heads: int | None = None) -> Segment:
+        """Lay apart the first `sinks` tokens of the text and the newest `recent` ones, which `pack` leaves as they are.
+
+        Returns the others, copied, in the text's order; padding on the left is among them. Where sinks and recent
+        tokens are all there is, they are none and the layer stays as it was. heads: as in `whole`.
+        """
+        old, dense = protected(self.whole(heads), self.padding, sinks, recent)
+        if len(old):
+            self._segments = [old, *dense]
+        return old
+
+    def pack(
+        self,
+        channels: Int[Tensor, "batch head kept"] | None = None,
+        value_channels: Int[Tensor, "batch head kept"] | None = None,
+        *,
+        keys: Float[Tensor, "batch head token d_head"] | None = None,
+        key_mean: Float[Tensor, "batch head dropped"] | None = None,
+    ) -> None:
+        """Drop channels of what `protect` returned: those of keys that are not in `channels`, of values likewise.
+
+        channels: rising, as many in every head; None: all stay.
+        keys: what these tokens' keys become before they are cut, where kept channels take over from dropped ones.
+        key_mean: what stands for each dropped key channel, rising, the same for all tokens; None: zero.
+        """
+        packed, *dense = self._segments
+        if not dense:
+            raise InterpError("pack cuts what protect returned; protect some tokens first, or none: protect().")
+        if keys is not None:
+            packed = replace(packed, keys=keys)
+        if channels is not None:
+            packed = replace(packed.pack(channels), key_mean=key_mean)
+        if value_channels is not None:
+            packed = packed.pack_values(value_channels)
+        self._segments = [packed, *dense]
+
+    def evict_one(self, place: Int[Tensor, "batch head"]) -> Segment:
+        """One token of each head goes, and the oldest of the last segment takes its place: nothing else moves.
+
+        place: of the token, counted in storage order. One of the last segment just goes, since that stays in the text's
+        order. Returns the evicted tokens, one of each head, with zeros for channels that they lacked.
+        """
+        *older, tail = self._segments
+        victim = aged = tail.part(slice(0, 1))
+        first = 0
+        for segment in older:
+            here = (place >= first) & (place < first + len(segment))
+            slot = (place - first).clamp(0, len(segment) - 1)
+            victim = either(here, segment.take(slot[..., None]), victim)
+            segment.overwrite(slot, aged, here)
+            first += len(segment)
+        leaves = (place - first).clamp_min(0)  # the aged one where an older token went: it has moved
+        if bool((leaves > 0).any()):
+            victim = either(leaves > 0, tail.take(leaves[..., None]), victim)
+            stays = torch.arange(len(tail) - 1, device=leaves.device)
+            self._segments = [*older, tail.take(stays + (stays >= leaves[..., None]))]
+        else:
+            self._segments = [*older, tail.part(slice(1, len(tail)))]
+        return victim
 
     @property
     def keys(self) -> Tensor | None:
@@ -57,7 +175,7 @@ class StoredLayer(DynamicLayer):
         self._replace(value, "values")
 
     def _dense(self, part: Callable[[Segment], Tensor]) -> Tensor | None:
-        parts = [part(segment) for segment in self.segments]
+        parts = [part(segment) for segment in self._segments]
         if len(parts) == 1 and not self.in_slots:  # those are written in place, and what is handed out should stay
             return parts[0]
         return torch.cat(parts, 2) if parts else None
@@ -69,43 +187,43 @@ class StoredLayer(DynamicLayer):
     @property
     def compressed(self) -> bool:
         """Whether anything was dropped, so that dense attention over the tail alone would be wrong."""
-        return len(self.segments) > 1 or (bool(self.segments) and len(self.segments[0]) != self.seen)
+        return len(self._segments) > 1 or (bool(self._segments) and len(self._segments[0]) != self.seen)
 
     @property
     def needs_seam(self) -> str | None:
         """What of its content dense keys and values would misrepresent, or None."""
-        if any(segment.keys.shape[1] != self.kv_heads for segment in self.segments):
+        if any(segment.keys.shape[1] != self.kv_heads for segment in self._segments):
             return "the keys of every query head"
-        if any(segment.log_count is not None for segment in self.segments):
+        if any(segment.log_count is not None for segment in self._segments):
             return "tokens that stand for several, with a bias"
         return None
 
     @property
     def kept(self) -> int:
         """Tokens stored in each head."""
-        return sum(map(len, self.segments))
+        return sum(map(len, self._segments))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.kv_heads, self.d_head, self.d_value = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
-        self.segments = [Segment(key_states[:, :, :0], value_states[:, :, :0], range(0))]
+        self._segments = [Segment(key_states[:, :, :0], value_states[:, :, :0], range(0))]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if not torch.is_inference_mode_enabled() and any(s.keys.is_inference() for s in self.segments):
+        if not torch.is_inference_mode_enabled() and any(s.keys.is_inference() for s in self._segments):
             self._map(torch.clone)  # what was stored in inference mode could not be written in place here
         new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
-        new = new.per_head(self.segments[-1].keys.shape[1])
+        new = new.per_head(self._segments[-1].keys.shape[1])
         free = self.in_slots and not self.newest_in_slot
         if free and self.seam and len(new) == 1 and not key_states.requires_grad:
             assert self.slots is not None
             self.slots.write(new)
-            self.segments = [self.slots.whole]
+            self._segments = [self.slots.whole]
         else:
             self.leave_slots()
-            self.segments[-1] = joined([self.segments[-1], new])
+            self._segments[-1] = joined([self._segments[-1], new])
         self.seen += len(new)
         if self.compressed and self.seam:
             return key_states, value_states  # the seam attends to the segments
@@ -120,11 +238,11 @@ class StoredLayer(DynamicLayer):
 
     def places(self) -> Int[Tensor, "batch head token"]:
         """Column in the input of every stored token, in storage order."""
-        return torch.cat([segment.at().expand(segment.keys.shape[:3]) for segment in self.segments], 2)
+        return torch.cat([segment.at().expand(segment.keys.shape[:3]) for segment in self._segments], 2)
 
     def for_kernel(self) -> list[KeySegment]:
         """The segments as `interp_kernels.packed_decode` takes them."""
-        return [segment.for_kernel(self.padding, self.d_head) for segment in self.segments]
+        return [segment.for_kernel(self.padding, self.d_head) for segment in self._segments]
 
     def additive_mask(self, new: int) -> Tensor:
         """Biases and causality of `new` newest queries over the stored tokens: `[batch, head, new, token]`."""
@@ -138,40 +256,55 @@ class StoredLayer(DynamicLayer):
     @property
     def keeps_mass(self) -> bool:
         """Whether a policy keeps account of the attention that stored tokens receive."""
-        return any(segment.mass is not None for segment in self.segments)
+        return any(segment.mass is not None for segment in self._segments)
+
+    def mass(self) -> Float[Tensor, "batch head token"]:
+        """Attention that every stored token has received, in storage order, summed over the query heads that read a
+        stored head; fp32. Zeros where no account is kept."""
+        parts = [
+            torch.zeros(s.keys.shape[:3], device=s.keys.device) if s.mass is None else s.mass for s in self._segments
+        ]
+        return torch.cat(parts, 2)
 
     def receive(self, mass: tuple[Tensor, ...]) -> None:
-        """Add attention received `[batch, head, token]` of every segment to the account of those that keep one."""
-        for segment, received in zip(self.segments, mass, strict=True):
-            if segment.mass is not None:
+        """Attention received `[batch, head, token]` of every segment, from the queries that count: it is added to the
+        account of those that keep one, or stands in its place where only the newest query counts."""
+        for segment, received in zip(self._segments, mass, strict=True):
+            if segment.mass is not None and self.newest_query_only:
+                segment.mass.copy_(received)
+            elif segment.mass is not None:
                 segment.mass.add_(received)
+
+    def queries_counted(self, new: int) -> int:
+        """How many of a call's `new` queries, counted from the newest, `receive` wants the attention of."""
+        return min(1, new) if self.newest_query_only else new
 
     @property
     def in_slots(self) -> bool:
         """Whether the tokens lie in slots; segments that others put here do not."""
-        return self.slots is not None and (self.newest_in_slot or self.segments[0] is self.slots.held)
+        return self.slots is not None and (self.newest_in_slot or self._segments[0] is self.slots.held)
 
     @property
     def newest_in_slot(self) -> bool:
         """Whether the newest token lies in the slot to spare, and another one has yet to go."""
-        return self.slots is not None and self.segments[0] is self.slots.whole
+        return self.slots is not None and self._segments[0] is self.slots.whole
 
     def move_to_slots(self) -> None:
         """Let the tokens, which are as many as a policy lets stay, lie in slots if they may."""
-        if fit(self.segments):
-            self.slots = Slots.of(self.segments)
+        if fit(self._segments):
+            self.slots = Slots.of(self._segments)
             self.free_slot()
 
     def free_slot(self) -> None:
         """One token of each head has gone, and the newest one lies in its slot."""
         assert self.slots is not None
-        self.segments = [self.slots.held]
+        self._segments = [self.slots.held]
 
     def leave_slots(self) -> None:
         """Let tokens that lie in slots lie in segments of their own again, the newest in the last one."""
         if self.in_slots:
-            (tokens,) = self.segments
-            self.segments = newest_apart(tokens, self.newest_at_compression + self.newest_in_slot)
+            (tokens,) = self._segments
+            self._segments = newest_apart(tokens, self.newest_at_compression + self.newest_in_slot)
         self.slots = None
 
     def get_seq_length(self) -> int:
@@ -184,15 +317,16 @@ class StoredLayer(DynamicLayer):
         return self.kept + query_length, self.seen - self.kept
 
     def reset(self) -> None:
-        self.segments, self.seen, self.padding, self.slots, self.is_initialized = [], 0, None, None, False
+        self._segments, self.seen, self.padding, self.slots, self.is_initialized = [], 0, None, None, False
+        self.newest_query_only = False
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.in_slots:
             assert self.slots is not None
             full, self.slots = self.newest_in_slot, self.slots.map(function)
-            self.segments = [self.slots.whole if full else self.slots.held]
+            self._segments = [self.slots.whole if full else self.slots.held]
         else:
-            self.segments = [segment.map(function) for segment in self.segments]
+            self._segments = [segment.map(function) for segment in self._segments]
         self.padding = None if self.padding is None else function(self.padding)
 
     def offload(self) -> None:
@@ -219,12 +353,17 @@ class StoredLayer(DynamicLayer):
         if drop == 0 or not self.is_initialized:
             return
         self.leave_slots()
-        tail = self.segments[-1]
-        spared = self.compressed and len(self.segments) == 1  # a layer of nothing would count as uncompressed
+        tail = self._segments[-1]
+        spared = self.compressed and len(self._segments) == 1  # a layer of nothing would count as uncompressed
         if drop > len(tail) - spared:
             raise InterpError(
                 f"the cache can forget its newest {len(tail) - spared} tokens, not {drop}: what a policy compressed "
                 "does not come back."
             )
-        self.segments = [*self.segments[:-1], tail.part(slice(0, len(tail) - drop))]
+        if bool((tail.at()[..., len(tail) - drop :] < self.seen - drop).any()):
+            raise InterpError(
+                f"the cache cannot forget its newest {drop} tokens: a policy has evicted one of them in some head, and "
+                "what went for it does not come back."
+            )
+        self._segments = [*self._segments[:-1], tail.part(slice(0, len(tail) - drop))]
         self.seen -= drop

@@ -142,7 +142,7 @@ def generate(
     if not content or not content.strip():
         raise InterpError("the prompt is empty; pass some text.")
     lens, seconds = _load(model, dtype)
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
     from interp.runs.generating import generate as generate_text
     from interp.subjects.quiet import quiet_transformers
 
@@ -186,7 +186,7 @@ def bench(
     import torch
 
     from interp.lens.loading import dtype_named
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     if device not in (None, "cpu", "cuda"):
         raise InterpError(f"--device is cpu or cuda, not {device!r}.")
@@ -276,7 +276,7 @@ def _read(model: str, text: Path | None, tokens: int | None, probes: list[str] |
         probing = time.perf_counter()
         results = interp.probe(lens, row[0], wanted, progress=step)
         probed = time.perf_counter()
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     n = int(row.shape[1])
     about = {

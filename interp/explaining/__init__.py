@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interp.discovery import classes_in
 from interp.errors import InterpError
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.interventions.base import Intervention
+    from interp.lens.protocol import TextLens
 
 __all__ = ["NothingToSay", "Question", "available", "explain", "findings", "resolve"]
 
 
 def explain(
-    lens: Any,
+    lens: TextLens,
     intervention: Intervention,
     prompt: str | torch.Tensor,
     continuation: str | torch.Tensor,
@@ -50,11 +51,15 @@ def explain(
     taken. Raises InterpError, before any compute, for a question that does not apply to the intervention, and for one
     asked by name that has nothing to say.
 
-        why = interp.explain(lens, interp.ThinK(ratio=0.7), prompt, continuation, ["masks", "perturbation"])
-        interp.figures.perturbation(why["perturbation"]).show()
+    Examples:
+        >>> policy = interp.ThinK(ratio=0.7, window=8, recent=8)
+        >>> why = interp.explain(lens, policy, prompt, "w9 w10 w11", ["masks", "perturbation"])
+        >>> figure = interp.figures.perturbation(why["perturbation"])
+        >>> list(why)
+        ['masks', 'perturbation']
     """
     from interp.explaining.case import Case
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     wanted = resolve(questions, intervention)
     case = Case.of(lens, intervention, prompt, continuation)
@@ -77,7 +82,7 @@ def explain(
 @cache
 def available() -> dict[str, type[Question]]:
     """All questions by name, in alphabetical order."""
-    return classes_in(__name__, __path__, Question)  # type: ignore[type-abstract]
+    return classes_in(__name__, __path__, Question)
 
 
 def resolve(questions: Iterable[str | Question] | str | Question | None, intervention: Intervention) -> list[Question]:
@@ -91,7 +96,7 @@ def resolve(questions: Iterable[str | Question] | str | Question | None, interve
         return [q for q in (cls() for cls in available().values()) if q.applies(intervention)]
     wanted = [questions] if isinstance(questions, (str, Question)) else questions
     example = "attribution:samples=100"
-    found = [made("question", q, Question, available(), example) for q in wanted]  # type: ignore[type-abstract]
+    found = [made("question", q, Question, available(), example) for q in wanted]
     if not found:
         raise InterpError(f"no question was asked; there are {', '.join(available())}.")
     names = [q.name for q in found]

@@ -16,8 +16,16 @@ from interp.explaining.base import NothingToSay, Question
 from interp.explaining.case import Case
 from interp.explaining.memberships import memberships
 from interp.explaining.restoring import at_rest, with_channels, with_tokens
-from interp.explaining.scores import Place, channel_scores, token_scores, value_channel_scores
+from interp.explaining.scores import (
+    NOT_RECORDED,
+    Place,
+    about_scores,
+    channel_scores,
+    token_scores,
+    value_channel_scores,
+)
 from interp.explaining.summaries import Membership
+from interp.results.described import described
 from interp.results.naming import quoted
 
 Tensor = torch.Tensor
@@ -41,6 +49,10 @@ class Attribution(Question):
     (compensation, merging), they stay that way, and effects need not add up to the full cache's. A token that a summary
     stands for (`Recall`) leaves it, or it would count twice; the summary's key stays as it was fitted.
 
+    The method's score is what it wrote down itself; `own_score` among the attributes says what that number is. Of a
+    method that wrote down nothing it says "not recorded": scores are NaN then, nothing is correlated with them and all
+    samples are random.
+
     Args:
         of: "channels" (of keys), "value_channels" or "tokens"; None takes the first of these that the policy dropped.
         samples: how many are put back.
@@ -48,6 +60,13 @@ class Attribution(Question):
         answers: (token, rival) as texts of one token each, or token ids; for all steps.
         batch: caches compared in one pass.
         seed: of the random half.
+
+    Examples:
+        >>> from interp.explaining.attribution import Attribution
+        >>> policy = interp.H2OPrefill(budget=0.5)
+        >>> why = interp.explain(lens, policy, prompt, "w9 w10 w11", Attribution(samples=4, steps=2))
+        >>> why["attribution"].effect.dims
+        ('sample', 'step')
     """
 
     name: ClassVar[str] = "attribution"
@@ -106,10 +125,10 @@ class Attribution(Question):
             if not 0 <= text < case.lens.cfg.d_vocab:
                 raise InterpError(f"attribution: there is no token {text}; the vocabulary has {case.lens.cfg.d_vocab}.")
             return text
-        ids = case.lens._need_tokenizer()(text, add_special_tokens=False).input_ids
+        ids = case.lens.token_ids(text)
         if len(ids) != 1:
             raise InterpError(f"attribution: answers are single tokens, and {text!r} has {len(ids)}.")
-        return ids[0]
+        return int(ids[0])
 
     def _answer(
         self, case: Case, of: Kind, scores: dict[Place, float], places: list[Place], ranked: int, run: Reader,
@@ -123,16 +142,16 @@ class Attribution(Question):
         share = np.array([scores[p] / total[p[:2]] if total[p[:2]] else np.nan for p in places], "float32")
         random = (np.arange(len(places)) >= ranked).astype("int8")
         size = effect.abs().mean(-1).numpy()
-        one = ONE[of]
-        column = lambda i: np.array([place[i] for place in places])  # noqa: E731
+        one, about = ONE[of], about_scores(case, of, scores)
+        column = [np.array([place[i] for place in places]) for i in range(3)]
         data: dict[str, Any] = {
             "effect": (("sample", "step"), effect, "logits", "logit difference with it put back, minus without"),
             "mean_effect": (("sample",), size, "logits", "|effect|, mean over steps"),
-            "score": (("sample",), score, "1", "the method's own score; NaN where it has none"),
+            "score": (("sample",), score, "1", f"the method's own score: {about}; NaN where it has none"),
             "score_share": (("sample",), share, "1", "score over the sum of what its head dropped"),
-            "layer": (("sample",), column(0), "layer", "layer"),
-            "kv_head": (("sample",), column(1), "head", "stored head"),
-            one: (("sample",), column(2), "token" if of == "tokens" else "channel", f"{one} that was put back"),
+            "layer": (("sample",), column[0], "layer", "layer"),
+            "kv_head": (("sample",), column[1], "head", "stored head"),
+            one: (("sample",), column[2], "token" if of == "tokens" else "channel", f"{one} that was put back"),
             "random": (("sample",), random, "1", "1 for random ones, 0 for the highest scores among what was dropped"),
             "full": (("step",), full, "logits", "logit difference with the full cache"),
             "pruned": (("step",), pruned, "logits", "logit difference under the policy"),
@@ -144,9 +163,8 @@ class Attribution(Question):
             ),
         }  # fmt: skip
         if of == "tokens":
-            text = np.array(case.token_text, dtype=object)[column(2)]
+            text = np.array(case.token_text, dtype=object)[column[2]]
             data["token_text"] = (("sample",), text, "text", "text of the token that was put back")
-        described = {n: (d, np.asarray(v), {"units": u, "description": t}) for n, (d, v, u, t) in data.items()}
         fed = case.policy.fed
         steps = case.step_coords()
         part = slice(fed, fed + effect.shape[1])
@@ -164,8 +182,9 @@ class Attribution(Question):
             "description": f"Change of the logit difference when one of the dropped {_said(of)} is put back",
             "of": of,
             "candidates": len(scores),
+            "own_score": about,
         }
-        return xr.Dataset(described, coords, attrs)
+        return described(data, coords, attrs)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         of = result.attrs["of"]
@@ -182,6 +201,8 @@ class Attribution(Question):
             f"in the median of {result.sizes['sample']} samples of {result.attrs['candidates']:,}, at most by "
             f"{size.max():.4f} ({named})."
         ]
+        if result.attrs["own_score"] == NOT_RECORDED:
+            said.append("The policy recorded no score of what it dropped, so effects are compared with none.")
         rho = float(result["spearman"].sel(sampled="random half", against="score"))
         if np.isfinite(rho):
             said.append(
@@ -232,7 +253,9 @@ class Reader:
         return self._difference(self.case.full.logits[None, fed : fed + self.tokens.shape[1]])[0]
 
     def _difference(self, logits: Tensor) -> Float[Tensor, "row step"]:
-        pick = lambda ids: logits.gather(-1, ids.to(logits.device).expand(logits.shape[0], -1)[..., None])[..., 0]  # noqa: E731
+        def pick(ids: Tensor) -> Tensor:
+            return logits.gather(-1, ids.to(logits.device).expand(logits.shape[0], -1)[..., None])[..., 0]
+
         answer, rival = (pick(ids).float().cpu() for ids in self.pair)
         return answer - rival
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InterpError
-from interp.interventions.base import Intervention, parts
+from interp.interventions.base import CachePolicy, Intervention, parts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +32,7 @@ class Question(ABC):
 
     def applies(self, intervention: Intervention) -> bool:
         """Whether there is anything to ask about this intervention."""
-        return any(getattr(member, "stage", None) in self.stages for member in parts(intervention))
+        return any(isinstance(m, CachePolicy) and m.stage in self.stages for m in parts(intervention))
 
     @abstractmethod
     def ask(self, case: Case) -> xr.Dataset:

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,9 +24,8 @@ from interp.cache.lens_cache import LensCache
 from interp.cache.segments import Segment
 from interp.errors import InterpError
 from interp.explaining.restoring import at_rest
-from interp.explaining.summaries import marked
-from interp.interventions.base import CachePolicy, Entry, Intervention, Prompt, parts
-from interp.lens.in_force import ApplyMixin
+from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Prompt, parts
+from interp.lens.protocol import InterventionLens, TextLens, takes_interventions
 from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
 
@@ -58,6 +57,7 @@ class PolicyRun(CacheRun):
     evicted_at: dict[int, Int[Tensor, "head token"]] = field(kw_only=True)
     """First step at which a token is no longer attended to, `NEVER` where it is to the end; by stored head."""
     ledger: list[Entry] = field(kw_only=True)
+    channel_ledger: list[ChannelEntry] = field(kw_only=True)
     stepping: bool = field(kw_only=True)
     """Whether the policy acts at steps, so that tokens were fed one by one."""
 
@@ -66,7 +66,7 @@ class PolicyRun(CacheRun):
 class Case:
     """The case that questions are asked about; runs happen when they are first needed."""
 
-    lens: Any
+    lens: InterventionLens
     intervention: Intervention
     policies: tuple[CachePolicy, ...]
     prompt: Int[Tensor, "1 pos"]
@@ -75,10 +75,9 @@ class Case:
     """Layers that policies act on: those with full attention."""
 
     @classmethod
-    def of(cls, lens: Any, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
+    def of(cls, lens: TextLens, intervention: Intervention, prompt: Any, continuation: Any) -> Case:
         """Raises InterpError where prompt and continuation are no pair of single texts that fit model and policies."""
-        takes_policies = isinstance(lens, ApplyMixin)
-        if not takes_policies:
+        if not takes_interventions(lens):
             raise InterpError("explain needs a Lens of a transformers model; a TransformerBridge has no such cache.")
         policies = lens.policies_of(intervention)
         tokens, rest = one_text(lens, prompt), one_text(lens, continuation, special=False)
@@ -111,7 +110,8 @@ class Case:
     @cached_property
     def token_text(self) -> list[str]:
         """Text of all tokens read and, at the end, of the continuation's last token, which is only predicted."""
-        return self.lens.to_str_tokens(torch.cat([self.prompt, self.continuation], 1))
+        text: list[str] = self.lens.to_str_tokens(torch.cat([self.prompt, self.continuation], 1))
+        return text
 
     def step_coords(self) -> dict[str, Any]:
         """Coordinates along `step`: its number, the fed token's text and that of the token it has to predict."""
@@ -151,7 +151,7 @@ class Case:
         if not self.policy.stepping:
             return self.full
         cache = forked(self.full_prompt)
-        return _joined([self._feed(cache, token) for token in self.fed.split(1, 1)])
+        return _joined([self._feed(cache, token) for token in torch.split(self.fed, 1, 1)])
 
     @cached_property
     def policy(self) -> PolicyRun:
@@ -161,27 +161,19 @@ class Case:
             stepping = any(p.each_step or p.moment == "first_decode" for p in cache.keeper.plans.values())
             total = int(self.seen.shape[1])
             evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}
-            rest, fed, runs = self._at_rest(cache), 0, []
-            for step, tokens in enumerate(self.fed.split(1 if stepping else self.steps, 1)):
+            rest, fed, runs = at_rest(cache), 0, []
+            for step, tokens in enumerate(torch.split(self.fed, 1 if stepping else self.steps, 1)):
                 for i, layer in cache.stored.items():
-                    evicted_at[i] = _missing(evicted_at[i], self._marked(i, layer.segments), layer.seen, step)
+                    evicted_at[i] = _missing(evicted_at[i], layer.segments, layer.seen, step)
                 runs.append(self._feed(cache, tokens))
                 if step == 0 and stepping and not any(layer.compressed for layer in rest.stored.values()):
-                    rest, fed = self._at_rest(cache), 1
-            ledger = list(cache.keeper.ledger)
+                    rest, fed = at_rest(cache), 1
+            ledger, channel_ledger = list(cache.keeper.ledger), list(cache.keeper.channel_ledger)
         run = _joined(runs)
         return PolicyRun(
-            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger, stepping=stepping
-        )
-
-    def _at_rest(self, cache: LensCache) -> LensCache:
-        rest = at_rest(cache)
-        for i, layer in rest.stored.items():
-            layer.segments = self._marked(i, layer.segments)
-        return rest
-
-    def _marked(self, layer: int, segments: list[Segment]) -> list[Segment]:
-        return marked(segments, self.policies, self.prompt_facts, layer)
+            run.logits, run.z, run.attn_out, rest=rest, fed=fed, evicted_at=evicted_at, ledger=ledger,
+            channel_ledger=channel_ledger, stepping=stepping,
+        )  # fmt: skip
 
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
@@ -195,10 +187,12 @@ class Case:
     def read(self, tokens: Tensor) -> LensCache:
         """The cache after reading tokens, under the policies in force."""
         self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only)
-        return self.lens.last_cache
+        cache = self.lens.last_cache
+        assert cache is not None  # made by the call
+        return cache
 
     @torch.no_grad()
-    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list | None = None) -> CacheRun:
+    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list[tuple[str, Any]] | None = None) -> CacheRun:
         z: dict[int, Tensor] = {}
         attn_out: dict[int, Tensor] = {}
         hooks = list(hooks or [])
@@ -214,7 +208,8 @@ class Case:
 
     def nll(self, run: CacheRun) -> Float[Tensor, " step"]:
         """Negative log-likelihood (nats) of the token after each step."""
-        return nll_of(run.logits[None], self.continuation[:, 1:])[0]
+        losses: Tensor = nll_of(run.logits[None], self.continuation[:, 1:])
+        return losses[0]
 
 
 def forked(cache: LensCache) -> LensCache:
@@ -224,10 +219,10 @@ def forked(cache: LensCache) -> LensCache:
     return made
 
 
-def one_text(lens: Any, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:
+def one_text(lens: TextLens, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:
     """Tokens of one text, or the tokens of one text that were given. Raises InterpError for several."""
     if isinstance(text, str) and not special:
-        text = torch.tensor(lens._need_tokenizer()(text, add_special_tokens=False).input_ids, dtype=torch.long)
+        text = torch.tensor(lens.token_ids(text), dtype=torch.long)
     if not isinstance(text, (str, Tensor)):
         raise InterpError(f"explain reads one text, or its tokens, not {type(text).__name__}.")
     tokens, _ = lens.tokens_and_mask(text)
@@ -250,7 +245,7 @@ def _joined(runs: list[CacheRun]) -> CacheRun:
     return CacheRun(torch.cat([run.logits for run in runs]), cat("z"), cat("attn_out"))
 
 
-def _missing(evicted_at: Tensor, segments: list[Segment], seen: int, step: int) -> Int[Tensor, "head token"]:
+def _missing(evicted_at: Tensor, segments: Sequence[Segment], seen: int, step: int) -> Int[Tensor, "head token"]:
     """`evicted_at [head, token]` with tokens that a layer has seen and holds no more marked as gone from `step` on.
 
     Stored heads may have multiplied: a policy of query heads begins with the model's key/value heads.
@@ -259,7 +254,8 @@ def _missing(evicted_at: Tensor, segments: list[Segment], seen: int, step: int) 
     evicted_at = evicted_at.repeat_interleave(heads // evicted_at.shape[0], 0)
     held = torch.zeros(heads, evicted_at.shape[1] + 1, dtype=torch.bool)
     for segment in segments:
-        held.scatter_(1, segment.at()[0].long().cpu().expand(heads, -1) + 1, True)
+        at = segment.at().masked_fill(~segment.of_the_text(), -1)
+        held.scatter_(1, at[0].long().cpu().expand(heads, -1) + 1, True)
     held = held[:, 1:]  # without the column of summaries, which hold no token of the text
     held[:, seen:] = True  # not read yet
     return torch.where(held | (evicted_at != NEVER), evicted_at, step)

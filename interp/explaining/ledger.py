@@ -13,6 +13,7 @@ import xarray as xr
 from interp.explaining.base import Question
 from interp.explaining.case import Case
 from interp.interventions.base import Entry
+from interp.results.described import described
 from interp.results.naming import quoted
 
 KINDS = ("word", "part of a word", "number", "punctuation", "white space", "other")
@@ -24,6 +25,11 @@ class Ledger(Question):
 
     Rows come in the order in which they happened: step, layer, stored head. A step here is the number of tokens seen,
     as the policy counts. Only rows of policies that merge have a target.
+
+    Examples:
+        >>> why = interp.explain(lens, interp.H2OPrefill(budget=0.5), prompt, "w9 w10 w11", ["ledger"])
+        >>> why["ledger"].evicted_position.sizes["eviction"]  # 20 of 40 tokens in 2 heads of 3 layers
+        120
     """
 
     name: ClassVar[str] = "ledger"
@@ -38,23 +44,23 @@ class Ledger(Question):
         columns["target_text"] = np.where(target < 0, "", text[np.maximum(target, 0)])
         columns["evicted_kind"] = kinds[evicted]
         data: dict[str, Any] = {
-            name: (("eviction",), columns[name], {"units": units, "description": about})
-            for name, (units, about) in COLUMNS.items()
+            name: (("eviction",), columns[name], units, about) for name, (units, about) in COLUMNS.items()
         }
         seen, place = np.unique(columns["step"], return_inverse=True)
         evictions = np.bincount(place, minlength=len(seen))
         merges = np.bincount(place, weights=columns["merged"], minlength=len(seen)).astype(np.int64)
         data |= {
-            "evictions": (("seen",), evictions, _about("tokens", "evictions at a step, all layers and heads")),
-            "merges": (("seen",), merges, _about("tokens", "evicted tokens that were merged into another")),
-            "merge_rate": (("seen",), merges / np.maximum(evictions, 1), _about("1", "merges over evictions")),
-            "kind_share": (("kind",), _shares(kinds), _about("1", "share of all tokens read that are of a kind")),
-            "kind_evicted": (("kind",), _shares(columns["evicted_kind"]), _about("1", "share of evictions of a kind")),
+            "evictions": (("seen",), evictions, "tokens", "evictions at a step, all layers and heads"),
+            "merges": (("seen",), merges, "tokens", "evicted tokens that were merged into another"),
+            "merge_rate": (("seen",), merges / np.maximum(evictions, 1), "1", "merges over evictions"),
+            "kind_share": (("kind",), _shares(kinds), "1", "share of all tokens read that are of a kind"),
+            "kind_evicted": (("kind",), _shares(columns["evicted_kind"]), "1", "share of evictions of a kind"),
         }
         data["layer_evicted"] = (
             ("policy_layer", "token"),
             _share_of_heads(case, columns),
-            _about("1", "share of a layer's stored heads that evicted the token"),
+            "1",
+            "share of a layer's stored heads that evicted the token",
         )
         coords = {
             "seen": seen,
@@ -67,7 +73,7 @@ class Ledger(Question):
             "title": "What was evicted and where it went",
             "description": "Every eviction of a token policy, by step, layer and stored head, with its merge target",
         }
-        return xr.Dataset(data, coords, attrs)
+        return described(data, coords, attrs)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         n = result.sizes["eviction"]
@@ -123,10 +129,6 @@ COLUMNS = {
 }
 
 
-def _about(units: str, description: str) -> dict[str, str]:
-    return {"units": units, "description": description}
-
-
 def _rows(ledger: list[Entry]) -> dict[str, np.ndarray]:
     """The ledger of one sequence as columns, a row for each real token that was evicted."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS if not name.endswith(("text", "kind"))}
@@ -170,7 +172,8 @@ def _share_of_heads(case: Case, columns: dict[str, np.ndarray]) -> np.ndarray:
     at = np.array([row[layer] for layer in columns["layer"]], dtype=np.int64)
     np.add.at(gone, (at, columns["evicted_position"]), 1.0)
     heads = np.array([case.policy.evicted_at[i].shape[0] for i in case.layers])
-    return gone / heads[:, None]
+    share: np.ndarray = gone / heads[:, None]
+    return share
 
 
 def kind_of(text: str) -> str:

@@ -18,6 +18,7 @@ from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
 from interp.explaining.case import Case, one_text
 from interp.interventions.keeper import Keeper
+from interp.results.described import described
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -36,6 +37,12 @@ class Masks(Question):
         other_prompts: more prompts (texts or tokens), whose sets are compared with this prompt's.
         checkpoints: how many tokens after the prompt to look again; None for a quarter, half, three quarters and all.
         of: channels of "keys" or of "values"; None takes keys where the policy drops some.
+
+    Examples:
+        >>> policy = interp.ThinK(ratio=0.5, window=8, recent=8)
+        >>> why = interp.explain(lens, policy, prompt, "w9 w10 w11", ["masks"])
+        >>> why["masks"].overlap_layers.dims
+        ('layer', 'other_layer')
     """
 
     name: ClassVar[str] = "masks"
@@ -65,32 +72,28 @@ class Masks(Question):
         drift = torch.stack([jaccard(kept, torch.stack([m[i] for i in layers])) for m in later], -1)
         by_prompt = torch.stack([torch.stack([jaccard(a, b) for b in prompts], -1) for a in prompts], -2)
         flat = kept.flatten(0, 1)
-        pairs = jaccard(flat[:, None], flat[None]).unflatten(1, kept.shape[:2]).unflatten(0, kept.shape[:2])
+        pairs = jaccard(flat[:, None], flat[None]).view(*kept.shape[:2], *kept.shape[:2])
         heads = torch.stack([pairs[i, :, i] for i in range(len(layers))])
         width, size = kept.shape[-1], int(kept[0, 0].sum())
         data: dict[str, Any] = {
-            "kept": (("layer", "kv_head", "channel"), kept.numpy().astype("int8"), "1 where a channel is stored"),
+            "kept": (("layer", "kv_head", "channel"), kept.to(torch.int8), "1", "1 where a channel is stored"),
             "overlap_heads": (
-                ("layer", "kv_head", "other_head"), heads.numpy(), "Jaccard index of the sets of two heads of a layer"
+                ("layer", "kv_head", "other_head"), heads, "1", "Jaccard index of the sets of two heads of a layer"
             ),
             "overlap_layers": (
-                ("layer", "other_layer"),
-                pairs.mean((1, 3)).numpy(),
+                ("layer", "other_layer"), pairs.mean((1, 3)), "1",
                 "Jaccard index of the sets of two layers, mean over all pairs of their heads",
             ),
             "overlap_prompts": (
-                ("layer", "kv_head", "prompt", "other_prompt"),
-                by_prompt.numpy(),
+                ("layer", "kv_head", "prompt", "other_prompt"), by_prompt, "1",
                 "Jaccard index of one head's sets for two prompts",
             ),
             "drift": (
-                ("layer", "kv_head", "checkpoint"),
-                drift.numpy(),
+                ("layer", "kv_head", "checkpoint"), drift, "1",
                 "Jaccard index of the set chosen after the prompt and the one chosen so many tokens later",
             ),
-            "chance": ((), chance_overlap(width, size), "expected Jaccard index of two random sets of this size"),
+            "chance": ((), chance_overlap(width, size), "1", "expected Jaccard index of two random sets of this size"),
         }  # fmt: skip
-        described = {n: (dims, values, {"units": "1", "description": text}) for n, (dims, values, text) in data.items()}
         coords = {
             "layer": layers, "other_layer": layers, "kv_head": np.arange(kept.shape[1]),
             "other_head": np.arange(kept.shape[1]), "channel": np.arange(width),
@@ -103,7 +106,7 @@ class Masks(Question):
             "kept_channels": size,
             "of": of,
         }
-        return xr.Dataset(described, coords, attrs)
+        return described(data, coords, attrs)
 
     def _after(self, case: Case) -> tuple[int, ...]:
         n = case.steps
@@ -186,9 +189,16 @@ class _Trial:
         n = self.tokens
         stored = self.stored[layer] = StoredLayer()
         stored.update(event.k[:, :, :n], event.v[:, :, :n])
+        unrotate, later = event.unrotate, event.q.shape[2] - n
+
+        def unrotated(x: Tensor) -> Tensor:  # the tables are those of the whole text
+            assert unrotate is not None
+            return unrotate(torch.nn.functional.pad(x, (0, 0, 0, later)))[:, :, :n]
+
         part = dataclasses.replace(
-            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0}
-        )
+            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0},
+            unrotate=None if unrotate is None else unrotated,
+        )  # fmt: skip
         self.keeper.attended(layer, self.stored, part.q, lambda: part)
         if self.keeper.moment == "first_decode" and layer == self.keeper.layers[-1]:
             for each in self.keeper.layers:  # no decoding follows: the prompt alone decides

@@ -1,59 +1,34 @@
-"""Which tokens a summary stands for, found by grouping anew what the method grouped."""
+"""Which tokens a summary stands for, as the policy wrote it down."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from interp.explaining.case import Case
-from interp.explaining.summaries import Membership, of_the_text
-from interp.interventions.base import parts
-from interp.interventions.policies._summaries import TINY, Readers, clusters
-from interp.interventions.policies.recall import Recall, RecallPlan
-from interp.seam.event import AttentionEvent
+from interp.explaining.summaries import Membership
+from interp.interventions.base import Entry
 
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
 def memberships(case: Case) -> dict[int, Membership]:
-    """Of every layer that has summaries, by grouping anew what `Recall` evicted, in the eyes of the same queries."""
-    policy = next((member for member in parts(case.intervention) if isinstance(member, Recall)), None)
-    if policy is None:
-        return {}
-    stored, found = case.policy.rest.stored, {}
-    plan = RecallPlan(policy, case.prompt_facts)
-
-    def look(event: AttentionEvent, hook: Any) -> None:
-        own = stored[event.layer].segments
-        count = sum(int((~of_the_text(segment)[0, 0]).sum()) for segment in own)
-        if count:
-            plan.observe(event.layer, event)
-            readers, groups = plan.readers.pop(event.layer), event.k.shape[1]
-            spread = own[0].keys.shape[1] // groups
-            evicted_at = case.policy.evicted_at[event.layer][::spread, : event.k.shape[2]]
-            gone = (evicted_at <= case.policy.fed).to(event.k.device)
-            heads = [_belonging(event.k[0, h].float(), gone[h], readers.head(0, h), count) for h in range(groups)]
-            summary, share = (
-                torch.stack(of_heads).repeat_interleave(spread, 0) for of_heads in zip(*heads, strict=True)
-            )
-            found[event.layer] = Membership(summary, share, count)
-
-    hooks = [(f"blocks.{i}.attn.hook_event", look) for i in stored]
-    case.lens.run_with_hooks(case.prompt, return_type=None, fwd_hooks=hooks, **case.lens.last_logits_only)
+    """Of every layer that has summaries when the policy's cache is put to rest, by stored head."""
+    found = {}
+    for entry in case.policy.ledger:
+        if entry.summary is None or entry.share is None:
+            continue
+        heads = case.policy.rest.stored[entry.layer].segments[0].keys.shape[1]
+        number, share = (
+            _by_position(entry, x, int(case.prompt.shape[1]), absent).repeat_interleave(heads // x.shape[1], 0)
+            for x, absent in ((entry.summary, -1), (entry.share, 0.0))
+        )
+        found[entry.layer] = Membership(number, share, int(number.max()) + 1)
     return found
 
 
-def _belonging(
-    keys: Float[Tensor, "token d"], gone: Bool[Tensor, " token"], readers: Readers, count: int
-) -> tuple[Int[Tensor, " token"], Float[Tensor, " token"]]:
-    """(summary, share) of one head's tokens."""
-    at = gone.nonzero()[:, 0]  # in the text's order, as the method saw them
-    cluster = clusters(keys[at], count)
-    attention = (readers.rows @ keys[at].mT - readers.lse[:, None]).exp() * (at <= readers.at[:, None])
-    paid = attention.sum(0)
-    of_cluster = paid.new_zeros(count).scatter_add(0, cluster, paid).clamp_min(TINY)
-    summary = torch.full_like(gone, -1, dtype=torch.long)
-    return summary.scatter(0, at, cluster), keys.new_zeros(len(keys)).scatter(0, at, paid / of_cluster[cluster])
+def _by_position(entry: Entry, column: Tensor, tokens: int, absent: float) -> Float[Tensor, "head token"]:
+    """A column of the ledger `[1, head, n]` by position in the text."""
+    own = column[0].cpu()
+    spread = torch.full((own.shape[0], tokens + 1), absent, dtype=own.dtype)  # the first for what is no token: -1
+    return spread.scatter(1, entry.evicted[0].long().cpu() + 1, own)[:, 1:]

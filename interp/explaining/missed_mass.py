@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from interp.errors import InterpError
 from interp.explaining.base import Question
 from interp.explaining.case import NEVER, Case
 from interp.explaining.restoring import at_positions
-from interp.explaining.summaries import of_the_text
+from interp.results.described import Row, described
 from interp.results.naming import quoted
 from interp.seam.event import AttentionEvent
 
@@ -38,6 +37,11 @@ class MissedMass(Question):
 
     Args:
         top: share of the tokens, by attention, whose recall is measured.
+
+    Examples:
+        >>> why = interp.explain(lens, interp.H2OPrefill(budget=0.5), prompt, "w9 w10 w11", ["missed_mass"])
+        >>> why["missed_mass"].missed_mass.dims
+        ('layer', 'head', 'step')
     """
 
     name: ClassVar[str] = "missed_mass"
@@ -58,15 +62,15 @@ class MissedMass(Question):
             if once:
                 numbers |= direct_errors(event, policy.rest.stored[layer], full.z[layer])
             rows.append(numbers)
-        data: dict[str, Any] = {}
+        data = {}
         for name, (dims, units, about) in VARIABLES.items():
             if name in rows[0]:
-                values = torch.stack([numbers[name] for numbers in rows]).float().cpu().numpy()
-                data[name] = (("layer", *dims), values, {"units": units, "description": about})
+                values = torch.stack([numbers[name] for numbers in rows]).float()
+                data[name] = Row(("layer", *dims), values, units, about)
         text = np.array(case.token_text[: case.seen.shape[1]], dtype=object)
         coords = {
             "layer": list(case.layers),
-            "head": np.arange(data["missed_mass"][1].shape[1]),
+            "head": np.arange(data["missed_mass"].values.shape[1]),
             "token": np.arange(len(text)),
             "token_text": ("token", text),
             **case.step_coords(),
@@ -80,7 +84,7 @@ class MissedMass(Question):
             attrs["absent"] = (
                 "logit_error and output_error: the policy acts at every step, so no one cache stands for it"
             )
-        return xr.Dataset(data, coords, attrs)
+        return described(data, coords, attrs)
 
     def _mass(self, event: AttentionEvent, evicted_at: Int[Tensor, "head token"]) -> dict[str, Tensor]:
         pattern = attention_pattern(event.q, event.k, **event.maths)[0].float()  # [head, step, token]
@@ -178,9 +182,7 @@ def direct_errors(
         "sinks": event.sinks,
         "d_value": stored.d_value,
     }
-    shown = copy.copy(stored)
-    shown.segments = segments
-    got = packed_decode(event.q, shown.for_kernel(), **maths).z[0].float()  # [head, step, d]
+    got = packed_decode(event.q, stored.holding(segments).for_kernel(), **maths).z[0].float()  # [head, step, d]
     true = z.transpose(0, 1)
     return {
         "logit_error": relative_logit_error(event.q, event.k, segments, stored.d_head),
@@ -199,7 +201,7 @@ def relative_logit_error(
         true = at_positions(k, segment)[0].float()
         change = true - segment.dense_keys(d_head)[0].float()
         at = segment.at()[0].to(q.device).expand(true.shape[0], -1)
-        at = at.masked_fill(~of_the_text(segment)[0], NEVER)  # a summary has no true key to be compared with
+        at = at.masked_fill(~segment.of_the_text()[0], NEVER)  # a summary has no true key to be compared with
         step = torch.arange(steps, device=q.device)
         seen: Bool[Tensor, "head step n"] = _by_query_head(at, heads)[:, None] <= first + step[:, None]
         queries = q[0].float()

@@ -12,6 +12,7 @@ import xarray as xr
 from interp.explaining.base import Question
 from interp.explaining.case import Case
 from interp.explaining.missed_mass import ratio
+from interp.results.described import described
 from interp.results.naming import quoted
 
 
@@ -20,6 +21,11 @@ class Perturbation(Question):
     """‖o_full - o_policy‖ / ‖o_full‖ of every layer at every step, with what it does to the prediction beside it.
 
     Unlike the direct errors of `missed_mass` these add up: a layer also sees what earlier layers did.
+
+    Examples:
+        >>> why = interp.explain(lens, interp.H2OPrefill(budget=0.5), prompt, "w9 w10 w11", ["perturbation"])
+        >>> dict(why["perturbation"].sizes)
+        {'layer': 3, 'head': 8, 'step': 2}
     """
 
     name: ClassVar[str] = "perturbation"
@@ -57,16 +63,12 @@ class Perturbation(Question):
             "nll_difference": (("step",), nll_policy - nll_full, "nats", "nll_policy - nll_full: above 0 is worse"),
             "kl": (("step",), kl, "nats", "KL divergence of the policy's prediction from the full cache's"),
         }
-        described = {
-            name: (dims, values.cpu().numpy(), {"units": units, "description": text})
-            for name, (dims, values, units, text) in data.items()
-        }
         coords = {"layer": layers, "head": np.arange(heads.shape[1]), **case.step_coords()}
         attrs = {
             "title": "How far each layer moves",
             "description": "Relative change of attention outputs and of the loss under the policy, true text fed",
         }
-        return xr.Dataset(described, coords, attrs)
+        return described(data, coords, attrs)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         moved = result["attn_out_error"] if "attn_out_error" in result else result["layer_error"]

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from interp.cache.lens_cache import LensCache
 from interp.cache.segments import INDEX, POSITION, Segment, others
 from interp.cache.stored_layer import StoredLayer
-from interp.explaining.summaries import Membership, of_the_text, without
+from interp.explaining.summaries import Membership, without
 from interp.interventions.keeper import Keeper
 
 Tensor = torch.Tensor
@@ -49,13 +49,12 @@ def _copy(layer: object, rows: int, keeper: Keeper) -> object:
         if rows > 1:
             copied.batch_repeat_interleave(rows)  # type: ignore[attr-defined]
         return copied
-    made = copy.copy(layer)
     acting = any(plan.each_step for plan in keeper.plans.values())  # such a plan overwrites slots in place
     bare = [replace(segment, mass=None) for segment in layer.segments]  # accounts are written in place, and not needed
-    made.segments = [segment.map(torch.clone) if acting else segment for segment in bare]
+    held = [segment.map(torch.clone) if acting else segment for segment in bare]
     if rows > 1:
-        made.segments = [s.map(lambda x: x.expand(rows, *x.shape[1:])) for s in made.segments]
-    return made
+        held = [s.map(lambda x: x.expand(rows, *x.shape[1:])) for s in held]
+    return layer.holding(held)
 
 
 def with_channels(
@@ -75,10 +74,10 @@ def with_channels(
         wanted = [[(head, channel) for i, head, channel in row if i == layer] for row in channels]
         if any(wanted):
             width = full[layer].shape[-1]
-            own.segments = [
+            made.layers[layer] = own.holding(
                 s if stored_channels(s, of) is None else _widened(s, full[layer], wanted, width, of)
                 for s in own.segments
-            ]
+            )
     return made
 
 
@@ -105,7 +104,7 @@ def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]]
     order = (back.int() * 2 + (~stored).int()).sort(dim=-1, descending=True, stable=True).indices[..., :extra]
     channels = torch.cat([own.long(), order.to(full.device)], -1).sort(-1).values.to(INDEX)
     now = segment.dense_keys(width) if of == "keys" else segment.dense_values(width)
-    comes = back.to(full.device)[:, :, None] & of_the_text(segment)[..., None]
+    comes = back.to(full.device)[:, :, None] & segment.of_the_text()[..., None]
     dense = cut(torch.where(comes, original.to(now.dtype), now), channels)
     if of == "values":
         return replace(segment, values=dense, value_channels=channels)
@@ -134,9 +133,10 @@ def with_tokens(
         wanted = [[(head, position) for i, head, position in row if i == layer] for row in tokens]
         if any(wanted):
             back = _returned(own.segments[0], keys[layer], values[layer], wanted)
+            held: Sequence[Segment] = own.segments
             if layer in members:
-                own.segments = without(own.segments, values[layer], wanted, members[layer])
-            own.segments = [back, *own.segments]
+                held = without(held, values[layer], wanted, members[layer])
+            made.layers[layer] = own.holding([back, *held])
     return made
 
 

@@ -39,7 +39,8 @@ def __getattr__(name: str) -> Figure:
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}."
         raise AttributeError(f"there is no figure {name!r}: {hint}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    figure: Figure = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    return figure
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
 
 
-def line_ticks(line: np.ndarray) -> dict[str, list]:
+def line_ticks(line: np.ndarray) -> dict[str, list[Any]]:
     """Every line labelled with the position of its first token, as far as there is room."""
     first = np.flatnonzero(np.diff(line, prepend=-1))
     return {"tickvals": line[first].tolist(), "ticktext": first.astype(str).tolist()}

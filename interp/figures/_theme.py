@@ -82,7 +82,7 @@ def top_down(rows: int) -> dict[str, Any]:
     return {"range": [rows - 0.5, -0.5], "showgrid": False}
 
 
-def decades(low: float, high: float, unit: str, scale: float = 1.0) -> dict[str, list]:
+def decades(low: float, high: float, unit: str, scale: float = 1.0) -> dict[str, list[Any]]:
     """Colour bar ticks at the powers of ten between log10 values `low` and `high`: `0.1x, 1x, 10x` for unit `x`."""
     exponents = np.arange(np.ceil(low), np.floor(high) + 1)
     return {"tickvals": exponents.tolist(), "ticktext": [f"{scale * 10.0**e:,.10g}{unit}" for e in exponents]}

@@ -20,7 +20,16 @@ def cache_attribution(ds: xr.Dataset) -> go.Figure:
     it; up, how much it moves the logit of the true next token against its rival. A method that knows what matters puts
     its dots on a rising line. Right, the strongest ones by name, at every step.
 
-    `ds`: an answer to the question `attribution` of `interp.explain`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: an answer to the question `attribution` of `interp.explain`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.cache_attribution(results["attribution"])
+        >>> figure.layout.title.text
+        '64 tokens put back, one at a time (the policy moves the logit difference by 0.356)'
     """
     ds = need(ds, "cache_attribution", RESULT, "effect", "mean_effect", "score", "spearman", kind="question")
     of = str(ds.attrs.get("of", "channels")).replace("_", " ")

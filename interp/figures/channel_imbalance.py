@@ -20,7 +20,16 @@ def channel_imbalance(ds: xr.Dataset) -> go.Figure:
     colour scale for keys and values. One row is one key/value head; bright stripes are channels that carry a head's
     magnitude. Rotary embedding mixes channels in pairs, so the stripes of keys before and after it differ.
 
-    `ds`: a result of the probe `channel_imbalance`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of the probe `channel_imbalance`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.channel_imbalance(results["channel_imbalance"])
+        >>> figure.layout.title.text
+        'Channel energy of keys and values'
     """
     ds = need(ds, "channel_imbalance", RESULT, "energy")
     energy = ds["energy"].transpose("tensor", "layer", "kv_head", "channel")

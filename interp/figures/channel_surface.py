@@ -17,8 +17,17 @@ def channel_surface(ds: xr.Dataset, layer: int | None = None, kv_head: int | Non
     """Magnitude of the keys and of the values of one head, over tokens and channels, on the same scale. By default the
     head whose keys have the largest maximum-to-median ratio. Ridges along the tokens are channels that stay large.
 
-    `ds`: a result of the probe `channel_imbalance`; `layer`, `kv_head`: coordinates of the head to draw.
-    Raises `FigureError` for another dataset or a head that it does not hold.
+    Args:
+        ds: a result of the probe `channel_imbalance`.
+        layer, kv_head: coordinates of the head to draw.
+
+    Raises:
+        FigureError: for another dataset or a head that it does not hold.
+
+    Examples:
+        >>> figure = interp.figures.channel_surface(results["channel_imbalance"], layer=0, kv_head=1)
+        >>> figure.layout.title.text
+        'Magnitude over tokens and channels, layer 0, key/value head 1'
     """
     ds = need(ds, "channel_surface", RESULT, "magnitude", "max_over_median")
     ratio = ds["max_over_median"].sel(tensor="key").transpose("layer", "kv_head")

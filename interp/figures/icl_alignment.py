@@ -22,8 +22,16 @@ def icl_alignment(ds: xr.Dataset) -> go.Figure:
     Bands are two standard errors over tasks. A cosine of sensitivities that are hardly there is noise: read it beside
     their size.
 
-    `ds`: results of `interp.icl.align` along `step`, as `interp.icl.Trajectory` collects them. Raises `FigureError` for
-    any other dataset.
+    Args:
+        ds: results of `interp.icl.align` along `step`, as `interp.icl.Trajectory` collects them.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.icl_alignment(results["align"])
+        >>> figure.layout.title.text
+        'Alignment over training (dashed: the algorithms themselves)'
     """
     measures = ("loss_model", "loss_algorithm", "preds_diff", "model_diff", "model_cos", "grad_norm_model")
     ds = need(ds, "icl_alignment", RESULT, "step", *measures, kind="function")

@@ -20,7 +20,16 @@ def icl_copying(ds: xr.Dataset) -> go.Figure:
     token's own share, the next token's and the others', over training where several steps were measured; bars and bands
     are two standard errors.
 
-    `ds`: a result of `interp.icl.copying_score`, or several along `step`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of `interp.icl.copying_score`, or several along `step`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.icl_copying(results["copying_score"])
+        >>> figure.layout.title.text
+        'What layer 0 copies between tokens'
     """
     ds = need(ds, "icl_copying", RESULT, "sensitivity", *KINDS, kind="function")
     over_steps = "step" in ds.dims

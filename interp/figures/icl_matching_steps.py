@@ -20,7 +20,16 @@ def icl_matching_steps(ds: xr.Dataset) -> go.Figure:
     prefixes of their errors, of their predictions, and of their implicit weights. A ring marks the step that a layer
     resembles most.
 
-    `ds`: a result of `interp.icl.best_matching_steps`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of `interp.icl.best_matching_steps`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.icl_matching_steps(results["best_matching_steps"])
+        >>> figure.layout.title.text
+        'Steps of ... that each layer resembles'
     """
     ds = need(ds, "icl_matching_steps", RESULT, "similarity", "best_step", kind="function")
     ds = ds.transpose("measure", "layer", "step", ...)

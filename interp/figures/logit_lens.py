@@ -19,7 +19,16 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
     final prediction, with the token it would predict there; and what each layer's attention and MLP, and each head,
     adds directly to the logit of that prediction over the runner-up's.
 
-    `ds`: a result of the probe `logit_lens`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of the probe `logit_lens`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.logit_lens(results["logit_lens"])
+        >>> figure.layout.title.text
+        'Logit lens and direct attribution to the final prediction'
     """
     ds = need(ds, "logit_lens", RESULT, "lens_probability", "lens_rank", "lens_top_token", "head_attribution")
     height = rows_height(ds.sizes["layer"], 21)

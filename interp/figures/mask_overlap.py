@@ -18,7 +18,16 @@ def mask_overlap(ds: xr.Dataset) -> go.Figure:
     alike the sets of its heads are, what is left of a set when it is chosen again later (drift), and between prompts
     where there are several. The dotted line is what two random sets of this size share.
 
-    `ds`: an answer to the question `masks` of `interp.explain`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: an answer to the question `masks` of `interp.explain`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.mask_overlap(results["masks"])
+        >>> figure.layout.title.text
+        'Sets of 4 of 8 channels of keys'
     """
     ds = need(ds, "mask_overlap", RESULT, "overlap_layers", "overlap_heads", "drift", "chance", kind="question")
     layers = [str(layer) for layer in ds["layer"].values]

@@ -17,7 +17,16 @@ def massive_activations(ds: xr.Dataset) -> go.Figure:
     """The largest and the median magnitude in the residual stream after each block; orange where the largest is a
     massive activation. Pointing at it shows its token and channel.
 
-    `ds`: a result of the probe `text_sinks`. Raises `FigureError` for another dataset.
+    Args:
+        ds: a result of the probe `text_sinks`.
+
+    Raises:
+        FigureError: for another dataset.
+
+    Examples:
+        >>> figure = interp.figures.massive_activations(results["text_sinks"])
+        >>> figure.layout.title.text
+        'What leaves each block'
     """
     ds = need(
         ds, "massive_activations", RESULT, "residual_max", "residual_median", "massive", "massive_position",

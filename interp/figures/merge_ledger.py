@@ -20,7 +20,16 @@ def merge_ledger(ds: xr.Dataset) -> go.Figure:
     many tokens a layer evicted, those that were merged into another in orange. Below, the kinds of token: their share
     of the text and of the evictions.
 
-    `ds`: an answer to the question `ledger` of `interp.explain`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: an answer to the question `ledger` of `interp.explain`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.merge_ledger(results["ledger"])
+        >>> figure.layout.title.text
+        '480 evictions, 241 of them merged'
     """
     ds = need(ds, "merge_ledger", RESULT, "layer_evicted", "merged", "kind_share", kind="question")
     share = ds["layer_evicted"].transpose("policy_layer", "token").values

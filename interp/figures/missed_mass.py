@@ -21,7 +21,16 @@ def missed_mass(ds: xr.Dataset) -> go.Figure:
     each layer's most missed token. For one that only drops channels: the relative error of its logits (where it drops
     key channels), and that of the attention output.
 
-    `ds`: an answer to the question `missed_mass` of `interp.explain`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: an answer to the question `missed_mass` of `interp.explain`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.missed_mass(results["missed_mass"])
+        >>> figure.layout.title.text
+        'Attention that was missed, mean over 5 steps'
     """
     ds = need(ds, "missed_mass", RESULT, "missed_mass", "least_missed", "missed_of_token", kind="question")
     evicts = bool((ds["missed_mass"] > 0).any()) or "logit_error" not in ds

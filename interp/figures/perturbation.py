@@ -20,7 +20,16 @@ def perturbation(ds: xr.Dataset) -> go.Figure:
     ‖o_full - o_policy‖ / ‖o_full‖. Below, what happens to the loss of the next token: orange is worse than with the
     full cache, blue is better; the tokens that lost most are named.
 
-    `ds`: an answer to the question `perturbation` of `interp.explain`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: an answer to the question `perturbation` of `interp.explain`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.perturbation(results["perturbation"])
+        >>> figure.layout.title.text
+        'Attention outputs move by 26.1%, the loss by -0.021 nats a token'
     """
     ds = need(ds, "perturbation", RESULT, "layer_error", "nll_difference", kind="question")
     name = "attn_out_error" if "attn_out_error" in ds else "layer_error"

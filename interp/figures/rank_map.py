@@ -19,7 +19,16 @@ def rank_map(ds: xr.Dataset) -> go.Figure:
     scores before softmax, on one logarithmic colour scale. Where the components that were computed do not reach 90 %,
     the cell says so: ">32".
 
-    `ds`: a result of the probe `attention_rank`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of the probe `attention_rank`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.rank_map(results["attention_rank"])
+        >>> figure.layout.title.text
+        'Rank at 90 % of the energy, 40 tokens'
     """
     ds = need(ds, "rank_map", RESULT, "rank90", "rank90_censored", "score_rank90")
     k, d_head = ds.sizes["component"], ds.sizes["channel"]

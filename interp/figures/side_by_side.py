@@ -25,8 +25,17 @@ def side_by_side(ds: xr.Dataset, characters: int = LINE) -> go.Figure:
     shifts its log-probability: red tokens become more likely, blue ones less. The first token at which the texts differ
     has a frame. Pointing at a token shows its numbers.
 
-    `ds`: a result of `interp.side_by_side`; `characters`: in a line, 104 fit at 1,000 pixels. Raises `FigureError` for
-    any other dataset.
+    Args:
+        ds: a result of `interp.side_by_side`.
+        characters: in a line, 104 fit at 1,000 pixels.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.side_by_side(results["side_by_side"], characters=80)
+        >>> figure.layout.title.text
+        'Side by side'
     """
     ds = need(ds, "side_by_side", RESULT, "token_text", "token_id", "logprob", "shift", kind="function")
     sides = ds["side"].values.tolist()

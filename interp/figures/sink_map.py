@@ -23,7 +23,16 @@ def sink_map(ds: xr.Dataset) -> go.Figure:
     see it (blank where too few do). Neighbouring positions share a column, which shows the largest of them; rings mark
     each layer's primary sink. Right, that sink's share, with its position and text.
 
-    `ds`: a result of the probe `text_sinks`. Raises `FigureError` for any other dataset.
+    Args:
+        ds: a result of the probe `text_sinks`.
+
+    Raises:
+        FigureError: for any other dataset.
+
+    Examples:
+        >>> figure = interp.figures.sink_map(results["text_sinks"])
+        >>> figure.layout.title.text
+        'Attention sinks over 40 tokens'
     """
     ds = need(ds, "sink_map", RESULT, "mean_received", "primary_sink", "primary_sink_share", "token_text")
     received = ds["mean_received"].transpose("layer", "head", "token")

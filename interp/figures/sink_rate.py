@@ -15,8 +15,17 @@ def sink_rate(ds: xr.Dataset, epsilon: float = 0.3) -> go.Figure:
     """The share of each layer's heads that give one token, the first unless the probe was told otherwise, more than ε
     of their attention. Its mean over layers is Sink_k of Gu et al. 2025.
 
-    `ds`: a result of the probe `text_sinks`; `epsilon`: a share of attention, 0 to 1. Raises `FigureError` for another
-    dataset.
+    Args:
+        ds: a result of the probe `text_sinks`.
+        epsilon: a share of attention, 0 to 1.
+
+    Raises:
+        FigureError: for another dataset.
+
+    Examples:
+        >>> figure = interp.figures.sink_rate(results["text_sinks"], epsilon=0.5)
+        >>> figure.layout.title.text
+        'Heads that give token 0 more than 50% of their attention'
     """
     ds = need(ds, "sink_rate", RESULT, "alpha_first")
     rates = 100 * (ds["alpha_first"] > epsilon).mean("head")

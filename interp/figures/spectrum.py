@@ -19,8 +19,17 @@ def spectrum(ds: xr.Dataset, layer: int | None = None, head: int | None = None) 
     the leading ones hold; below, the same for the scores before softmax, whose rank cannot exceed the head dimension.
     Thin lines are heads, the thick line is their median, the band holds 80 % of them; a chosen head is dashed.
 
-    `ds`: a result of the probe `attention_rank`; `layer`, `head`: coordinates of one head to draw on top, both or none.
-    Raises `FigureError` for any other dataset, or a head that it does not hold.
+    Args:
+        ds: a result of the probe `attention_rank`.
+        layer, head: coordinates of one head to draw on top, both or none.
+
+    Raises:
+        FigureError: for any other dataset, or a head that it does not hold.
+
+    Examples:
+        >>> figure = interp.figures.spectrum(results["attention_rank"], layer=1, head=0)
+        >>> figure.layout.title.text
+        'Spectra of 12 attention heads, and layer 1 head 0'
     """
     ds = need(ds, "spectrum", RESULT, "singular_value", "energy", "score_singular_value", "score_energy")
     if (layer is None) != (head is None):

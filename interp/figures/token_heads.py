@@ -16,8 +16,17 @@ def token_heads(ds: xr.Dataset, token: int | None = None) -> go.Figure:
     """The attention that one token receives from every head, averaged over the queries that can see it; unless it is
     chosen, the token that is the sink of the most layers.
 
-    `ds`: a result of the probe `text_sinks`; `token`: its position. Raises `FigureError` for another dataset or a token
-    that it does not hold.
+    Args:
+        ds: a result of the probe `text_sinks`.
+        token: its position.
+
+    Raises:
+        FigureError: for another dataset or a token that it does not hold.
+
+    Examples:
+        >>> figure = interp.figures.token_heads(results["text_sinks"], token=0)
+        >>> figure.layout.title.text
+        'Attention that token 0 ... receives from each head'
     """
     ds = need(ds, "token_heads", RESULT, "mean_received", "token_text", "primary_sink")
     token = _most_frequent(ds["primary_sink"]) if token is None else choose(ds, "token", token)

@@ -25,9 +25,20 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     (and over layers and heads, unless one is chosen). Grey tokens are seen by too few queries to say. Pointing at a
     token shows its numbers.
 
-    `ds`: a result of the probe `text_sinks`; `layer`, `head`: coordinates to choose, None for the mean over all;
-    `characters`: in a line, 104 fit at 1,000 pixels. Draws the first 400 tokens, or 60 lines. Raises `FigureError` for
-    another dataset or a head that it does not hold.
+    Draws the first 400 tokens, or 60 lines.
+
+    Args:
+        ds: a result of the probe `text_sinks`.
+        layer, head: coordinates to choose, None for the mean over all.
+        characters: in a line, 104 fit at 1,000 pixels.
+
+    Raises:
+        FigureError: for another dataset or a head that it does not hold.
+
+    Examples:
+        >>> figure = interp.figures.token_mass(results["text_sinks"], layer=1)
+        >>> figure.layout.title.text
+        'Attention received, layer 1, 4 heads'
     """
     ds = need(ds, "token_mass", RESULT, "mean_received", "column_mass", "token_text")
     where = {d: choose(ds, d, v) for d, v in (("layer", layer), ("head", head)) if v is not None}

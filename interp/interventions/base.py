@@ -88,6 +88,9 @@ class CachePolicy(Intervention, ABC):
     """Decides what the cache of a full-attention layer keeps."""
 
     stage: ClassVar[Literal["tokens", "channels"]]
+    granularity: str = "kv_head"
+    """Whether tokens or channels are stored for every key/value head or, with "query_head", for every query head. A
+    method that leaves the choice to its user makes it a field."""
 
     def check(self, prompt: Prompt) -> None:
         """Raise InterpError, before any compute, where the parameters make no sense for this prompt."""
@@ -106,8 +109,8 @@ class Entry:
     """Tokens seen when it happened."""
     evicted: Tensor
     """Positions in the input `[batch, head, n]`; negative where a head evicted fewer (padding counts as nothing)."""
-    score: Tensor
-    """What the policy ranked them by `[batch, head, n]`."""
+    score: Tensor | None
+    """What the policy ranked them by `[batch, head, n]`; None: it ranked by nothing that could be written down."""
     target: Tensor | None = None
     """Position of the most similar retained token `[batch, head, n]`, for policies that merge; -1 where none is."""
     similarity: Tensor | None = None
@@ -115,18 +118,69 @@ class Entry:
     """What the similarity had to reach `[batch, head]`."""
     merged: Tensor | None = None
     """Whether the token was merged into its target `[batch, head, n]`, bool."""
+    summary: Tensor | None = None
+    """Number of the summary token that stands for it `[batch, head, n]`, for policies that make such; -1 for none."""
+    share: Tensor | None = None
+    """How much of its summary it is `[batch, head, n]`: a summary's shares add up to 1, its value is their mean."""
+
+
+@dataclass(frozen=True)
+class ChannelEntry:
+    """What a channel policy ranked the channels of one layer by when it dropped some: its own score of all of them."""
+
+    layer: int
+    of: Literal["keys", "values"]
+    score: Tensor
+    """By stored head `[batch, head, channel]`: the very numbers that the choice was made by, NaN for those without."""
+    about: str
+    """What the number is, in words that complete "the policy's own score is"."""
 
 
 class Plan(ABC):
-    """A policy at work on one sequence. Tensors: `[batch, head, ...]`; `layer` is the layer's number."""
+    """A policy at work on one sequence. Tensors: `[batch, head, ...]`; `layer` is the layer's number.
+
+    **The prompt.** When a layer has attended over the whole prompt, `observe` is called with that attention (of a
+    prompt that came in chunks: with its newest `queries_needed` queries at least), and `compress` when `moment` says:
+    right after it ("layer"), when all layers have read the prompt ("prefill_end"), or when they have attended for the
+    first token after it, with which `observe` is called once more ("first_decode"). `compress` changes the layer by the
+    methods of `StoredLayer`. Without `each_step` that is all, and later tokens are added at the layer's end.
+
+    **Every step.** With `each_step`, `step` is called each time the layer has attended for new tokens: one in
+    generation, several where several come at once (`lens.score(chunk=...)`, another turn). They are stored by then, at
+    the end of the last segment, and counted in `stored.seen`. A plan lets tokens go by `stored.evict_one`.
+
+    **Attention received.** A plan that wants to know it opens an account in `compress`, with
+    `stored.keep(..., mass=...)`: what each kept token starts from. From then on the attention seam adds, after
+    attention and before `step`, what each stored token receives from the new queries, itself included, summed over the
+    query heads that read a stored head (`StoredLayer.receive`); `stored.mass()` and `segment.mass` have it. With
+    `keep(..., newest_query_only=True)` nothing is added up: the account is the newest query's row of the pattern, also
+    where several came at once. A plan may change an account in place, and nobody else does. Nothing is computed where
+    there is no account. A token that moves keeps its own.
+
+    **Padding, beams, crop.** `stored.padding` says how many columns on the left of each text are padding: such tokens
+    are stored until the plan drops them, and it should drop them first. Positions count columns. What the layer holds,
+    accounts included, is reordered with the cache; what the plan itself keeps by batch, `reorder` must. A cropped cache
+    forgets tokens of the last segment only, and refuses where one of them was evicted.
+
+    **One kernel a step.** A plan may let a layer of dense tokens with an account lie in slots (`move_to_slots`). Then
+    attention and `step` for a single new token become one call of `attend_and_step`, which attends, adds to the account
+    and lets a token go in place, as `interp_kernels.decode_step` does. Whatever that cannot do (several tokens, hooks
+    on scores, gradients, edits) leaves the slots and comes by `step`. See `interp.cache.slots` and, for eviction,
+    `interp.interventions.policies._steps`.
+    """
 
     moment: Moment = "layer"
     each_step: bool = False
     queries_needed: int | None = None
     """How many of the prompt's newest queries `observe` looks at, at most; None: all of them. A chunked prefill keeps
     only so many of each layer, and the event that follows it may hold no more."""
+    needs_unrotated: bool = False
+    """Whether it looks at `event.unrotate`. Of a chunked prefill that is then kept with all queries, else left out."""
     ledger: list[Entry] | None = None
     """Where a token policy writes down what it evicts, if somebody keeps account (`lens.apply(..., ledger=True)`)."""
+    channel_ledger: list[ChannelEntry] | None = None
+    """Where a channel policy then writes down what it ranked by. `interp.explain` compares effects with what stands in
+    the ledgers and with nothing else: of a policy that writes nothing down it says "not recorded"."""
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         """A layer has attended over the prompt (with `moment` "first_decode" also: over the first generated token)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.interventions.base import CachePolicy, Entry, Intervention, Moment, Plan, Prompt, parts
+from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Moment, Plan, Prompt, parts
 from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
+Unrotate = Callable[[Tensor], Tensor]
 
 
 class Keeper:
@@ -33,10 +34,13 @@ class Keeper:
     ) -> None:
         self.policies, self.cfg, self.layers, self.output_norms = policies, cfg, layers, output_norms
         self.ledger: list[Entry] | None = [] if ledger else None
+        self.channel_ledger: list[ChannelEntry] | None = [] if ledger else None
         self.plans: dict[str, Plan] = {}
         self.compressed: set[int] = set()
         self.prompt_tokens: int | None = None
         self._earlier_queries: dict[int, list[Tensor]] = {}
+        self._earlier_unrotate: dict[int, list[tuple[int, Unrotate | None]]] = {}
+        """Lengths of a prompt's earlier chunks, and how each is rotated back, where a plan asks for it."""
 
     def expect(self, tokens: int) -> None:
         """Tell how long the prompt is, before its first tokens arrive. Later calls (another turn) change nothing."""
@@ -46,7 +50,7 @@ class Keeper:
                 policy.check(prompt)
             self.plans = {policy.stage: policy.begin(prompt) for policy in self.policies}
             for plan in self.plans.values():
-                plan.ledger = self.ledger
+                plan.ledger, plan.channel_ledger = self.ledger, self.channel_ledger
             self.prompt_tokens = tokens
 
     @property
@@ -85,7 +89,7 @@ class Keeper:
                 tokens.step(layer, own)
             return
         if own.seen < self.prompt_tokens:
-            self._keep_queries(layer, q)
+            self._keep_queries(layer, q, event)
             return
         if own.seen == self.prompt_tokens:
             seen = self._whole(layer, q, event())
@@ -104,11 +108,13 @@ class Keeper:
         """Attention of a layer in slots, and what `attended` would do after it."""
         return self.plans["tokens"].attend_and_step(layer, stored, q, **maths)
 
-    def _keep_queries(self, layer: int, q: Tensor) -> None:
+    def _keep_queries(self, layer: int, q: Tensor, event: Callable[[], AttentionEvent]) -> None:
         """Keep the queries of a chunk of the prompt, as far as a plan may want to see them when the prompt is read."""
         needed = [plan.queries_needed for plan in self.plans.values()]
         most = None if None in needed else max(n for n in needed if n is not None)
         earlier = self._earlier_queries.setdefault(layer, [])
+        if any(plan.needs_unrotated for plan in self.plans.values()):
+            self._earlier_unrotate.setdefault(layer, []).append((q.shape[2], event().unrotate))
         if most is None:
             earlier.append(q)
         elif most > 0:
@@ -118,6 +124,7 @@ class Keeper:
         """The event of the whole prompt, or of as many of its newest queries as plans look at: those that were kept of
         earlier chunks are put in front."""
         earlier = self._earlier_queries.pop(layer, None)
+        chunks = [*self._earlier_unrotate.pop(layer, []), (q.shape[2], event.unrotate)]
         if not earlier:
             return event
         facts = dict(event.facts)
@@ -128,7 +135,7 @@ class Keeper:
         facts["offset"] = keys - queries
         if facts.get("key_mask") is not None:
             facts["query_mask"] = facts["key_mask"][:, keys - queries :]
-        return dataclasses.replace(event, q=q, facts=facts)
+        return dataclasses.replace(event, q=q, facts=facts, unrotate=_by_chunk(chunks, queries))
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         """Let the policies drop from a layer what they drop, with what they have observed of it."""
@@ -145,8 +152,10 @@ class Keeper:
         self.plans, self.prompt_tokens = {}, None
         self.compressed.clear()
         self._earlier_queries.clear()
-        if self.ledger is not None:
-            self.ledger.clear()
+        self._earlier_unrotate.clear()
+        for ledger in (self.ledger, self.channel_ledger):
+            if ledger is not None:
+                ledger.clear()
 
     def reorder(self, rows: Tensor) -> None:
         """The batch goes on with `rows` of it, as in beam search."""
@@ -156,9 +165,18 @@ class Keeper:
             self._earlier_queries[layer] = [q.index_select(0, rows.to(q.device)) for q in earlier]
 
 
+def _by_chunk(chunks: Sequence[tuple[int, Unrotate | None]], tokens: int) -> Unrotate | None:
+    """What rotates `tokens` back that came in chunks of the given lengths; None where not all of them can be."""
+    lengths = [length for length, _ in chunks]
+    back = [unrotate for _, unrotate in chunks if unrotate is not None]
+    if sum(lengths) != tokens or len(back) != len(chunks):
+        return None
+    return lambda x: torch.cat([of(part) for of, part in zip(back, torch.split(x, lengths, 2), strict=True)], 2)
+
+
 def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
     """Padding columns on the left of each text `[batch]`, or None where there is none."""
-    keep = facts.get("key_mask")
+    keep: Tensor | None = facts.get("key_mask")
     if keep is None or bool(keep.all()):
         return None
     count = (~keep).sum(-1)
@@ -177,7 +195,7 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
         if not isinstance(member, CachePolicy):
             raise InterpError(f"apply takes interventions such as interp.ThinK(ratio=0.5), not {member!r}.")
     members = tuple(member for member in parts(intervention) if isinstance(member, CachePolicy))
-    by_stage = {member.stage: getattr(member, "granularity", "kv_head") for member in members}
+    by_stage = {member.stage: member.granularity for member in members}
     if (by_stage.get("tokens"), by_stage.get("channels")) == ("query_head", "kv_head"):
         names = " and ".join(member.name for member in members)
         raise InterpError(f"{names}: tokens of every query head need channels of every query head; set granularity.")

@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from interp.lens.bridge import BridgeLens
     from interp.lens.lens import Lens
     from interp.lens.loading import load
+    from interp.lens.protocol import InterventionLens, TextLens
 
-__all__ = ["BridgeLens", "Lens", "load"]
+    def _checked_by_mypy(lens: Lens, bridge: BridgeLens) -> tuple[InterventionLens, TextLens]:
+        return lens, bridge
+
+
+__all__ = ["BridgeLens", "InterventionLens", "Lens", "TextLens", "load"]
 # not at import: what a Lens is made of (anatomy, text) is used without one, and a Lens imports transformer-lens
 __getattr__ = fetching(
-    __name__, {"BridgeLens": "interp.lens.bridge", "Lens": "interp.lens.lens", "load": "interp.lens.loading"}
+    __name__,
+    {
+        "TextLens": "interp.lens.protocol",
+        "BridgeLens": "interp.lens.bridge",
+        "InterventionLens": "interp.lens.protocol",
+        "Lens": "interp.lens.lens",
+        "load": "interp.lens.loading",
+    },
 )

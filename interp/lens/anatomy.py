@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from interp.errors import UnsupportedModelError
-from interp.seam.attention import attention_through, refusal
 from interp.seam.call import AttentionCall
 from interp.seam.config import LensConfig
 from interp.seam.rotation import Rotation
+from interp.seam.routing import attention_through, refusal
 
 Tensor = torch.Tensor
 # How far logits may be from a map of the unembedding's output that is the right one, relative.
@@ -91,13 +91,13 @@ def first(value: Any) -> Any:
 class _Watcher:
     """Stands in as the site of every attention module: notes the call and delegates it."""
 
-    def __init__(self, delegate_name: str) -> None:
-        self.delegate_name = delegate_name
+    def __init__(self) -> None:
         self.calls: dict[nn.Module, dict[str, Any]] = {}
 
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: Any, **rest: Any) -> Any:
-        z, weights = AttentionCall(module, q, k, v, mask, scaling, rest).delegate(self.delegate_name)
-        self.calls[module] = {
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        z, weights = call.answer()
+        q, k, rest = call.q, call.k, call.rest
+        self.calls[call.module] = {
             "n_heads": q.shape[1],
             "n_key_value_heads": k.shape[1],
             "d_head": q.shape[3],
@@ -116,7 +116,7 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
     seen: list[ModuleCall] = []
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given, out = args[0] if args else kwargs.get("hidden_states"), first(output)
             seen.append(ModuleCall(name, _tensor(given), _tensor(out), kwargs))
 
@@ -141,7 +141,7 @@ def dissect(model: Any) -> Anatomy:
         )
     text_config = model.config.get_text_config(decoder=True)
     ids = torch.tensor([[text_config.vocab_size // 3, text_config.vocab_size // 2]], device=model.device)
-    watcher = _Watcher(text_config._attn_implementation)
+    watcher = _Watcher()
     names = {module: name for name, module in model.named_modules()}
     modes = {module: module.training for module in names}
     model.eval()
@@ -329,7 +329,7 @@ def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Callable[[T
     """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma
     2)."""
     factor = float((raw * logits).sum() / raw.square().sum())
-    candidates = [lambda x: x, lambda x: x * factor]
+    candidates: list[Callable[[Tensor], Tensor]] = [lambda x: x, lambda x: x * factor]
     if softcap is not None:
         candidates.append(lambda x: torch.tanh(x / softcap) * softcap)
     for candidate in candidates:

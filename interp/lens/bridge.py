@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.interventions.base import CachePolicy
+from interp.interventions.edits.base import AttentionEdit
 from interp.lens.anatomy import FIT, Anatomy, BlockParts, logit_map
 from interp.lens.lens import as_asked, check_return_type
 from interp.lens.readout import FinalNorm, ReadoutMixin
-from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
+from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
@@ -33,10 +35,12 @@ Tensor = torch.Tensor
 class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
-    last_logits_only: ClassVar[dict[str, Any]] = {}
+    edits_in_force: tuple[AttentionEdit, ...] = ()
+    policies_in_force: tuple[CachePolicy, ...] = ()
 
     def __init__(self, bridge: Any, tokenizer: Any = None) -> None:
         super().__init__()
+        self.last_logits_only: dict[str, Any] = {}
         self.bridge, self.model = bridge, bridge.original_model
         self.tokenizer = tokenizer or bridge.tokenizer
         self.cfg = _config(bridge)
@@ -51,7 +55,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
+        device: torch.device = next(self.bridge.parameters()).device
+        return device
 
     def _furnish(self, layer: int) -> None:
         """Points of one block: the bridge's own where it has them, ours for observables."""
@@ -90,7 +95,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
         """Hook points by our names; the bridge's own points carry the bridge's names themselves."""
-        return self.__dict__.setdefault("_points", {})
+        points: dict[str, HookPoint] = self.__dict__.setdefault("_points", {})
+        return points
 
     @hook_dict.setter
     def hook_dict(self, points: dict[str, HookPoint]) -> None:
@@ -123,7 +129,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         with self._lock:
             return self.bridge.generate(input, **kwargs)
 
-    def apply(self, intervention: Any, **kwargs: Any) -> Any:
+    # takes the place of torch's own `apply(fn)`, as in a Lens
+    def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Not on a bridge: raises UnsupportedModelError."""
         raise UnsupportedModelError(
             "a TransformerBridge computes attention itself, out of reach of cache policies and attention edits; "
@@ -235,7 +242,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         )
 
 
-def _hooked(point: HookPoint, hook: Callable, stack: ExitStack) -> None:
+def _hooked(point: HookPoint, hook: Hook, stack: ExitStack) -> None:
     """Put a hook on a point until the stack unwinds."""
     handle = point.add_hook(hook)
     stack.callback(point.fwd_hooks.remove, handle)
@@ -244,7 +251,8 @@ def _hooked(point: HookPoint, hook: Callable, stack: ExitStack) -> None:
 
 def _wrapped(component: Any) -> nn.Module:
     """The model's own module inside a bridge's component."""
-    return component.original_component
+    module: nn.Module = component.original_component
+    return module
 
 
 def _config(bridge: Any) -> LensConfig:

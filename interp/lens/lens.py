@@ -2,8 +2,8 @@
 
 A Lens owns hook points with TransformerLens' names and the habits that go with them (`run_with_cache`,
 `run_with_hooks`, `hooks`). It changes nothing in the model: for the time of one call it registers forward hooks on the
-modules that the hooked points need and routes attention through `interp.attention`; with no hook it calls the model and
-nothing else.
+modules that the hooked points need and routes attention through `interp.seam.routing`; with no hook it calls the model
+and nothing else.
 """
 
 from __future__ import annotations
@@ -11,32 +11,39 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from transformers.utils import TransformersKwargs
 
 from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError, UnsupportedModelError
+from interp.interventions.base import CachePolicy, Intervention, parts
+from interp.interventions.edits.base import AttentionEdit
+from interp.interventions.keeper import cache_policies
+from interp.lens import scoring
 from interp.lens.anatomy import BlockParts, config_of, dissect, first
-from interp.lens.in_force import ApplyMixin
+from interp.lens.in_force import InForce
 from interp.lens.readout import FinalNorm, ReadoutMixin
-from interp.lens.scoring import ScoreMixin
-from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
+from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.seam import points as table
-from interp.seam.attention import Site, attention_through
+from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 from interp.seam.points import live
+from interp.seam.routing import attention_through
 
 Tensor = torch.Tensor
+Args = tuple[Any, ...]
+On = Callable[[nn.Module | None, Hook], None]
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
+class Lens(TextMixin, ReadoutMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
 
     Args:
@@ -57,6 +64,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         self._build_points()
         self.setup()
         _refuse_lossy_delegates(self.cfg)
+        self._interventions = InForce(model, self.cfg, self.anatomy)
         takes = inspect.signature(model.forward).parameters
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
@@ -128,7 +136,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
         self.check_length(tokens.shape[1] + max_new_tokens)
         kwargs.setdefault("do_sample", False)
-        self._refuse_guessing(kwargs)
+        self._interventions.refuse_guessing(kwargs)
         past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
@@ -140,14 +148,64 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         texts = self.tokenizer.batch_decode(sequences[:, tokens.shape[1] if chat else 0 :], skip_special_tokens=True)
         return texts[0] if isinstance(input, str) else texts
 
+    def score(
+        self, prompt: str | Tensor, continuation: str | Tensor, *, chunk: int = 256
+    ) -> Float[Tensor, "batch token"]:
+        """Negative log-likelihood (nats) of every token of `continuation` after `prompt`: `[batch, token]`, fp32.
+
+        The prompt is read first, cache policies in force act, and then the true continuation is fed `chunk` tokens at a
+        time: policies that act at every step want `chunk=1`, as in generation. The first token is predicted from the
+        prompt alone, so no cache policy changes it (an attention edit does). A policy that waits for the first token
+        after the prompt (D2O by default) gets that one by itself and then acts, so the second token's prediction is the
+        full cache's too. Text is tokenised with special tokens in the prompt only.
+        """
+        return scoring.score(self, prompt, continuation, chunk)
+
+    # torch's own `apply(fn)` would run `fn` over hook points, which nobody needs
+    def apply(  # type: ignore[override]
+        self, intervention: Intervention, *, ledger: bool = False
+    ) -> AbstractContextManager[Self]:
+        """Put an intervention in force for calls inside the block: `with lens.apply(KnockOut(keys=0) | ThinK()): ...`.
+
+        A cache policy acts on the cache of each call that starts one (`generate`, `score`, or a call with
+        `use_cache=True`); the cache carries its policy, so a later turn may continue with it inside the block or after.
+        An attention edit acts in every call, with a cache or without, and ends with the block; a policy beside it sees
+        the attention that the edited model pays. The model itself is never changed. With `ledger`,
+        `lens.last_cache.keeper.ledger` lists every eviction.
+
+        Raises InterpError where interventions do not go together or do not fit the model, before anything runs. Warns
+        on leaving where nothing was ever dropped, or no attention changed: what did not act is no result.
+        """
+        return self._interventions.apply(self, intervention, ledger)
+
+    @property
+    def edits_in_force(self) -> tuple[AttentionEdit, ...]:
+        """The attention edits of the `apply` block that is open, in order."""
+        return self._interventions.edits
+
+    @property
+    def policies_in_force(self) -> tuple[CachePolicy, ...]:
+        """The cache policies of the `apply` block that is open, in order."""
+        return self._interventions.policies
+
+    def policies_of(self, intervention: Intervention) -> tuple[CachePolicy, ...]:
+        """The cache policies of an intervention of nothing else, checked against this model; raises what `apply` raises
+        for them."""
+        if edits := [part.name for part in parts(intervention) if isinstance(part, AttentionEdit)]:
+            raise InterpError(
+                f"{' and '.join(edits)} edits attention and drops nothing from a cache; leave it out here."
+            )
+        latent = any(hasattr(block.attention, "kv_lora_rank") for block in self.anatomy.blocks)
+        return cache_policies(intervention, self.cfg, latent)
+
     def _with_cache(self, kwargs: dict[str, Any], use_cache: bool, tokens: Tensor) -> Any:
         """The cache of this call, a fresh `LensCache` where one is wanted and none was given."""
         past = kwargs.get("past_key_values")
         if past is None:
-            past = self._new_cache(use_cache)
+            past = self._interventions.new_cache(use_cache)
             if past is not None:
                 kwargs["past_key_values"] = past
-        self._admit_cache(past)
+        self._interventions.admit_cache(past)
         if isinstance(past, LensCache) and past.keeper is not None:
             past.keeper.expect(past.get_seq_length() + tokens.shape[1])
         self.last_cache = past if use_cache else None
@@ -165,14 +223,15 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             stack.callback(setattr, self, "_inside", False)
             watched = stack.enter_context(self._watching())
             keeper = getattr(cache, "keeper", None)
-            if watched or keeper is not None or self._edits:
+            if watched or keeper is not None or self.edits_in_force:
                 self._attach(watched, cache, stack)
             yield
 
     def _attach(self, watched: dict[str, HookPoint], cache: Any, stack: ExitStack) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
 
-        def on(module: nn.Module, hook: Callable) -> None:
+        def on(module: nn.Module | None, hook: Hook) -> None:
+            assert module is not None  # a point exists only where its module was found
             stack.callback(module.register_forward_hook(hook).remove)
 
         if "hook_embed" in watched:
@@ -182,7 +241,7 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         for layer, part in enumerate(self.anatomy.blocks):
             self._attach_residual(part, self.blocks[layer], stack, on)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
-        if under_policy or self._edits or any(".attn." in name for name in watched):
+        if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
             sites = [self._site(layer, stack) for layer in range(self.cfg.n_layers)]
             by_module = {part.attention: site for part, site in zip(self.anatomy.blocks, sites, strict=True)}
             stack.enter_context(attention_through(self.model, by_module))
@@ -192,15 +251,17 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
             if under_policy:
                 for site in sites:
                     site.cache = cache
-            if self._edits:
-                self._attach_edits(sites, cache, stack)
+            if self.edits_in_force:
+                self._interventions.attach_edits(sites, cache, stack)
 
-    def _attach_residual(self, part: BlockParts, room: Any, stack: ExitStack, on: Callable) -> None:
-        point = lambda name: getattr(room, name, None)  # noqa: E731
+    def _attach_residual(self, part: BlockParts, room: Any, stack: ExitStack, on: On) -> None:
+        def point(name: str) -> HookPoint | None:
+            return getattr(room, name, None)
+
         if live(point("hook_resid_pre")) or live(point("hook_resid_mid")):
             resid: dict[str, Tensor] = {}
 
-            def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            def enter(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
                 given = args[0] if args else kwargs["hidden_states"]
                 resid["pre"] = given = room.hook_resid_pre(given)
                 return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
@@ -220,9 +281,9 @@ class Lens(ApplyMixin, ScoreMixin, TextMixin, ReadoutMixin, HookedLens):
         names = {
             p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in table.attention_points(part.seen["rotary"])
         }
-        site = Site(layer, {n: p for n, p in names.items() if p is not None}, self.cfg.attention, part.rotation)
+        site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
 
-        def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
 
         stack.callback(part.attention.register_forward_pre_hook(note, with_kwargs=True).remove)
@@ -241,7 +302,7 @@ def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | N
     returned value or a change in place) becomes a change of the module's output, so it moves the residual stream.
     """
 
-    def hook(module: nn.Module, args: tuple, out: Any) -> Any:
+    def hook(module: nn.Module, args: Args, out: Any) -> Any:
         own = first(out)
         if start is None and scale == 1:
             return replaced(out, point(own))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
     from interp.lens.lens import Lens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@overload
+def load(
+    model: str | Path,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> Lens: ...
+
+
+@overload
+def load(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> Lens | BridgeLens: ...
 
 
 def load(
@@ -40,6 +66,13 @@ def load(
 
     Raises:
         InterpError: the model is not there, its weights are damaged, or its attention is not one a Lens can read.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 32}
+        >>> lens = interp.load(LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape)))  # interp.load("demo"), ...
+        >>> lens.cfg.n_layers, lens.cfg.d_head
+        (2, 8)
     """
     if isinstance(model, (str, Path)):
         name = str(model)

@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from interp.errors import UnsupportedModelError
-from interp.lens.anatomy import FIT
+from interp.lens.anatomy import FIT, Anatomy, BlockParts
 from interp.lens.strict_hooks import HookTree
+from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 
@@ -24,14 +26,15 @@ class FinalNorm(HookTree):
         self._norm = (norm,)  # in a tuple, so that its parameters are not registered a second time
 
     def forward(self, resid: Tensor) -> Tensor:
-        return self._norm[0](resid)
+        normalized: Tensor = self._norm[0](resid)
+        return normalized
 
 
 class ReadoutMixin:
     """Reads the residual stream `[..., d_model]` out in the model's own terms."""
 
-    anatomy: Any
-    cfg: Any
+    anatomy: Anatomy
+    cfg: LensConfig
     model: Any
 
     def unembed(self, normalized: Tensor) -> Tensor:
@@ -53,15 +56,7 @@ class ReadoutMixin:
 
     def output_norms(self, layer: int) -> Tensor:
         """Norms of the rows of W_O: `[head, d_head]`, how far a unit in a channel of z moves the residual stream."""
-        part = self.anatomy.blocks[layer]
-        if part.out_projection is None:
-            raise UnsupportedModelError(
-                f"layer {layer} of {self.cfg.architecture} has no output projection that could be found."
-            )
-        weight = next(part.out_projection.parameters())
-        units = torch.eye(self.cfg.n_heads * self.cfg.d_head, dtype=weight.dtype, device=weight.device)
-        rows = part.out_projection(units) - part.out_projection(torch.zeros_like(units[:1]))
-        return rows.float().norm(dim=-1).view(self.cfg.n_heads, self.cfg.d_head)
+        return output_norms(self.cfg, self.anatomy.blocks[layer], layer)
 
     def head_contributions(self, layer: int, z: Tensor, pos: int = -1) -> Tensor:
         """What each head adds to the residual stream at one position: `[head, d_model]` from `z [1, pos, head,
@@ -71,19 +66,33 @@ class ReadoutMixin:
         frozen.
         """
         part = self.anatomy.blocks[layer]
-        if part.out_projection is None or part.attn_out is None:
-            raise UnsupportedModelError(
-                f"layer {layer} of {self.cfg.architecture} has no output projection that could be found."
-            )
+        project = part.out_projection
+        if project is None or part.attn_out is None:
+            raise _no_projection(self.cfg, layer)
         heads = z[0, pos]
         alone = torch.zeros(heads.shape[0], *heads.shape, dtype=z.dtype, device=z.device)
         alone[torch.arange(len(heads)), torch.arange(len(heads))] = heads
-        project = part.out_projection
         nothing = project(torch.zeros_like(heads).flatten())
-        contributions = project(alone.flatten(1)) - nothing
+        contributions: Tensor = project(alone.flatten(1)) - nothing
         if part.attn_out is not part.attention and not isinstance(part.attn_out, nn.Dropout):
             contributions = frozen(part.attn_out, project(heads.flatten()))(contributions)
         return part.residual_scale * contributions
+
+
+def output_norms(cfg: LensConfig, part: BlockParts, layer: int) -> Float[Tensor, "head d_head"]:
+    """What `Lens.output_norms` returns, of the layer whose parts are `part`."""
+    project = part.out_projection
+    if project is None:
+        raise _no_projection(cfg, layer)
+    weight = next(project.parameters())
+    units = torch.eye(cfg.n_heads * cfg.d_head, dtype=weight.dtype, device=weight.device)
+    rows = project(units) - project(torch.zeros_like(units[:1]))
+    norms: Tensor = rows.float().norm(dim=-1)
+    return norms.view(cfg.n_heads, cfg.d_head)
+
+
+def _no_projection(cfg: LensConfig, layer: int) -> UnsupportedModelError:
+    return UnsupportedModelError(f"layer {layer} of {cfg.architecture} has no output projection that could be found.")
 
 
 def frozen(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -21,9 +21,16 @@ from interp.errors import InterpError, UnknownNameError
 from interp.seam.points import Point, live
 
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
-    from transformer_lens import ActivationCache, HookedRootModule
+    from transformer_lens.ActivationCache import ActivationCache
     from transformer_lens.hook_points import HookPoint as HookPoint
+    from transformer_lens.HookedRootModule import HookedRootModule
     from transformer_lens.utilities import Slice
+
+Hook = Callable[..., Any]
+"""Called as `hook(value, hook=point)`; what it returns, unless None, replaces the value."""
+Hooks = Sequence[tuple[str | Callable[[str], bool], Hook]]
+"""Hooks with the names of their points, or with a filter of names."""
+Direction = Literal["fwd", "bwd"]
 
 
 class HookTree(nn.Module):
@@ -44,6 +51,10 @@ class HookedLens(HookedRootModule):
         self.point_table: dict[str, Point] = {}
         self.absent: dict[str, str] = {}
         """Points that this model cannot have, with the reason."""
+
+    if TYPE_CHECKING:  # TransformerLens' own, which annotates no return value and takes lists only
+
+        def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any: ...
 
     def _place(self, point: Point, name: str) -> HookPoint:
         """A new hook point that knows its full name and its row of the table."""
@@ -108,15 +119,15 @@ class HookedLens(HookedRootModule):
             return matching
         return [found for one in name for found in self.point_names(one)]
 
-    def _enable_hook(self, name: Any, hook: Callable, dir: Any) -> None:
+    def _enable_hook(self, name: Any, hook: Hook, dir: Direction) -> None:
         for found in self._hookable(name, dir):
             self.hook_dict[found].add_hook(hook, dir=dir, level=self.context_level)
 
-    def add_hook(self, name: Any, hook: Callable, dir: Any = "fwd", **kwargs: Any) -> None:
+    def add_hook(self, name: Any, hook: Hook, dir: Direction = "fwd", *args: Any, **kwargs: Any) -> None:
         for found in self._hookable(name, dir):
-            super().add_hook(found, hook, dir=dir, **kwargs)
+            super().add_hook(found, hook, dir, *args, **kwargs)
 
-    def _hookable(self, name: Any, dir: str) -> list[str]:
+    def _hookable(self, name: Any, dir: Direction) -> list[str]:
         names = self.point_names(name)
         if dir == "bwd" and (without := [n for n in names if self.point_table[n].mode != "edit"]):
             raise InterpError(f"{without[0]} is computed outside the model's graph, so no gradient passes it.")
@@ -124,18 +135,19 @@ class HookedLens(HookedRootModule):
 
     def add_caching_hooks(
         self, names_filter: Any = None, incl_bwd: bool = False, device: Any = None,
-        remove_batch_dim: bool = False, cache: dict | None = None,
-    ) -> dict:  # fmt: skip
+        remove_batch_dim: bool = False, cache: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         cache, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
-        for dir, hooks in (("fwd", fwd), ("bwd", bwd)):
-            for name, hook in hooks:
-                self.hook_dict[name].add_hook(hook, dir=dir)
+        for name, hook in fwd:
+            self.hook_dict[name].add_hook(hook, dir="fwd")
+        for name, hook in bwd:
+            self.hook_dict[name].add_hook(hook, dir="bwd")
         return cache
 
     def get_caching_hooks(
         self, names_filter: Any = None, incl_bwd: bool = False, device: Any = None,
-        remove_batch_dim: bool = False, cache: dict | None = None, pos_slice: Any = None,
-    ) -> tuple[dict, list, list]:  # fmt: skip
+        remove_batch_dim: bool = False, cache: dict[str, Any] | None = None, pos_slice: Any = None,
+    ) -> tuple[dict[str, Any], list[tuple[str, Hook]], list[tuple[str, Hook]]]:  # fmt: skip
         """As in TransformerLens: a dictionary to be filled, and the forward and backward hooks that fill it."""
         store: dict[str, Any] = {} if cache is None else cache
         cut = Slice.unwrap(pos_slice)

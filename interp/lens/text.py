@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from interp.errors import InterpError
+from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 
@@ -15,12 +16,13 @@ class TextMixin:
     """Turns text into tokens and back with the tokenizer's own defaults (special tokens included)."""
 
     tokenizer: Any
-    cfg: Any
+    cfg: LensConfig
     model: Any
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def to_tokens(self, input: str | list[str], truncate: int | None = None) -> Tensor:
         """Tokens `[batch, pos]` int64 of texts, padded on the left; `truncate` keeps the first so many of each."""
@@ -29,7 +31,12 @@ class TextMixin:
     def to_string(self, tokens: Tensor) -> str | list[str]:
         """The text of tokens `[pos]` or `[batch, pos]`."""
         tokenizer = self._need_tokenizer()
-        return tokenizer.decode(tokens) if tokens.ndim == 1 else tokenizer.batch_decode(tokens)
+        text: str | list[str] = tokenizer.decode(tokens) if tokens.ndim == 1 else tokenizer.batch_decode(tokens)
+        return text
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of a text alone, without the special tokens that the tokenizer puts around one."""
+        return list(self._need_tokenizer()(text, add_special_tokens=False).input_ids)
 
     def to_str_tokens(self, input: str | Tensor) -> list[str]:
         """The text of every token of one text, in order."""

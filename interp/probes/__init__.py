@@ -1,11 +1,13 @@
-"""One file per observation; every `Probe` subclass in a module of this folder is found by its `name`."""
+"""One file per observation; every `Probe` subclass in a module of this folder is found by its `name`, and exported by
+`interp`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from interp.discovery import classes_in
+from interp.discovery import classes_in, fetching, homes
 from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe, TaskProbe
 from interp.settings.reading import made
@@ -22,7 +24,7 @@ def available(reads: str = "text") -> dict[str, type[Probe]]:
 
 @cache
 def _all() -> dict[str, type[Probe]]:
-    return classes_in(__name__, __path__, Probe)  # type: ignore[type-abstract]
+    return classes_in(__name__, __path__, Probe)
 
 
 def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "text") -> list[Probe]:
@@ -36,7 +38,7 @@ def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "te
     if probes is None:
         return [cls() for cls in known.values()]
     wanted = [probes] if isinstance(probes, (str, Probe)) else list(probes)
-    found = [made("probe", p, Probe, _all(), EXAMPLE) for p in wanted]  # type: ignore[type-abstract]
+    found = [made("probe", p, Probe, _all(), EXAMPLE) for p in wanted]
     if not found:
         raise InterpError(f"no probe was asked for; there are {', '.join(known)}.")
     for probe in found:
@@ -48,3 +50,15 @@ def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "te
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InterpError(f"{', '.join(twice)} is asked for twice; results go by name, so run one setting at a time.")
     return found
+
+
+def __getattr__(name: str) -> Any:
+    return fetching(__name__, homes(__name__) if name[:1].isupper() else {})(name)
+
+
+if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
+    from interp.probes.attention_rank import AttentionRank as AttentionRank
+    from interp.probes.channel_imbalance import ChannelImbalance as ChannelImbalance
+    from interp.probes.icl_gd import IclGd as IclGd
+    from interp.probes.logit_lens import LogitLens as LogitLens
+    from interp.probes.text_sinks import TextSinks as TextSinks

@@ -189,11 +189,13 @@ def _effective_rank(nuclear: Tensor, sum_sigma_log_sigma: Tensor) -> Tensor:
 
 
 def _xlogx(x: Tensor) -> Tensor:
-    return torch.special.xlogy(x, x)
+    product: Tensor = torch.special.xlogy(x, x)
+    return product
 
 
 def _standard_error(estimates: Tensor) -> Tensor:
-    return estimates.std() / len(estimates) ** 0.5
+    error: Tensor = estimates.std() / len(estimates) ** 0.5
+    return error
 
 
 def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from interp.probes._by_head import by_head
 from interp.probes._spectrum import Spectrum, exact_spectrum, lanczos_spectrum
 from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column
+from interp.results.described import Row, described
 from interp.results.naming import heads_named
 from interp.seam.event import AttentionEvent
 
@@ -41,7 +42,19 @@ class AttentionRank(Probe):
     least a thousandth of the largest); nuclear norm and effective rank, estimated from the same sweeps, are off by 1
     and 4 % (root mean square) after 4 sweeps, and have their error beside them. Longer texts want more sweeps.
 
+    Args:
+        k: leading singular values that the result holds.
+        exact_below: up to so many tokens all singular values are computed.
+        width: columns of a block beyond that.
+        passes: sweeps of block Lanczos.
+        seed: of the random start.
+
     Memory: about 4 * (passes + 5) * width bytes a token and head, for one layer at a time.
+
+    Examples:
+        >>> rank = interp.probe(lens, prompt, ["attention_rank"])["attention_rank"]
+        >>> dict(rank.rank90.sizes)
+        {'layer': 3, 'head': 8}
     """
 
     name: ClassVar[str] = "attention_rank"
@@ -146,9 +159,9 @@ class RankFold(Fold):
         data = {}
         for name, (dims, _, description) in VARIABLES.items():
             values = np.stack([self.layers[layer][name] for layer in layers])
-            data[name] = (("layer", "head", *dims), values, {"units": "1", "description": description})
-        _, heads, components = data["singular_value"][1].shape
-        channels = data["score_energy"][1].shape[-1]
+            data[name] = Row(("layer", "head", *dims), values, "1", description)
+        _, heads, components = data["singular_value"].values.shape
+        channels = data["score_energy"].values.shape[-1]
         coordinates = {
             "layer": layers,
             "head": np.arange(heads),
@@ -167,7 +180,7 @@ class RankFold(Fold):
             "exact_below": self.probe.exact_below,
             "seed": self.probe.seed,
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
 
 def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -182,7 +195,8 @@ def score_singular_values(q: Tensor, k: Tensor, scale: float) -> Tensor:
     def one(head: int) -> Tensor:
         values, vectors = torch.linalg.eigh(_square(q[head]))
         root = vectors * values.clamp_min(0).sqrt()
-        return torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+        singular: Tensor = torch.linalg.eigvalsh(root.mT @ keys[head // group] @ root).flip(-1).clamp_min(0).sqrt()
+        return singular
 
     return abs(scale) * torch.stack(by_head(one, range(q.shape[0])))
 

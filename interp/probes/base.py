@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.icl.tasks.regression import Tasks
+    from interp.lens.protocol import TextLens
 
 
 @dataclass(frozen=True)
 class Context:
     """What a probe may know before the forward pass starts: the lens and the one text that it will read."""
 
-    lens: Any
+    lens: TextLens
     tokens: torch.Tensor
     """`[1, position]`, int64."""
     str_tokens: list[str]
@@ -72,6 +73,7 @@ class Probe(ABC):
         """Findings are about one text, for every probe: `_of_one_text` is the one place that sees to it."""
         super().__init_subclass__(**kwargs)
         if "findings" in vars(cls):
+            # mypy takes no method for a variable; this one is wrapped once, when its class is made
             cls.findings = _of_one_text(cls.findings)  # type: ignore[assignment, method-assign]
 
     @abstractmethod

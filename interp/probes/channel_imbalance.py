@@ -18,6 +18,7 @@ from interp_kernels import channel_energy
 
 from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column, number
+from interp.results.described import Row, described
 from interp.results.naming import layers_named
 from interp.seam.event import AttentionEvent
 
@@ -29,7 +30,13 @@ BINS = 64  # most token bins of `magnitude`: enough for a surface plot
 
 @dataclass(frozen=True)
 class ChannelImbalance(Probe):
-    """Energy of every key and value channel, and how unevenly it is spread, for each layer and key/value head."""
+    """Energy of every key and value channel, and how unevenly it is spread, for each layer and key/value head.
+
+    Examples:
+        >>> energy = interp.probe(lens, prompt, ["channel_imbalance"])["channel_imbalance"].energy
+        >>> energy.dims
+        ('tensor', 'layer', 'kv_head', 'channel')
+    """
 
     name: ClassVar[str] = "channel_imbalance"
 
@@ -110,8 +117,8 @@ class ImbalanceFold(Fold):
         data = {}
         for name, (dims, units, description) in VARIABLES.items():
             values = _grid([[self.layers[layer].get(t, {}).get(name) for layer in layers] for t in tensors])
-            data[name] = (("tensor", "layer", "kv_head", *dims), values, {"units": units, "description": description})
-        _, _, kv_heads, bins, channels = data["magnitude"][1].shape
+            data[name] = Row(("tensor", "layer", "kv_head", *dims), values, units, description)
+        _, _, kv_heads, bins, channels = data["magnitude"].values.shape
         coordinates = {
             "tensor": tensors,
             "layer": layers,
@@ -126,7 +133,7 @@ class ImbalanceFold(Fold):
             "tokens_per_bin": self.bin,
             "pre_rotary": self._pre_rotary(layers),
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
     def _pre_rotary(self, layers: list[int]) -> str:
         """What `key_pre_rotary` holds, or in which layers it is missing and why."""
@@ -166,7 +173,8 @@ def token_consistency(size: np.ndarray, energy: np.ndarray) -> np.ndarray:
     placed = np.stack([ranks[channel] for ranks, channel in zip(rank, order, strict=True)])
     own = np.arange(channels) - middle
     with np.errstate(invalid="ignore"):
-        return placed.mean(1) @ own / np.square(own).sum()
+        slope: np.ndarray = placed.mean(1) @ own / np.square(own).sum()
+        return slope
 
 
 def _grid(rows: Sequence[Sequence[np.ndarray | None]]) -> np.ndarray:

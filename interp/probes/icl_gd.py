@@ -35,10 +35,18 @@ GROUPS = 20
 class IclGd(TaskProbe):
     """Alignment with GD and GD++, effective predictors of the layers, and copying.
 
-    `steps` is the number of steps of the algorithms; None: one a layer that does not copy. GD++ is there from two steps
-    on, with one pair of step sizes for a recurrent model and one for each layer otherwise. What prefixes of the prompts
-    would tell is left to `interp.icl.best_matching_steps`, because a model trained at one length steps in proportion to
-    the number of pairs and these algorithms do not.
+    Args:
+        steps: of the algorithms; None: one a layer that does not copy.
+
+    GD++ is there from two steps on, with one pair of step sizes for a recurrent model and one for each layer otherwise.
+    What prefixes of the prompts would tell is left to `interp.icl.best_matching_steps`, because a model trained at one
+    length steps in proportion to the number of pairs and these algorithms do not.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=4))
+        >>> tasks = interp.icl.make_regression(100, N=4, d=3, seed=1)
+        >>> interp.probe(interp.icl.construct_gd(model, 1.0), tasks, ["icl_gd"])["icl_gd"].attrs["title"]
+        'In-context learning as gradient descent'
     """
 
     name: ClassVar[str] = "icl_gd"

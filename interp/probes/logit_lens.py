@@ -18,6 +18,7 @@ import xarray as xr
 
 from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column
+from interp.results.described import Row, described
 from interp.results.naming import quoted
 
 Tensor = torch.Tensor
@@ -31,6 +32,11 @@ class LogitLens(Probe):
 
     Attributions are to the logit of the model's top token minus that of its runner-up, before a final softcap.
     Embedding, layers and biases add up to that difference; the attribute `unexplained` says by how much they miss it.
+
+    Examples:
+        >>> seen = interp.probe(lens, prompt, ["logit_lens"])["logit_lens"]
+        >>> float(abs(seen.attrs["unexplained"])) < 1e-3
+        True
     """
 
     name: ClassVar[str] = "logit_lens"
@@ -106,10 +112,10 @@ class LogitFold(Fold):
         explained = sum(float(np.sum(shares[f"{part}_attribution"], dtype=np.float64)) for part in parts)
         numbers |= shares
         data = {
-            name: (dims, np.array(numbers[name], dtype), {"units": units, "description": description})
+            name: Row(dims, np.array(numbers[name], dtype), units, description)
             for name, (dims, dtype, units, description) in VARIABLES.items()
         }
-        coordinates = {"layer": layers, "head": np.arange(data["head_attribution"][1].shape[1])}
+        coordinates = {"layer": layers, "head": np.arange(data["head_attribution"].values.shape[1])}
         attrs = {
             "title": "Logit lens and direct logit attribution",
             "description": "Each layer's own prediction, and what each layer and head adds to the final one",
@@ -121,7 +127,7 @@ class LogitFold(Fold):
             "unexplained": difference - explained,
             "kl_positions": len(final),
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
     def _read_out(self, resid: Tensor) -> Tensor:
         """Log probabilities `[pos, d_vocab]` that a residual stream stands for, fp32."""

@@ -24,6 +24,7 @@ from interp_kernels import residual_census
 from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column, number
+from interp.results.described import Row, described
 from interp.results.naming import layers_named, quoted
 from interp.seam.event import AttentionEvent
 
@@ -38,8 +39,16 @@ FEWEST_QUERIES = 64
 class TextSinks(Probe):
     """Attention received by every token, each layer's sink and its geometry, Sink_k, massive activations.
 
-    `epsilon` is one share of attention or several. `position` is the k of Sink_k counted from 0 (the paper counts from
-    1). T, the number of tokens read, is stored with every rate because Sink_k falls with it: the paper reads 64 tokens.
+    T, the number of tokens read, is stored with every rate because Sink_k falls with it: the paper reads 64 tokens.
+
+    Args:
+        epsilon: share of attention above which a head counts as sinking, between 0 and 1, or several of them.
+        position: the k of Sink_k counted from 0 (the paper counts from 1).
+
+    Examples:
+        >>> sinks = interp.probe(lens, prompt, interp.TextSinks(epsilon=(0.2, 0.3)))["text_sinks"]
+        >>> sinks.sink_rate.epsilon.values
+        array([0.2, 0.3])
     """
 
     name: ClassVar[str] = "text_sinks"
@@ -147,8 +156,8 @@ class SinkFold(Fold):
             "alpha_first": mean[:, self.probe.position],
             **geometry(event.q[0].float(), event.k[0].float(), event.v[0].float(), sink),
         }
-        if event.sinks is not None:
-            log_odds = event.sinks.float()[:, None] - event.lse[0].float()
+        if event.sink_logits is not None:
+            log_odds = event.sink_logits[0].float() - event.lse[0].float()
             numbers["learned_sink_mass"] = log_odds.sigmoid().mean(-1)
         self.attention[layer] = {name: value.cpu().numpy() for name, value in numbers.items()}
 
@@ -169,23 +178,23 @@ class SinkFold(Fold):
         layers = sorted(self.attention)
         seen = [self.attention[layer] | self.residual[layer] for layer in layers]
         counted = {"T": self.context.n_tokens, "k": self.probe.position}
-        data: dict[str, Any] = {}
+        data = {}
         for name, (dims, dtype, units, description) in VARIABLES.items():
             known = next((numbers[name] for numbers in seen if name in numbers), None)
             if known is not None:  # not every model, and not every layer, has learned sinks
                 missing = np.full(np.shape(known), np.nan)
                 values = np.stack([numbers.get(name, missing) for numbers in seen]).astype(dtype)
-                data[name] = (("layer", *dims), values, {"units": units, "description": description})
-        data["alpha_first"][2].update(counted)
-        above = np.stack([data["alpha_first"][1] > epsilon for epsilon in self.probe.thresholds])
-        about = {"units": "1", "description": "1 where alpha_first exceeds epsilon", **counted}
-        data["is_sink"] = (("epsilon", "layer", "head"), above.astype(np.int8), about)
-        about = {"units": "%", "description": "Sink_k: share of all heads with alpha_first above epsilon", **counted}
-        data["sink_rate"] = (("epsilon",), above.mean((1, 2)) * 100, about)
+                about = counted if name == "alpha_first" else {}
+                data[name] = Row(("layer", *dims), values, units, description, about)
+        above = np.stack([data["alpha_first"].values > epsilon for epsilon in self.probe.thresholds])
+        said = "1 where alpha_first exceeds epsilon"
+        data["is_sink"] = Row(("epsilon", "layer", "head"), above.astype(np.int8), "1", said, counted)
+        said = "Sink_k: share of all heads with alpha_first above epsilon"
+        data["sink_rate"] = Row(("epsilon",), above.mean((1, 2)) * 100, "%", said, counted)
         coordinates = {
             "layer": layers,
             "head": np.arange(above.shape[2]),
-            "kv_head": np.arange(data["sink_key_norm"][1].shape[1]),
+            "kv_head": np.arange(data["sink_key_norm"].values.shape[1]),
             "token": np.arange(self.context.n_tokens),
             "token_text": ("token", np.array(self.context.str_tokens, dtype=object)),
             "epsilon": list(self.probe.thresholds),
@@ -196,7 +205,7 @@ class SinkFold(Fold):
             "n_tokens": self.context.n_tokens,
             **counted,
         }
-        return xr.Dataset(data, coordinates, attrs)
+        return described(data, coordinates, attrs)
 
 
 def seen_by(facts: Mapping[str, Any], queries: int, keys: int) -> Tensor:
@@ -205,7 +214,8 @@ def seen_by(facts: Mapping[str, Any], queries: int, keys: int) -> Tensor:
     Key j is seen by query i when 0 <= i + offset - j (causal) and i + offset - j < window; a dense mask replaces both.
     """
     if facts.get("mask") is not None:
-        return facts["mask"][0].sum(-2)
+        seen: Tensor = facts["mask"][0].sum(-2)
+        return seen
     offset, window = facts.get("offset"), facts.get("window")
     own = torch.arange(keys) - (keys - queries if offset is None else offset)  # the query at the key's position
     first = own.clamp(0, queries) if facts.get("causal", True) or window is not None else torch.zeros_like(own)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.report.table import Table, layer_table
+from interp.results import repeating
 from interp.results.columns import Column, layer_columns
 
 if TYPE_CHECKING:
@@ -96,8 +97,18 @@ def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes
         sections=sections,
         table=layer_table(results, {name: _columns(known.get(name), result, name) for name, result in results.items()}),
         command=str(run.get("command", "")),
-        python=_python(model, n_tokens, [known.get(name, name) for name in results], str(run.get("python_text", ""))),
+        python=repeating.script(
+            [
+                *repeating.loaded(model, str(run.get("python_text", repeating.NOT_KNOWN)), _dtype(first)),
+                *repeating.probed([known.get(name, name) for name in results], n_tokens),
+                *repeating.reported(),
+            ]
+        ),
     )
+
+
+def _dtype(result: xr.Dataset) -> str:
+    return str(result.attrs.get("dtype", repeating.DEFAULT_DTYPE))
 
 
 def _columns(probe: Probe | None, result: xr.Dataset, name: str) -> list[Column]:
@@ -139,30 +150,3 @@ def _value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _by_default(probe: Probe) -> bool:
-    """Whether the probe's name alone gives it."""
-    try:
-        return probe == type(probe)()
-    except TypeError:  # it has a parameter without a default
-        return False
-
-
-def _python(model: str, n_tokens: int, probes: list[Probe | str], text: str) -> str:
-    """Lines that repeat the run in Python; settings other than the defaults are written out."""
-    calls, imports = [], []
-    for probe in probes:
-        if isinstance(probe, str):
-            calls.append(repr(probe))
-        elif _by_default(probe):
-            calls.append(repr(probe.name))
-        else:
-            calls.append(repr(probe))
-            imports.append(f"from {type(probe).__module__} import {type(probe).__name__}\n")
-    reading = f"text = {text}" if text else "text = ...  # the text named above"
-    return (
-        f"import interp\n{''.join(imports)}\nlens = interp.load({model!r})\n{reading}\n"
-        f"results = interp.probe(lens, text, [{', '.join(calls)}], tokens={n_tokens})\n"
-        'interp.report.write_report(results, {"model": lens.cfg.model_name, "text": "the same"}, "report.html")'
-    )

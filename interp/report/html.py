@@ -55,7 +55,7 @@ def render(template: Path, style: str = "", **values: Any) -> str:
     """A page in the look of all reports: self-contained, with a policy that allows its own two scripts and no other.
 
     Args:
-        template: a jinja2 template that puts `policy`, `style` and `scripts` where `page.html` does.
+        template: a jinja2 template that extends `base.html`, as `page.html` does.
         style: CSS that goes after the shared one.
         values: what else the template names; every string is escaped.
     """
@@ -65,7 +65,7 @@ def render(template: Path, style: str = "", **values: Any) -> str:
 
     scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
     environment = Environment(
-        loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader([template.parent, HERE]), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["visible"] = visible
     return environment.get_template(template.name).render(

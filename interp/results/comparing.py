@@ -18,6 +18,11 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     Only variables that all of them have are kept; the others are named in `attrs["left_out"]`.
 
     Raises InterpError for fewer than two results or results of different probes.
+
+    Examples:
+        >>> seen = interp.probe(lens, prompt, ["text_sinks"])["text_sinks"]
+        >>> interp.compare({"one": seen, "other": seen}).sizes["model"]
+        2
     """
     from interp.results.many_texts import stack
 

@@ -58,6 +58,12 @@ def one(result: xr.Dataset, text: int) -> xr.Dataset:
     """The result of one text out of a gathered one, as if it had been read alone: its attributes, and no fill.
 
     Raises InterpError for a result of a single text and for a text that is not there.
+
+    Examples:
+        >>> from interp.results.many_texts import one
+        >>> both = interp.probe(lens, [prompt, "w9 w8 w7"], ["text_sinks"])["text_sinks"]
+        >>> one(both, 1).sizes["token"]  # <bos> and three words
+        4
     """
     if "text" not in result.dims:
         raise InterpError("this is the result of one text already; interp.several.one picks from results of several.")

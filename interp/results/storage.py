@@ -1,4 +1,4 @@
-r"""Results on disk: one NetCDF file a dataset, written in one step, and the provenance that belongs in it.
+r"""Results on disk: one NetCDF file a dataset, written in one step.
 
 NetCDF (through h5netcdf) knows strings and numbers. So nested attributes become JSON text and booleans 0 or 1, and text
 with characters that HDF5 would cut or refuse (NUL, lone surrogates) or that garble a terminal (escape sequences)
@@ -8,25 +8,21 @@ escaped says so in its attribute `escaped`, attributes that were are listed in `
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import numbers
 import os
-import platform
 import re
 import secrets
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.results.provenance import provenance as provenance  # its name here is a documented one
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _CONTROL_OR_BACKSLASH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")
@@ -45,6 +41,11 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
 
     Raises `StorageError` for an attribute that is neither string, number, boolean nor a nest of them, and where the
     disk refuses.
+
+    Examples:
+        >>> path = interp.storage.save(results["text_sinks"], "sinks.nc")
+        >>> interp.storage.load(path).equals(results["text_sinks"])
+        True
     """
     stored = dataset.copy()
     stored.attrs = _storable_attrs(dataset.attrs, "the dataset")
@@ -141,63 +142,10 @@ def _storable(value: Any, name: str) -> str | int | float:
     if isinstance(value, (bool, np.bool_)):
         return int(value)
     if isinstance(value, numbers.Number) and not isinstance(value, complex):
-        return value  # type: ignore[return-value]
+        return value  # type: ignore[return-value]  # int, float or numpy's own, which NetCDF takes as they are
     if isinstance(value, (Mapping, list, tuple)):
         try:
             return json.dumps(value, ensure_ascii=False)
         except TypeError:
             pass
     raise StorageError(f"{name} is {value!r}; NetCDF takes strings and numbers, and lists or dicts of them as JSON.")
-
-
-def provenance(device: torch.device | str = "cpu") -> dict[str, str | int | float]:
-    """What a number depends on besides model and text: versions, machine, commit and time (UTC), for `Dataset.attrs`.
-
-    `commit` is present when the library runs from a git checkout, and ends in `-dirty` where that has local changes.
-    """
-    facts: dict[str, str | int | float] = {
-        "interp": importlib.metadata.version("interp"),
-        "torch": importlib.metadata.version("torch"),
-        "transformers": importlib.metadata.version("transformers"),
-        "transformer_lens": importlib.metadata.version("transformer-lens"),
-        "numpy": importlib.metadata.version("numpy"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "threads": torch.get_num_threads(),
-        "device": _device_name(torch.device(device)),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    commit = _git_commit()
-    return {**facts, "commit": commit} if commit else facts
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _cpu_model() -> str:
-    """The processor's marketing name where the system tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _git_commit() -> str:
-    """The commit of the checkout that this file is tracked in; empty where it is not, or git is absent."""
-    here = Path(__file__)
-    try:
-        _git("ls-files", "--error-unmatch", here.name)  # an environment inside somebody's repository is not ours
-        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _git(*arguments: str) -> str:
-    run = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True, timeout=5
-    )
-    return run.stdout.strip()

@@ -19,11 +19,11 @@ from interp.cache.stored_layer import StoredLayer
 from interp.interventions import Intervention, parts
 
 if TYPE_CHECKING:
-    from interp.lens.lens import Lens
+    from interp.lens.protocol import InterventionLens
 
 
 def generate(
-    lens: Lens,
+    lens: InterventionLens,
     prompt: str,
     intervention: Intervention | None = None,
     max_new_tokens: int = 64,
@@ -44,6 +44,12 @@ def generate(
     peak_resident_bytes: of the whole process so far, the loading of the model included; `_before` is the same before
         generation. Both None where the system does not tell.
     notes: warnings given on the way, such as that a policy dropped nothing.
+
+    Examples:
+        >>> from interp.runs.generating import generate
+        >>> told = generate(lens, prompt, interp.SnapKV(budget=0.5, window=8), max_new_tokens=4)
+        >>> told["cache"]["bytes"] < told["cache"]["dense_bytes"]
+        True
     """
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     watch = _Stopwatch(max_new_tokens, progress)
@@ -72,7 +78,7 @@ def generate(
     }
 
 
-def dense_cache_bytes(lens: Lens, cache: LensCache) -> int:
+def dense_cache_bytes(lens: InterventionLens, cache: LensCache) -> int:
     """Bytes that keys and values of all tokens seen would take, each stored once in the cache's dtype.
 
     Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number. Others, such

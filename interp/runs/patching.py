@@ -22,6 +22,8 @@ from interp.errors import InterpError, UnknownNameError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.lens.protocol import TextLens
+
 Tensor = torch.Tensor
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
 Axis = Literal["head", "position"]
@@ -32,6 +34,13 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
     """A metric: the logit of token `answer` minus that of token `wrong` at one position, mean over the batch.
 
     Of several sequences each may have tokens of its own: then both are lists with one id a sequence.
+
+    Examples:
+        >>> from interp.patching import logit_difference
+        >>> logits = torch.zeros(1, 3, 10)
+        >>> logits[0, -1, 4] = 2.0
+        >>> logit_difference(answer=4, wrong=5)(logits)
+        2.0
     """
 
     def metric(logits: Float[Tensor, "batch pos d_vocab"]) -> float:
@@ -56,7 +65,7 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
 
 @torch.no_grad()
 def patch(
-    lens: Any,
+    lens: TextLens,
     clean: str | Sequence[str] | Tensor,
     corrupted: str | Sequence[str] | Tensor,
     where: str | Iterable[str] | Callable[[str], bool],
@@ -91,8 +100,14 @@ def patch(
     All runs compute the chosen points in the same way (in the open, for scores and patterns), so that patching nothing
     is exactly the corrupted run. Raises InterpError for prompts that do not line up, points that do not exist or cannot
     be edited, and a metric that is no finite number or the same for both prompts.
+
+    Examples:
+        >>> from interp.patching import logit_difference
+        >>> back = interp.patch(lens, "w4 w5 w6", "w4 w9 w6", "hook_resid_pre", logit_difference(7, 8), by="position")
+        >>> back.recovered.dims
+        ('layer', 'position')
     """
-    if getattr(lens, "_policies", ()):
+    if lens.policies_in_force:
         raise InterpError("patch reads whole prompts without a cache: leave the block of lens.apply first.")
     points = _points(lens, where)
     tokens, masks = _prompts(lens, clean, corrupted)
@@ -135,7 +150,9 @@ class _Selection:
     head_name: str
 
     @classmethod
-    def of(cls, lens: Any, points: list[str], by: Axis | None, heads: Any, positions: Any, n_tokens: int) -> _Selection:
+    def of(
+        cls, lens: TextLens, points: list[str], by: Axis | None, heads: Any, positions: Any, n_tokens: int
+    ) -> _Selection:
         if by not in (None, "head", "position"):
             raise InterpError(f"patch: by is 'head', 'position' or None, not {by!r}.")
         axes, kinds = {}, set()
@@ -187,7 +204,7 @@ def _mixed(
     return torch.where(chosen, clean, value)
 
 
-def _points(lens: Any, where: Any) -> list[str]:
+def _points(lens: TextLens, where: Any) -> list[str]:
     """Full names of the hook points that `where` selects; raises where there is none or one cannot be edited."""
     if isinstance(where, str):
         names = _named(lens, where)
@@ -208,7 +225,7 @@ def _points(lens: Any, where: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _named(lens: Any, name: str) -> list[str]:
+def _named(lens: TextLens, name: str) -> list[str]:
     """A point by its full name, or by its name within the block in every layer."""
     if name in lens.hook_dict or name in lens.absent:
         return lens.point_names(name)
@@ -220,7 +237,7 @@ def _named(lens: Any, name: str) -> list[str]:
     raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near!r}?")
 
 
-def _prompts(lens: Any, clean: Any, corrupted: Any) -> tuple[list[Tensor], list[Tensor | None]]:
+def _prompts(lens: TextLens, clean: Any, corrupted: Any) -> tuple[list[Tensor], list[Tensor | None]]:
     """Tokens `[batch, pos]` and padding masks of both prompts, position by position comparable."""
     (ids, mask), (other, other_mask) = (lens.tokens_and_mask(given) for given in (clean, corrupted))
     if ids.shape != other.shape:
@@ -271,7 +288,7 @@ def _comparable(clean: float, corrupted: float) -> None:
 
 
 def _dataset(
-    lens: Any,
+    lens: TextLens,
     groups: list[tuple[str, ...]],
     values: np.ndarray,
     unpatched: tuple[float, float],
@@ -279,9 +296,8 @@ def _dataset(
     by: Axis | None,
     tokens: list[Tensor],
 ) -> xr.Dataset:
-    import xarray as xr
-
-    from interp.results.storage import provenance
+    from interp.results.described import described
+    from interp.results.provenance import provenance
 
     clean, corrupted = unpatched
     kinds = {name.split(".", 2)[2] if name.startswith("blocks.") else None for group in groups for name in group}
@@ -319,14 +335,10 @@ def _dataset(
     }
     recovered = (values - corrupted) / (clean - corrupted)
     data = {
-        "metric": (dims, values, {"units": "1", "description": "metric of the patched run"}),
-        "recovered": (
-            dims,
-            recovered,
-            {"units": "1", "description": "(metric - corrupted) / (clean - corrupted): 1 is all, 0 is nothing"},
-        ),
+        "metric": (dims, values, "1", "metric of the patched run"),
+        "recovered": (dims, recovered, "1", "(metric - corrupted) / (clean - corrupted): 1 is all, 0 is nothing"),
     }
-    return xr.Dataset(data, coordinates, about)
+    return described(data, coordinates, about)
 
 
 def _sha256(ids: Tensor) -> str:

@@ -14,17 +14,22 @@ import torch
 
 from interp.errors import InterpError, UnknownNameError
 from interp.icl.tasks.regression import Tasks
+from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from interp.icl.models.attention_regressor import AttentionRegressor
+    from interp.lens.protocol import TextLens
+    from interp.lens.strict_hooks import Hook
 
 Progress = Callable[[int, int], None]
 """Called as `progress(layers done, layers in all)` while a model reads text; on tasks it counts probes."""
 
 
 def probe(
-    lens: Any,
+    lens: TextLens | AttentionRegressor,
     inputs: str | torch.Tensor | Sequence[str] | Tasks,
     probes: Iterable[str | Probe] | str | Probe | None = None,
     *,
@@ -51,15 +56,23 @@ def probe(
 
     Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer. Inside
     `lens.apply(...)` probes see attention as edits leave it, and `attrs["interventions"]` has the edits' settings.
+
+    Examples:
+        >>> seen = interp.probe(lens, prompt, ["text_sinks", "channel_imbalance"], tokens=32)
+        >>> list(seen), seen["text_sinks"].sizes["token"]
+        (['text_sinks', 'channel_imbalance'], 32)
+        >>> both = interp.probe(lens, [prompt, "w9 w8 w7"], ["text_sinks"])["text_sinks"]
+        >>> both.sizes["text"]
+        2
     """
-    from interp.results.storage import provenance
+    from interp.results.provenance import provenance
 
     if isinstance(inputs, Tasks):
         if tokens is not None or attention_mask is not None:
             raise InterpError("tokens and attention_mask cut a text; of tasks take a part with tasks[:n].")
         return _probe_tasks(lens, inputs, cast("list[TaskProbe]", resolve(probes, "tasks")), progress)
     wanted = resolve(probes)
-    if not hasattr(lens, "tokens_and_mask"):
+    if not reads_text(lens):
         raise InterpError(
             f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
             "reads those that interp.icl.make_regression makes."
@@ -81,8 +94,10 @@ def probe(
     return {p.name: gather([r[p.name] for r in results]) for p in wanted}
 
 
-def _probe_tasks(model: Any, tasks: Tasks, wanted: list[TaskProbe], progress: Progress | None) -> dict[str, xr.Dataset]:
-    from interp.results.storage import provenance
+def _probe_tasks(
+    model: TextLens | AttentionRegressor, tasks: Tasks, wanted: list[TaskProbe], progress: Progress | None
+) -> dict[str, xr.Dataset]:
+    from interp.results.provenance import provenance
 
     results = {}
     for done, probe in enumerate(wanted, start=1):
@@ -102,7 +117,7 @@ def _several(inputs: Any) -> bool:
     return not isinstance(inputs, str) and not (isinstance(inputs, torch.Tensor) and inputs.ndim == 1)
 
 
-def _rows(lens: Any, inputs: Any, n: int | None, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
+def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
     """One row of tokens `[1, pos]` for each text."""
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
@@ -148,14 +163,16 @@ def _cut(tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torc
     return rows
 
 
-def _special_tokens(lens: Any) -> str:
+def _special_tokens(lens: TextLens) -> str:
     """JSON list of the ids that the tokenizer adds by default, or "none"."""
     ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
     return json.dumps(ids) if ids else "none"
 
 
 @torch.no_grad()
-def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None) -> dict:
+def _probe_one(
+    lens: TextLens, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None
+) -> dict[str, xr.Dataset]:
     context = Context(lens, tokens, lens.to_str_tokens(tokens))
     folds = {p.name: p.begin(context) for p in wanted}
     hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
@@ -175,14 +192,14 @@ def _probe_one(lens: Any, tokens: torch.Tensor, wanted: list[Probe], report: Cal
         "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
         "seconds_forward": round(seconds, 3),
         "dtype": lens.cfg.dtype,
-        "interventions": json.dumps([edit.settings() for edit in getattr(lens, "edits_in_force", ())]),
+        "interventions": json.dumps([edit.settings() for edit in lens.edits_in_force]),
     }
     for dataset in results.values():
         dataset.attrs |= facts
     return results
 
 
-def _attach(lens: Any, probe: str, fold: Fold) -> list[tuple[str, Callable]]:
+def _attach(lens: TextLens, probe: str, fold: Fold) -> list[tuple[str, Hook]]:
     """A fold's wishes as (hook point name, hook)."""
     hooks = []
     for name, fn in fold.hooks().items():
@@ -196,7 +213,7 @@ def _attach(lens: Any, probe: str, fold: Fold) -> list[tuple[str, Callable]]:
     return hooks
 
 
-def _no_point(lens: Any, probe: str, name: str, first: str | None) -> InterpError:
+def _no_point(lens: TextLens, probe: str, name: str, first: str | None) -> InterpError:
     """Why a point that a probe needs is nowhere, or is missing for the first time at `first`."""
     reason = lens.absent.get(first or f"blocks.0.{name}", lens.absent.get(name))
     if reason is None:
@@ -209,7 +226,7 @@ def _no_point(lens: Any, probe: str, name: str, first: str | None) -> InterpErro
     return InterpError(f"{lens.cfg.architecture} has no {first}, which {probe} needs in every layer: {reason}.")
 
 
-def _only(look: Callable[[Any], None]) -> Callable:
+def _only(look: Callable[[Any], None]) -> Hook:
     """A hook that looks and leaves the value alone."""
 
     def hook(value: Any, hook: Any) -> None:

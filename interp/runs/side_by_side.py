@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.interventions.base import Intervention
+    from interp.lens.protocol import InterventionLens
 
 SIDES = ("unchanged", "intervened")
 
 
 def side_by_side(
-    lens: Any,
+    lens: InterventionLens,
     prompt: str,
     intervention: Intervention,
     max_new_tokens: int = 64,
@@ -43,6 +44,11 @@ def side_by_side(
 
     The first new token comes from the prompt alone, so a cache policy gives it a shift of 0; an attention edit need
     not.
+
+    Examples:
+        >>> both = interp.side_by_side(lens, prompt, interp.StreamingLLM(budget=0.5), max_new_tokens=4)
+        >>> both["shift"].dims
+        ('side', 'step')
     """
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     if mask is not None and not bool(mask.all()):
@@ -71,12 +77,16 @@ def _part(progress: Progress | None, number: int, of: int) -> Progress | None:
 
 
 def _dataset(
-    lens: Any, prompt: str, intervention: Intervention, texts: list[torch.Tensor], logprob: np.ndarray, accounts: list
+    lens: InterventionLens,
+    prompt: str,
+    intervention: Intervention,
+    texts: list[torch.Tensor],
+    logprob: np.ndarray,
+    accounts: list[dict[str, Any]],
 ) -> xr.Dataset:
-    import xarray as xr
-
     from interp.interventions import parts
-    from interp.results.storage import provenance
+    from interp.results.described import described
+    from interp.results.provenance import provenance
 
     steps = logprob.shape[-1]
     ids = np.full((2, steps), -1, "int64")
@@ -85,17 +95,14 @@ def _dataset(
         ids[side, : text.shape[1]] = text[0].cpu().numpy()
         written[side, : text.shape[1]] = lens.to_str_tokens(text)
     differ = np.flatnonzero(ids[0] != ids[1])
-    nats = {"units": "nats"}
-    return xr.Dataset(
+    return described(
         {
-            "token_id": (("side", "step"), ids, {"description": "generated token, -1 where the text has ended"}),
-            "token_text": (("side", "step"), written, {"description": "as the tokenizer prints it, untrusted"}),
-            "logprob": (
-                ("side", "by", "step"), logprob, nats | {"description": "log-probability of the side's own text"},
-            ),
+            "token_id": (("side", "step"), ids, "token", "generated token, -1 where the text has ended"),
+            "token_text": (("side", "step"), written, "text", "as the tokenizer prints it, untrusted"),
+            "logprob": (("side", "by", "step"), logprob, "nats", "log-probability of the side's own text"),
             "shift": (
-                ("side", "step"), logprob[:, 1] - logprob[:, 0],
-                nats | {"description": "log-probability by the intervened model less that by the unchanged one"},
+                ("side", "step"), logprob[:, 1] - logprob[:, 0], "nats",
+                "log-probability by the intervened model less that by the unchanged one",
             ),
         },
         coords={"side": list(SIDES), "by": list(SIDES), "step": np.arange(steps)},

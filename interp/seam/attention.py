@@ -1,38 +1,29 @@
-"""The seam: one attention function, registered with transformers under one name, for every model.
+"""One attention module during a Lens call: hook points around the attention maths.
 
-transformers' decoders call the function that their config names. While a Lens call needs it, that name is `interp`; the
-function below then fires the layer's hook points around the attention maths and otherwise hands the call to what the
-model would have used (SDPA, flash, or the modelling file's eager function), with that function's own mask, so the
-result is bit-identical. A layer computes scores eagerly only when someone hooks its scores or pattern.
-
-transformers builds masks through a second registry. Without an entry there the model would silently attend to the
-future, so `interp.masks.AskedMask` is registered beside the function.
+`Site.attend` fires the layer's hook points and otherwise hands the call to what the model would have used (SDPA, flash,
+or the modelling file's eager function), with that function's own mask, so the result is bit-identical. A layer computes
+scores eagerly only when someone hooks its scores or pattern. `routing.py` brings a model's calls here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from interp_kernels import packed_decode
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from interp.cache.lens_cache import LensCache
 from interp.cache.stored_layer import StoredLayer
-from interp.errors import UnsupportedModelError
 from interp.seam.call import AttentionCall
 from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
-from interp.seam.masks import AskedMask, additive_mask, first_new, kernel_facts
+from interp.seam.masks import additive_mask, first_new
 from interp.seam.points import live
 from interp.seam.rotation import Rotation
 
-NAME = "interp"
 Tensor = torch.Tensor
 
 
@@ -49,15 +40,15 @@ def _version(value: Any) -> int:
 
 
 class Site:
-    """One attention module during a Lens call: its layer, its hook points, and what it delegates to.
+    """One attention module during a Lens call: its layer and its hook points.
 
     `points` maps names relative to the block (`attn.hook_z`) to hook points. `position_embeddings` is filled by a pre-
     hook on the module, `stored_new` by the Lens' cache; both belong to the call in progress. `cache` is the Lens' cache
     where policies act on it, `edits` the attention edits that act in this layer.
     """
 
-    def __init__(self, layer: int, points: Mapping[str, nn.Module], delegate: str, rotation: Rotation | str) -> None:
-        self.layer, self.points, self.delegate, self.rotation = layer, points, delegate, rotation
+    def __init__(self, layer: int, points: Mapping[str, nn.Module], rotation: Rotation | str) -> None:
+        self.layer, self.points, self.rotation = layer, points, rotation
         self.rotary = "attn.hook_rot_q" in points
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
@@ -81,26 +72,25 @@ class Site:
         point = self.point(name)
         return point(x.transpose(1, 2)).transpose(1, 2) if live(point) else x
 
-    def _new_keys_values(self, k: Tensor, v: Tensor, n_new: int, mask: Any) -> tuple[Tensor, Tensor]:
+    def _new_keys_values(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Fire the points of the new keys and values unless the cache already has."""
+        k, v, n_new = call.k, call.v, call.q.shape[2]
         if self.stored_new:
             self.stored_new = False
             return k, v
         if k.shape[2] == n_new:
             return self._edit("k", k), self._edit("v", v)
-        start = first_new(mask, k, n_new)
+        start = first_new(k, n_new, call.mask, call.causal)
         for name, x in (("k", k), ("v", v)):  # a cache that is not ours already holds them: look, don't touch
             if live(self.point(name)):
                 show(self.point(name), x[:, :, start : start + n_new].transpose(1, 2))
         return k, v
 
-    def attend(
-        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None, **rest: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """One attention call with hook points around it; returns z `[batch, pos, head, d_head]` and weights or None."""
-        q = self._edit("q", q)
-        k, v = self._new_keys_values(k, v, q.shape[2], mask)
-        call = AttentionCall(module, q, k, v, mask, scaling, rest)
+        q = self._edit("q", call.q)
+        k, v = self._new_keys_values(call)
+        call = replace(call, q=q, k=k, v=v)
         stored = None if self.cache is None else self.cache.layers[self.layer]
         if isinstance(stored, StoredLayer):
             z, weights = self._attend_stored(call, stored)
@@ -112,7 +102,7 @@ class Site:
         self._show(call)
         if self._eagerly:
             return self._eager(call)
-        z, weights = call.delegate(self.delegate)
+        z, weights = call.answer()
         return (z, weights) if self.edits is None else self.edits.attend(call, self._event, z, weights)
 
     @property
@@ -155,13 +145,16 @@ class Site:
 
     def _attend_and_step(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         assert self.cache is not None
-        z = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
+        z: Tensor = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
     def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         z, mass = packed_decode(
             call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass
         )
+        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
+            q = call.q[:, :, -counted:]
+            _, mass = packed_decode(q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=True)
         if mass is not None:
             stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
@@ -174,8 +167,9 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
-        received = pattern.detach().float().sum(2).unflatten(1, (keys.shape[1], -1)).sum(2)
-        stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+        counted = pattern.detach().float()[:, :, -stored.queries_counted(call.q.shape[2]) :]
+        received = by_stored_head(counted.sum(2), keys.shape[1])
+        stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z, pattern
 
     def _attend_edited(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
@@ -185,9 +179,12 @@ class Site:
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
         z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
+        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
+            newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
+            _, mass = self.edits.attend_stored(newest, True)
         if mass is not None:
-            received = mass.unflatten(1, (keys.shape[1], -1)).sum(2)
-            stored.receive(received.split([len(segment) for segment in stored.segments], -1))
+            received = by_stored_head(mass, keys.shape[1])
+            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z
 
     @torch.no_grad()
@@ -212,7 +209,7 @@ class Site:
             k=call.k,
             v=call.v,
             scale=call.scale,
-            facts=kernel_facts(call.module, call.q, call.k, call.mask) if facts is None else facts,
+            facts=call.facts() if facts is None else facts,
             softcap=call.rest.get("softcap"),
             sinks=call.rest.get("s_aux"),
             unrotate=self._unrotate(),
@@ -233,8 +230,9 @@ class Site:
         scores = call.q @ k.transpose(2, 3) * call.scale
         if (softcap := call.rest.get("softcap")) is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = self.point("attn_scores")(scores + additive_mask(call.module, call.mask, scores))
-        pattern = softmax_with_sinks(scores, call.rest.get("s_aux"))
+        mask, sinks = additive_mask(scores, call.mask, call.causal), call.rest.get("s_aux")
+        scores, sinks = (scores + mask, sinks) if self.edits is None else self.edits.logits(call, scores, mask)
+        pattern = softmax_with_sinks(self.point("attn_scores")(scores), sinks)
         if self.edits is not None:
             pattern = self.edits.pattern(call, pattern)
         pattern = self.point("pattern")(pattern.to(call.q.dtype))
@@ -253,76 +251,18 @@ OBSERVABLES: dict[str, Callable[[AttentionEvent], Any]] = {
 }
 
 
+def by_stored_head(mass: Tensor, stored_heads: int) -> Tensor:
+    """Attention received `[batch, head, key]`, summed over the query heads that read each stored head."""
+    batch, _, keys = mass.shape
+    return mass.reshape(batch, stored_heads, -1, keys).sum(2)
+
+
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys, in fp32 at least; learned sink logits `[head]` join as an extra column that is dropped (gpt-
-    oss)."""
+    """Softmax over keys, in fp32 at least; learned sink logits, `[head]` or `[batch, head, query]`, join as an extra
+    column that is dropped (gpt-oss)."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         return scores.softmax(-1, dtype=dtype)
-    column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    by_row = sinks[..., None] if sinks.ndim == 3 else sinks.reshape(1, -1, 1, 1)
+    column = by_row.to(scores.dtype).expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
-
-
-_sites: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
-"""Models all of whose parts were seen to take our name, with their configs."""
-
-
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: Any = None, **rest: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The registered function: finds whose attention this is and lets its site attend."""
-    site = _sites.get(module)
-    if site is None:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} attends through interp outside a Lens call; load it with interp.load."
-        )
-    return site.attend(module, query, key, value, attention_mask, scaling, **rest)
-
-
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, AskedMask)
-
-
-@contextmanager
-def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Route the attention of `model` through `sites` (module -> something with `attend`) while the block runs.
-
-    Raises UnsupportedModelError when a part of the model keeps its own attention: Bloom, for one, only warns.
-    """
-    configs = _configs.get(model) or _configs_of(model)
-    before = [config._attn_implementation for config in configs]
-    try:
-        if model in _configs:  # it took the name before; asking again walks all modules, at every generated token
-            for config in configs:
-                config._attn_implementation_internal = NAME
-        else:
-            _set_everywhere(model, configs)
-            _configs[model] = configs
-        _sites.update(sites)
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-        for module in sites:
-            _sites.pop(module, None)
-
-
-def _configs_of(model: PreTrainedModel) -> list[Any]:
-    return list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
-
-
-def _set_everywhere(model: PreTrainedModel, configs: Iterable[Any]) -> None:
-    if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(refusal(model))
-    model.set_attn_implementation(NAME)
-    if any(config._attn_implementation != NAME for config in configs):
-        raise UnsupportedModelError(refusal(model))
-
-
-def refusal(model: nn.Module) -> str:
-    """Why a model without the attention registry cannot be loaded."""
-    return (
-        f"{type(model).__name__} does not call transformers' attention registry, so a Lens cannot see its attention; "
-        "use an architecture that does (Llama, Qwen, Mistral, Gemma, Phi, OLMo, GPT-2, GPT-NeoX, gpt-oss, ...)."
-    )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.errors import UnsupportedModelError
-from interp.seam.masks import AskedMask
+from interp.seam.masks import kernel_facts
 
 Tensor = torch.Tensor
 
@@ -24,17 +21,6 @@ UNDERSTOOD = {
     "output_hidden_states", "output_router_logits", "return_dict", "cache_position", "position_embeddings",
     "token_type_ids", "num_items_in_batch", "dropout",
 }  # fmt: skip
-
-
-@cache
-def _eager_of(modelling_file: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The eager attention function that a modelling file defines for its own models."""
-    function = vars(sys.modules[modelling_file]).get("eager_attention_forward")
-    if function is None:
-        raise UnsupportedModelError(
-            f"{modelling_file} defines no eager attention function to delegate to; load with sdpa."
-        )
-    return function
 
 
 @dataclass(frozen=True)
@@ -49,6 +35,10 @@ class AttentionCall:
     mask: Any
     scaling: float | None
     rest: Mapping[str, Any]
+    implementation: str
+    """Name of the model's own attention function: sdpa, eager, flash_attention_2, ..."""
+    own: Callable[..., tuple[Tensor, Tensor | None]]
+    """That function."""
     places: Tensor | None = None
     """Column in the input of every key `[batch, stored head, key]`, where keys are not simply the newest tokens."""
 
@@ -56,12 +46,21 @@ class AttentionCall:
     def scale(self) -> float:
         return self.q.shape[-1] ** -0.5 if self.scaling is None else self.scaling
 
-    def delegate(self, implementation: str) -> tuple[Tensor, Tensor | None]:
-        """What the model would have called without us, with the mask that function expects."""
-        mask = self.mask.for_delegate(implementation) if isinstance(self.mask, AskedMask) else self.mask
-        eager = implementation == "eager"
-        function = _eager_of(type(self.module).__module__) if eager else ALL_ATTENTION_FUNCTIONS[implementation]
-        return function(self.module, self.q, self.k, self.v, mask, scaling=self.scaling, **self.rest)
+    def answer(self) -> tuple[Tensor, Tensor | None]:
+        """What the model would have computed without us."""
+        return self.own(self.module, self.q, self.k, self.v, self.mask, scaling=self.scaling, **self.rest)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model's own function lets no token attend to later ones where it gets no mask."""
+        if self.implementation == "eager":
+            return False
+        asked = self.rest.get("is_causal")
+        return bool(getattr(self.module, "is_causal", True) if asked is None else asked)
+
+    def facts(self) -> dict[str, Any]:
+        """What its mask says, in the keywords of `interp_kernels`."""
+        return kernel_facts(self.module, self.q, self.k, self.mask, self.causal)
 
     def maths(self) -> dict[str, Any]:
         """What `interp_kernels` has to know of the call beside its tensors; refuses what the kernels would ignore."""

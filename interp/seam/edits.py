@@ -15,7 +15,8 @@ Tensor = torch.Tensor
 
 
 class Edits(Protocol):
-    """Changes the attention of one layer. `interp.interventions.edits` has what does."""
+    """Changes the attention of one layer, at its logits, at its pattern, or at both. `interp.interventions.edits` has
+    what does."""
 
     def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored key"] | None = None) -> AttentionEvent:
         """A layer's attention as the edits leave it.
@@ -34,6 +35,12 @@ class Edits(Protocol):
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
         """z of attention over what a cache policy left, and if asked for the attention that each key receives."""
+
+    def logits(
+        self, call: AttentionCall, scores: Float[Tensor, "batch head query key"], mask: Tensor
+    ) -> tuple[Float[Tensor, "batch head query key"], Tensor | None]:
+        """Scores in the open, edited and then masked, and the logits of learned sinks: `[head]` or, where edits scale
+        them, `[batch, head, query]`; None in models without any."""
 
     def pattern(
         self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"]

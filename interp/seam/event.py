@@ -6,6 +6,9 @@ for the log-sum-exp pay for it once. Nothing but `pattern()` holds an array of s
 
 Tensors use the layout of torch's SDPA: `[batch, head, position, d_head]`; keys and values have `kv_head` heads and
 query head h reads key/value head `h // (heads // kv_heads)`.
+
+Under attention edits q, k, v and the facts stay the model's own, and what is computed from them shows the edited
+attention.
 """
 
 from __future__ import annotations
@@ -54,15 +57,24 @@ class AttentionEvent:
         """Keyword arguments for any attention operation of `interp_kernels` on this event."""
         return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, **self.facts}
 
+    def _statistics(self, *asked: str) -> Attended:
+        """lse and what else is asked of rows and columns, in one pass."""
+        return attention_apply(self.q, self.k, statistics=asked, **self.maths)
+
     @cached_property
     def _sums(self) -> Attended:
-        """lse, squares and column mass, from one pass: each of them adds little to the scores they share."""
-        return attention_apply(self.q, self.k, statistics=("square", "column_mass"), **self.maths)
+        """lse, squares and column mass: each of them adds little to the scores they share."""
+        return self._statistics("square", "column_mass")
 
     @property
     def lse(self) -> Float[Tensor, "batch head query"]:
         """Log-sum-exp of each row's scores over its visible real keys, learned sinks not included (nats)."""
         return self._sums.lse
+
+    @property
+    def sink_logits(self) -> Float[Tensor, "#batch head #query"] | None:
+        """The logit that each row gives to the learned sink, beside `lse`; None in models without one."""
+        return None if self.sinks is None else self.sinks[None, :, None]
 
     @property
     def square(self) -> Float[Tensor, "batch head query"]:
@@ -79,9 +91,14 @@ class AttentionEvent:
     @cached_property
     def entropy(self) -> Float[Tensor, "batch head query"]:
         """Entropy of each row of the pattern (nats); a pass of its own."""
-        entropy = attention_apply(self.q, self.k, statistics=("entropy",), **self.maths).entropy
+        entropy = self._statistics("entropy").entropy
         assert entropy is not None
         return entropy
+
+    @property
+    def unedited(self) -> AttentionEvent:
+        """What the model itself would attend to: the numbers that go with q and k as they stand here."""
+        return self
 
     @cached_property
     def key_energy(self) -> Float[Tensor, "batch kv_head d_head"]:

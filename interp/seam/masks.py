@@ -1,17 +1,19 @@
-"""Masks as facts: what transformers asked for, kept instead of a queries x keys tensor.
+"""Masks as facts: what transformers asked for of each mask, remembered beside the mask that it got.
 
-transformers builds one mask a forward pass through a registry of mask functions. The Lens' entry there keeps what was
-asked (causal, window, offsets, padding) and builds a dense mask only for a delegate that needs one.
+transformers builds masks through a registry of mask functions. Models may compute with what comes back (sparse
+attention does), so a model always gets its own mask. While a Lens call is on, what was asked of it (causal, window,
+offsets, padding) is remembered for as long as the mask lives, and tells the kernels what a queries x keys tensor would.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
     bidirectional_mask_function,
     causal_mask_function,
     sdpa_mask,
@@ -40,7 +42,7 @@ def _same_cell(a: Any, b: Any) -> bool:
 
 
 class AskedMask:
-    """What transformers asked of a mask, kept as facts instead of a queries x keys tensor.
+    """What transformers asked of a mask.
 
     Keyword arguments are those of transformers' mask functions; `attention_mask` is the 2-D padding mask
     `[batch, tokens seen]`, True for real tokens.
@@ -48,13 +50,6 @@ class AskedMask:
 
     def __init__(self, **asked: Any) -> None:
         self.asked = asked
-        self._for_delegate: dict[str, Any] = {}
-
-    def for_delegate(self, implementation: str) -> Any:
-        """The mask that transformers would have built for `implementation`, None where it would build none."""
-        if implementation not in self._for_delegate:
-            self._for_delegate[implementation] = ALL_MASK_ATTENTION_FUNCTIONS[implementation](**self.asked)
-        return self._for_delegate[implementation]
 
     @property
     def first_new(self) -> int:
@@ -98,35 +93,54 @@ class AskedMask:
         }
 
 
-def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any) -> dict[str, Any]:
-    """Mask facts for `interp_kernels`, from whatever the model handed to its attention."""
-    if isinstance(mask, AskedMask):
-        if mask.asked["kv_length"] != k.shape[2]:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} attends to {k.shape[2]} keys but its mask was built for "
-                f"{mask.asked['kv_length']}; pass no past_key_values and let the Lens make the cache."
-            )
-        return mask.kernel_facts()
-    if isinstance(mask, Tensor):
-        return facts_of_dense_mask(mask)
-    if q.shape[2] > 1:
+_asked: MutableMapping[Tensor, AskedMask] = WeakTensorKeyDictionary()
+"""`AskedMask` of every mask that lives and was built during a Lens call."""
+
+
+def remembering(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A mask function of transformers that also remembers what was asked of each mask that it builds."""
+
+    def mask(**asked: Any) -> Any:
+        made = build(**asked)
+        if isinstance(made, Tensor):
+            _asked[made] = AskedMask(**asked)
+        return made
+
+    return mask
+
+
+def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any, causal: bool) -> dict[str, Any]:
+    """Mask facts for `interp_kernels`, from whatever the model handed to its attention.
+
+    causal: whether the model's own attention function is causal where it gets no mask. Then, as in torch's SDPA, the
+    new tokens are the first columns: a cache that has more, a static one, has not written them yet.
+    """
+    new, keys = q.shape[2], k.shape[2]
+    if mask is None and (new == 1 or not causal):
+        return {"causal": new == 1}
+    if mask is None:
+        written = torch.arange(keys, device=k.device) < new
+        return {"causal": True, "offset": 0, "key_mask": None if keys == new else written.expand(k.shape[0], -1)}
+    if not isinstance(mask, Tensor):
         raise UnsupportedModelError(
-            f"{type(module).__name__} passes no mask to its attention, so causality is unknown; scores, pattern and "
-            "observables are refused for it."
+            f"{type(module).__name__} passes a {type(mask).__name__} to its attention, which scores, pattern and "
+            "observables cannot read; load the model with attn_implementation='sdpa'."
         )
-    return {"causal": True}
+    asked = _asked.get(mask)
+    if asked is not None and asked.asked["kv_length"] == k.shape[2]:
+        return asked.kernel_facts()
+    return facts_of_dense_mask(mask)
 
 
-def additive_mask(module: nn.Module, mask: Any, scores: Tensor) -> Tensor:
+def additive_mask(scores: Tensor, mask: Any, causal: bool) -> Tensor:
     """The mask as something to add to scores `[batch, head, query, key]`."""
-    if isinstance(mask, AskedMask):
-        return mask.for_delegate("eager")
-    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
-        return mask
+    lowest = torch.finfo(scores.dtype).min
     if isinstance(mask, Tensor):
-        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
-    kernel_facts(module, scores, scores.transpose(2, 3), None)
-    return torch.zeros((), dtype=scores.dtype, device=scores.device)
+        additive = mask.dtype != torch.bool
+        return mask if additive else torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, lowest)
+    if not causal or scores.shape[2] == 1:
+        return torch.zeros((), dtype=scores.dtype, device=scores.device)
+    return torch.full(scores.shape[2:], lowest, dtype=scores.dtype, device=scores.device).triu(1)
 
 
 def facts_of_dense_mask(mask: Tensor) -> dict[str, Any]:
@@ -142,6 +156,9 @@ def facts_of_dense_mask(mask: Tensor) -> dict[str, Any]:
     return {"mask": visible}
 
 
-def first_new(mask: Any, k: Tensor, n_new: int) -> int:
-    """Where in `k [batch, kv_head, key, d_head]` the keys of the `n_new` new tokens begin."""
-    return mask.first_new if isinstance(mask, AskedMask) else k.shape[2] - n_new
+def first_new(k: Tensor, n_new: int, mask: Any, causal: bool) -> int:
+    """Where in `k [batch, kv_head, key, d_head]` the keys of the `n_new` new tokens begin; see `kernel_facts`."""
+    asked = _asked.get(mask) if isinstance(mask, Tensor) else None
+    if asked is not None:
+        return asked.first_new
+    return 0 if mask is None and causal and n_new > 1 else k.shape[2] - n_new

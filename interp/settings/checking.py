@@ -39,11 +39,11 @@ def check_types(instance: Any) -> None:
         checked(cls.name, key, getattr(instance, key), kind)
 
 
-def fields_of(cls: Any) -> list[dataclasses.Field]:
+def fields_of(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
-def required(field: dataclasses.Field) -> bool:
+def required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

@@ -8,6 +8,7 @@ project. Its wording follows the Python version, so a number is comparable only 
 from pathlib import Path
 
 from interp.errors import InterpError
+from interp.subjects._readable import readable
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -30,14 +31,8 @@ def read_text(path: str | Path) -> str:
 
     Raises `TextError` for a missing or unreadable file, a folder, bytes that are not UTF-8, and white space only.
     """
-    try:
+    with readable(path, "text file", "one text file", TextError):
         data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise TextError(f"there is no text file {path}; check the path") from None
-    except IsADirectoryError:
-        raise TextError(f"{path} is a folder; name one text file in it") from None
-    except OSError as error:
-        raise TextError(f"cannot read the text file {path}: {error.strerror or error}") from None
     try:
         text = data.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from interp.errors import InterpError
+from interp.subjects._readable import readable
 from interp.subjects.quiet import quiet_transformers
 from interp.subjects.weight_cache import filled, is_whole, source_sha256, weights_home
 
@@ -58,15 +59,8 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
 
 
 def _require_gguf(source: Path) -> None:
-    try:
-        with source.open("rb") as file:
-            magic = file.read(len(MAGIC))
-    except FileNotFoundError:
-        raise WeightsError(f"there is no weights file {source}; check the path") from None
-    except IsADirectoryError:
-        raise WeightsError(f"{source} is a folder; name the .gguf file in it") from None
-    except OSError as error:
-        raise WeightsError(f"cannot read the weights file {source}: {error.strerror or error}") from None
+    with readable(source, "weights file", "the .gguf file", WeightsError), source.open("rb") as file:
+        magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise WeightsError(f"{source} is not a GGUF file: it begins with {magic!r}, not {MAGIC!r}; name a .gguf file")
 

@@ -15,9 +15,17 @@ from .facts import MaskFacts, resolve
 def attention_pattern(q: Tensor, k: Tensor, **facts: Unpack[MaskFacts]) -> Tensor:
     """A = softmax(scale * q @ k^T + mask), written out: [B, H, N, S] in fp32 (fp64 for fp64 inputs).
 
-    q [B, H, N, D], k [B, Hk, S, D]: fp64, fp32, bf16 or fp16. Hk divides H; query head h reads kv head h // (H // Hk).
-    facts: see `MaskFacts`. With `sinks` the sink's column is dropped, and rows sum to less than 1.
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+    Args:
+        q: `[B, H, N, D]`, fp64, fp32, bf16 or fp16.
+        k: `[B, Hk, S, D]`, the same dtypes. Hk divides H; query head h reads kv head h // (H // Hk).
+        facts: see `MaskFacts`. With `sinks` the sink's column is dropped, and rows sum to less than 1.
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
+
+    Examples:
+        >>> interp_kernels.attention_pattern(q, k)[0, 0, 0]  # the first query sees the first key alone
+        tensor([1., 0., 0., 0., 0., 0.])
     """
     resolved = resolve("attention_pattern", q, k, **facts)
     scores = masked_scores(q, k, resolved)

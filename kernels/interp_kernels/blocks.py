@@ -28,6 +28,11 @@ HALF_LIFT = 15.0
 """Log 2 of what multiplies A where it is rounded to fp16, which has nothing between 0 and 6e-8; taken out of sums."""
 
 
+def lift(values: Tensor | None) -> float | None:
+    """HALF_LIFT where A is rounded to fp16 before it meets these values; None where it is not."""
+    return HALF_LIFT if values is not None and values.dtype == torch.float16 else None
+
+
 class Task(NamedTuple):
     """One head of one text, and the share of its blocks that one thread works through."""
 
@@ -131,4 +136,4 @@ def real_rows(x: Tensor, batch: int, head: int, keep: Tensor | None, dtype: torc
 def cells(block: tuple[slice, slice]) -> int:
     """How many scores a block has."""
     rows, keys = block
-    return (rows.stop - rows.start) * (keys.stop - keys.start)
+    return int((rows.stop - rows.start) * (keys.stop - keys.start))

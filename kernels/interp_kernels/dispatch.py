@@ -9,12 +9,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from os import environ
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 PATHS = ("reference", "cpu", "triton")
+T = TypeVar("T")
+Paths: TypeAlias = Mapping[str, Callable[..., T]]
+"""An operation's functions by path; all return a T."""
 
 _override: str | None = None
 
@@ -22,13 +25,21 @@ _override: str | None = None
 class use:
     """Override the path that every operation takes, as a plain call or for the length of a `with` block.
 
-    >>> use("reference")                 # from now on, in every thread
-    >>> with use("cpu"):                 # restored on leaving, also after an exception
-    ...     attention_apply(q, k, v)
+    `use("reference")` holds from now on, in every thread; what a `with` block overrides is restored on leaving, also
+    after an exception.
 
-    path: "reference" (plain torch, keeps the N x S matrix), "cpu" (blocked torch, on any device), "triton" (on a GPU,
-        or anywhere under Triton's interpreter) or "auto" (the rule of `choose`).
-    Raises ValueError on any other name, and leaves the choice as it was.
+    Args:
+        path: "reference" (plain torch, keeps the N x S matrix), "cpu" (blocked torch, on any device), "triton" (on a
+            GPU, or anywhere under Triton's interpreter) or "auto" (the rule of `choose`).
+
+    Raises:
+        ValueError: on any other name; the choice stays as it was.
+
+    Examples:
+        >>> with interp_kernels.use("reference"):
+        ...     found = interp_kernels.attention_apply(q, k, v)
+        >>> found.z.shape
+        torch.Size([1, 4, 6, 8])
     """
 
     def __init__(self, path: str) -> None:
@@ -52,7 +63,7 @@ class use:
         _override = self._previous
 
 
-def choose(paths: Mapping[str, Callable], x: Tensor) -> Callable:
+def choose(paths: Paths[T], x: Tensor) -> Callable[..., T]:
     """The function to run on x: the overridden path; else Triton's for what lies on a GPU, and the blocked one.
 
     Kernels sum in fp32, so fp64 stays with the blocked path, and so does everything where triton is not installed.
@@ -61,7 +72,7 @@ def choose(paths: Mapping[str, Callable], x: Tensor) -> Callable:
     return paths[chosen(paths, x)]
 
 
-def chosen(paths: Mapping[str, Callable], x: Tensor) -> str:
+def chosen(paths: Paths[Any], x: Tensor) -> str:
     """The name of the path that `choose` takes."""
     if _override == "triton":
         _refuse_unfit(paths, x)
@@ -71,7 +82,7 @@ def chosen(paths: Mapping[str, Callable], x: Tensor) -> str:
     return "triton" if fits else "cpu"
 
 
-def _refuse_unfit(paths: Mapping[str, Callable], x: Tensor) -> None:
+def _refuse_unfit(paths: Paths[Any], x: Tensor) -> None:
     if "triton" not in paths:
         raise RuntimeError('this operation has no "triton" path; use "auto", "cpu" or "reference".')
     if not installed():

@@ -14,12 +14,15 @@ def per_query_head(x: Tensor, heads: int, dtype: torch.dtype | None = None) -> T
     return x.to(dtype or accumulator(x)).repeat_interleave(heads // x.shape[1], dim=1)
 
 
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(scores / softcap); scores themselves where softcap is None."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
 def masked_scores(q: Tensor, k: Tensor, facts: Facts) -> Tensor:
     """Scaled, soft-capped and biased scores [B, H, N, S], -inf where the key is hidden from the query."""
     wide = q.to(accumulator(q))
-    scores = facts.scale * wide @ per_query_head(k, q.shape[1], wide.dtype).mT
-    if facts.softcap is not None:
-        scores = facts.softcap * torch.tanh(scores / facts.softcap)
+    scores = capped(facts.scale * wide @ per_query_head(k, q.shape[1], wide.dtype).mT, facts.softcap)
     if facts.bias is not None:
         scores = scores + facts.bias.to(scores.dtype)
     return scores.masked_fill(~facts.visible(), -torch.inf)

@@ -1,8 +1,9 @@
 """How fast each operation is here, beside torch's own attention and beside what memory and arithmetic allow.
 
-`measure` runs all operations in turns, so that what else the machine does hits all alike, and relates each to SDPA on
-tensors of the same shape. Bytes and FLOPs are what an operation must move and compute at least, by the formulas of the
-docstrings; the ceilings are a copy and a matrix product, measured in the same run.
+`measure` runs operations in turns, so that what else the machine does hits all alike, and relates each to a form of
+torch's on tensors of the same shape. What is timed of an operation stands in its folder (`bench.py`). Bytes and FLOPs
+are what an operation must move and compute at least, by the formulas of the docstrings; the ceilings are a copy and a
+matrix product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -11,29 +12,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from . import (
-    attention_apply,
-    attention_gram_apply,
-    attention_transpose_apply,
-    channel_energy,
-    decode_step,
-    gram_product,
-    group_reweighted_attention,
-    nearest_key,
-    packed_decode,
-    residual_census,
-    think_pack,
-)
+from . import operations
 from .dispatch import chosen
-from .packed_decode import KeySegment
-from .packed_decode.channels import cut
 
 
 class Shape(NamedTuple):
@@ -44,12 +30,10 @@ class Shape(NamedTuple):
     d_head: int = 64
 
 
-COLUMNS = 48
-GROUPS = 4
-RATIOS = (0.4, 0.5, 0.7)
-RECENT = 32
 COLD = 128 << 20
 """Bytes over which a decoding step walks before it comes back to the first: no layer finds its keys in a cache."""
+PREFILL, COPY, DECODE = "SDPA, prefill", "copy of the keys", "SDPA, decode"
+"""The torch forms that operations stand beside: over all pairs of a causal text; reading once; one new query."""
 
 
 class Timed(NamedTuple):
@@ -59,150 +43,68 @@ class Timed(NamedTuple):
     run: Callable[[int], Any]
     """Called with 0 ... layers - 1, each with tensors of its own."""
     beside: str
-    """Name of the torch form by whose time its own is divided."""
+    """The torch form by whose time its own is divided: PREFILL, COPY or DECODE."""
     flops: float
     nbytes: float
-    operation: str | None = None
-    """The operation of this package whose path is named; None for torch's own forms."""
     layers: int = 1
 
 
 class Maker:
-    """Random tensors of one dtype on one device, and the sizes that all cases share."""
+    """Random tensors of one text, of one dtype on one device, and the sizes that cases share."""
 
     def __init__(self, tokens: int, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.n, (self.heads, self.kv_heads, self.d) = tokens, shape
         self.device, self.dtype, self.size = device, dtype, torch.empty(0, dtype=dtype).element_size()
-        self.pairs = tokens * (tokens + 1) / 2
+        self.products = self.heads * tokens * (tokens + 1)
+        """FLOPs of one column of a product with A, under a causal mask."""
+        self.query_bytes, self.key_bytes = (self.size * h * tokens * self.d for h in (self.heads, self.kv_heads))
+        """Of all queries; of all keys, and of the values."""
+        self.layers = max(1, COLD // (2 * self.key_bytes))
+        """Caches that a decoding step walks over."""
 
     def __call__(self, *shape: int) -> Tensor:
         return torch.randn(1, *shape, device=self.device).to(self.dtype)
 
+    def column_bytes(self, size: int) -> int:
+        """Of one number of `size` bytes for every query head and token."""
+        return size * self.heads * self.n
 
-def prefill_cases(make: Maker) -> list[Timed]:
-    """Operations over all pairs of a causal text."""
-    n, heads, kv_heads, d = make.n, make.heads, make.kv_heads, make.d
-    q, k, v, y = make(heads, n, d), make(kv_heads, n, d), make(kv_heads, n, d), make(heads, n, COLUMNS)
-    lse = attention_apply(q, k).lse
-    product, keys, rows = 2 * heads * make.pairs, make.size * kv_heads * n * d, make.size * heads * n * d
-    out, given = 4 * heads * n, make.size * heads * n  # bytes of a column that is returned in fp32, or handed in
-    torch_form = "SDPA, prefill"
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of a text."""
+        return self(self.heads, self.n, self.d), *self.stored()
 
-    def case(name: str, run: Callable[[], Any], columns: float, nbytes: float, operation: str | None) -> Timed:
-        return Timed(name, lambda layer: run(), torch_form, product * columns, nbytes, operation)
-
-    return [
-        case(torch_form, lambda: sdpa(q, k, v, is_causal=True, enable_gqa=True), 2 * d, 2 * (keys + rows), None),
-        case("attention", lambda: attention_apply(q, k, v), 2 * d, 2 * keys + rows + d * out, "attention_apply"),
-        case("lse", lambda: attention_apply(q, k), d, keys + rows, "attention_apply"),
-        case("column mass", lambda: attention_transpose_apply(q, k, lse), d, keys + rows, "attention_transpose_apply"),
-        case(
-            f"transpose, {COLUMNS} columns", lambda: attention_transpose_apply(q, k, lse, y),
-            d + COLUMNS, keys + rows + COLUMNS * (given + out), "attention_transpose_apply",
-        ),
-        case(
-            f"gram, {COLUMNS} columns", lambda: attention_gram_apply(q, k, lse, y),
-            d + 2 * COLUMNS, keys + rows + COLUMNS * (given + 2 * out), "attention_gram_apply",
-        ),
-        Timed("group reweighting, one pass", partial(_reweighted, q, k, v, "one_pass"), torch_form, 2 * product * d,
-             2 * keys + rows + d * out, "group_reweighted_attention"),
-        Timed("group reweighting, two passes", partial(_reweighted, q, k, v, "two_pass"), torch_form, 3 * product * d,
-             3 * keys + 2 * rows + d * out, "group_reweighted_attention"),
-    ]  # fmt: skip
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of a cache."""
+        return self(self.kv_heads, self.n, self.d), self(self.kv_heads, self.n, self.d)
 
 
-def _reweighted(q: Tensor, k: Tensor, v: Tensor, form: str, layer: int) -> Any:
-    """Four groups of keys of which one gives half of its mass to the others, decided from the masses."""
-    groups = torch.arange(k.shape[2], device=k.device)[None] % GROUPS
-    return group_reweighted_attention(q, k, v, groups, _give_half, form=form)
-
-
-def _give_half(masses: Tensor) -> Tensor:
-    return torch.cat([torch.full_like(masses[..., :1], 0.5), torch.ones_like(masses[..., 1:])], -1)
-
-
-def stream_cases(make: Maker) -> list[Timed]:
-    """Operations that read their input once, beside a copy of the keys."""
-    n, kv_heads, d = make.n, make.kv_heads, make.d
-    q, k, x = make(make.heads, n, d), make(kv_heads, n, d), make(n, make.heads * d)
-    channels = torch.arange(d // 2, device=k.device).expand(1, kv_heads, -1)
-    keys, copied = make.size * k.numel(), "copy of the keys"
-    pairs = kv_heads * (n // 5) * (n - n // 5)
-    return [
-        Timed(copied, lambda layer: k.clone(), copied, 0, 2 * keys),
-        Timed("channel energy", lambda layer: channel_energy(k), copied, 2 * k.numel(), keys, "channel_energy"),
-        Timed("channel Gram product", lambda layer: gram_product(q, k), copied, 2 * d * (q.numel() + k.numel()),
-             keys + make.size * q.numel(), "gram_product"),
-        Timed("packing half of them", lambda layer: think_pack(k, channels), copied, 0, 1.5 * keys, "think_pack"),
-        Timed("nearest of a fifth for the rest", lambda layer: nearest_key(k[:, :, n // 5 :], k[:, :, : n // 5]),
-             copied, 2 * d * pairs, keys, "nearest_merge"),
-        Timed("residual census", lambda layer: residual_census(x, top=1), copied, 2 * x.numel(),
-             make.size * x.numel(), "residual_census"),
-    ]  # fmt: skip
-
-
-def decode_cases(make: Maker) -> list[Timed]:
-    """One new query over n stored tokens."""
-    n, heads, kv_heads, d = make.n, make.heads, make.kv_heads, make.d
-    half = make.size * kv_heads * n * d  # bytes of the keys, and of the values
-    layers = max(1, COLD // int(2 * half))
-    q = make(heads, 1, d)
-    rows = q.view(1, kv_heads, -1, d)
-    stored = [(make(kv_heads, n, d), make(kv_heads, n, d)) for _ in range(layers)]
-    dense = [[KeySegment(k, v)] for k, v in stored]
-    work = 2 * heads * n * d
+def torch_forms(make: Maker) -> Iterator[Timed]:
+    """What operations stand beside, and SDPA with a group's heads as rows, which reads each key once."""
+    q, k, v = make.pairs()
+    work = 2 * make.products * make.d
+    moved = 2 * (make.key_bytes + make.query_bytes)
+    yield Timed(PREFILL, lambda layer: sdpa(q, k, v, is_causal=True, enable_gqa=True), PREFILL, work, moved)
+    yield Timed(COPY, lambda layer: k.clone(), COPY, 0, 2 * make.key_bytes)
+    one, caches = make(make.heads, 1, make.d), [make.stored() for _ in range(make.layers)]
+    rows = one.view(1, make.kv_heads, -1, make.d)
     forms: dict[str, Callable[[int], Any]] = {
-        "SDPA, decode": lambda i: sdpa(q, *stored[i], enable_gqa=True),
-        "SDPA, decode, group as rows": lambda i: sdpa(rows, *stored[i]),
+        DECODE: lambda layer: sdpa(one, *caches[layer], enable_gqa=True),
+        "SDPA, decode, group as rows": lambda layer: sdpa(rows, *caches[layer]),
     }
-    torch_form = "SDPA, decode"
-    found = [Timed(name, run, torch_form, 2 * work, 2 * half, None, layers) for name, run in forms.items()]
-    found.append(
-        Timed("decode, dense", partial(_decode, q, dense), torch_form, 2 * work, 2 * half,
-             "packed_decode", layers)
-    )  # fmt: skip
-    for ratio in RATIOS:
-        left = 1 - int(d * ratio) / d
-        packed = [_packed(k, v, d - int(d * ratio)) for k, v in stored]
-        found.append(
-            Timed(f"decode, {ratio:.0%} of key channels pruned", partial(_decode, q, packed),
-                 torch_form, work * (1 + left), half * (1 + left), "packed_decode", layers)
-        )  # fmt: skip
-    found.append(_evicting(make, layers))
+    for name, run in forms.items():
+        yield Timed(name, run, DECODE, 4 * make.heads * make.n * make.d, 2 * make.key_bytes, make.layers)
+
+
+def cases(make: Maker) -> dict[str, list[tuple[str | None, Timed]]]:
+    """(operation, case) by the torch form that cases stand beside; torch's own forms first, without an operation."""
+    found: dict[str, list[tuple[str | None, Timed]]] = {PREFILL: [], COPY: [], DECODE: []}
+    for form in torch_forms(make):
+        found[form.beside].append((None, form))
+    for name in operations.names():
+        bench = operations.module(name, "bench")
+        for case in bench.timed(make) if bench else ():
+            found[case.beside].append((name, case))
     return found
-
-
-def _evicting(make: Maker, layers: int) -> Timed:
-    """A step that also accounts for attention and drops one token; the cache is as large after it as before."""
-    n, d = make.n, make.d
-    q, stored = make(make.heads, 1, d), [(make(make.kv_heads, n, d), make(make.kv_heads, n, d)) for _ in range(layers)]
-    mass = [torch.rand(1, make.kv_heads, n, device=make.device) for _ in range(layers)]
-    at = [torch.arange(n, device=make.device).repeat(1, make.kv_heads, 1) for _ in range(layers)]
-    half = make.size * make.kv_heads * n * d
-
-    def step(layer: int) -> Any:
-        return decode_step(q, *stored[layer], mass[layer], at[layer], keep_oldest=4, keep_newest=n // 4)
-
-    return Timed(
-        "decode, and evict a token", step, "SDPA, decode", 4 * make.heads * n * d, 2 * half, "decode_step", layers
-    )
-
-
-def _decode(q: Tensor, layers: list[list[KeySegment]], layer: int) -> Any:
-    return packed_decode(q, layers[layer], mass=False)
-
-
-def _packed(k: Tensor, v: Tensor, kept: int) -> list[KeySegment]:
-    """Keys with `kept` random channels, but for the newest ones."""
-    channels = torch.rand(*k.shape[:2], k.shape[-1], device=k.device).argsort(-1)[..., :kept].sort(-1).values
-    old, new = slice(0, k.shape[2] - RECENT), slice(k.shape[2] - RECENT, None)
-    keys = cut(k[:, :, old], channels)
-    values = v[:, :, old].contiguous()
-    if not k.is_cuda:  # as the cache lays it out
-        keys, values = keys.mT.contiguous().mT, values.mT.contiguous().mT
-    return [
-        KeySegment(keys, values, channels.to(torch.int16)), KeySegment(k[:, :, new].clone(), v[:, :, new].clone())
-    ]  # fmt: skip
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
@@ -237,10 +139,11 @@ def measure(
     rows = []
     for tokens in lengths:
         make = Maker(tokens, shape or Shape(), device, dtype)
-        for cases in (prefill_cases, stream_cases, decode_cases):
-            for case, seconds, ratio, extra in _in_turns(cases(make), device, rounds):
+        for group in cases(make).values():
+            named = {case.name: operation for operation, case in group}
+            for case, seconds, ratio, extra in _in_turns([case for _, case in group], device, rounds):
                 rows.append({
-                    "tokens": tokens, "what": case.name, "path": _path(case, device, dtype),
+                    "tokens": tokens, "what": case.name, "path": _path(named[case.name], device, dtype),
                     "ms": round(1e3 * seconds, 3), "x torch": round(ratio, 3),
                     "GB/s": round(case.nbytes / seconds / 1e9, 1),
                     "of copy": round(case.nbytes / seconds / bandwidth, 3),
@@ -296,8 +199,7 @@ def _memory(device: torch.device, peak: bool = False) -> Any:
     return torch.cuda.memory_allocated(device)
 
 
-def _path(case: Timed, device: torch.device, dtype: torch.dtype) -> str:
-    if case.operation is None:
+def _path(operation: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    if operation is None:
         return "torch"
-    paths = import_module(f".{case.operation}", __package__).PATHS
-    return chosen(paths, torch.empty(0, device=device, dtype=dtype))
+    return chosen(operations.paths(operation), torch.empty(0, device=device, dtype=dtype))

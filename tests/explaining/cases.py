@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 
-from interp.cache.segments import joined
 from interp.explaining import explain
 from interp.explaining.case import Case
 from interp.interventions.base import CachePolicy, Entry, Plan, Prompt
@@ -46,7 +45,7 @@ class DropPlan(Plan):
         self.moment = "first_decode" if policy.late else "layer"
 
     def compress(self, layer, stored):
-        whole = joined(stored.segments)
+        whole = stored.whole()
         heads, n = whole.keys.shape[1], len(whole)
         place = torch.arange(n)
         goes = torch.stack(
@@ -55,22 +54,20 @@ class DropPlan(Plan):
         count = int(goes[0].sum(-1).min())
         gone = torch.stack([g.nonzero()[:count, 0] for g in goes[0]])[None]
         stays = torch.stack([torch.tensor([i for i in range(n) if i not in row.tolist()]) for row in gone[0]])[None]
-        left = whole.take(stays)
+        self._note(layer, stored, gone)
+        stored.keep(stays)
         if self.policy.merge:
             values = whole.values.clone()
             for h in range(heads):
                 for i in gone[0, h].tolist():
                     values[0, h, i + 1] = (whole.values[0, h, i] + whole.values[0, h, i + 1]) / 2
-            left = dataclasses.replace(whole, values=values).take(stays)
-        self._note(layer, stored, gone)
-        stored.segments = [left]
+            stored.segments[0].write_values(dataclasses.replace(whole, values=values).take(stays).values)
 
     def step(self, layer, stored):
-        oldest = stored.segments[0].at()[:, :, :1]
-        stored.segments[0] = stored.segments[0].take(
-            torch.arange(1, len(stored.segments[0])).expand(*oldest.shape[:2], -1)
-        )
-        self._note(layer, stored, oldest.long())
+        oldest = stored.places().amin(-1)
+        place = stored.places().argmin(-1)
+        stored.evict_one(place)
+        self._note(layer, stored, oldest[..., None].long())
 
     def _note(self, layer, stored, at):
         if self.ledger is not None:

@@ -11,7 +11,6 @@ from interp.explaining.memberships import memberships
 from interp.explaining.missed_mass import MissedMass
 from interp.explaining.restoring import with_channels, with_tokens
 from interp.explaining.scores import channel_scores, token_scores
-from interp.explaining.summaries import of_the_text
 from interp.interventions.policies.recall import Recall
 from interp.interventions.policies.think import ThinK
 from tests.explaining.cases import THINK, S, case_of
@@ -143,7 +142,7 @@ def held_by(cache, layer: int, head: int) -> list[Held]:
             column(row, lambda s: s.dense_keys(8)),
             column(row, lambda s: s.dense_values(8)),
             column(row, zero),
-            column(row, lambda s: ~of_the_text(s)),
+            column(row, lambda s: ~s.of_the_text()),
         )
         for row in range(back.keys.shape[0])
     ]
@@ -157,7 +156,7 @@ def test_channels_come_back_to_tokens_of_the_text_only(lens):
     for layer, stored in cache.stored.items():
         packed, was = stored.segments[0], case.policy.rest.stored[layer].segments[0]
         true = keys[layer].gather(2, packed.at().long().clamp_min(0)[..., None].expand(-1, -1, -1, 8))
-        text = of_the_text(packed)[..., None]
+        text = packed.of_the_text()[..., None]
         assert int((~text).sum()) == 2 * RECALL.summary_tokens(20)
         assert torch.equal(packed.dense_keys(8), torch.where(text, true, was.dense_keys(8)))
 
@@ -166,4 +165,4 @@ def test_channels_come_back_to_tokens_of_the_text_only(lens):
 def test_a_prompt_that_fits_has_no_summaries(lens):
     case = case_of(lens, Recall(budget=S, sinks=2), prompt=tokens(1, S))
     assert not memberships(case)
-    assert all(of_the_text(s).all() for stored in case.policy.rest.stored.values() for s in stored.segments)
+    assert all(s.of_the_text().all() for stored in case.policy.rest.stored.values() for s in stored.segments)

@@ -111,10 +111,3 @@ def test_a_table_is_filtered_and_its_front_drawn(tab, tmp_path):
     choose(tab, "policy", "a")
     assert_drawn(table[table["policy"] == "a"], less_y=False)
     assert "20 rows" in tab.text()
-
-
-def test_the_place_for_images_says_what_it_waits_for(tab):
-    tab.open("image")
-    said = tab.page.locator("[data-testid=stAlert]").inner_text()
-    assert "waits for a vision-language model" in said
-    assert said.count(".") == 1, "one sentence"

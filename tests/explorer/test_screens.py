@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.chromium import CHROMIUM
 from tests.explorer.opening import TOKENS, charts, opened, sentences
 
 WITH_TEXT = ["channels", "rank", "sinks", "intervene"]
-WITH_MODEL = [*WITH_TEXT, "image", "in_context"]
+WITH_MODEL = [*WITH_TEXT, "in_context"]
 SCREENS = [*WITH_MODEL, "studies", "export"]
 
 pytestmark = pytest.mark.timeout(600)
@@ -41,8 +42,13 @@ def test_the_first_screen_tells_every_probes_findings(overview):
 def test_every_screen_opens(screen):
     app = opened(screen)
     assert not app.exception, [e.value for e in app.exception]
-    assert not app.error, [e.value for e in app.error]
     assert app.title
+    errors = [e.value for e in app.error]
+    if screen == "export" and CHROMIUM is None:  # the picture of the figure that it offers at first
+        (sentence,) = errors
+        assert "is drawn by Chrome or Chromium, which could not be used" in sentence.replace("\\", "")
+    else:
+        assert not errors
 
 
 def test_a_chosen_head_is_chosen_on_every_page():

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import pytest
 
 from interp.cli import explorer
 from interp.errors import InterpError
+from tests.explorer.serving import served
 
 
 def test_a_taken_port_is_a_sentence():
@@ -42,22 +39,8 @@ def test_it_listens_on_localhost_and_takes_no_large_upload(monkeypatch):
 
 
 def test_it_serves_until_it_is_terminated_and_leaves_nothing_running():
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"], stdout=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1) as answer:
-                    assert answer.status == 200
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            pytest.fail("the explorer does not answer")
-    finally:
-        process.terminate()
-    assert process.wait(30) == 0
-    assert explorer._free("localhost", port), "nothing listens any more"
+    with served() as server:
+        assert server.process.poll() is None
+        assert not explorer._free("localhost", server.port)
+    assert server.process.returncode == 0
+    assert explorer._free("localhost", server.port), "nothing listens any more"

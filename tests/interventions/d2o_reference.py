@@ -36,6 +36,11 @@ AttentionInterface.register(NAME, materialised)
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """What a live cache holds against what was computed by hand, in double precision."""
+    torch.testing.assert_close(found, wanted.to(found.dtype), rtol=tolerance, atol=tolerance)
+
+
 def deep(name: str, layers: int = 5, **settings: Any) -> Any:
     """A seeded model of more layers than tests.models builds, so that skipping 0, 1 and the last leaves some."""
     torch.manual_seed(0)

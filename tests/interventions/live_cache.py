@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from interp.cache.segments import joined
 from interp.interventions import CachePolicy, Plan, Prompt, parts
 from tests.models import tokens
 
@@ -30,8 +29,7 @@ class _NewestPlan(Plan):
     count: int
 
     def compress(self, layer: int, stored: Any) -> None:
-        whole = joined(stored.segments)
-        stored.segments = [whole.part(slice(max(0, len(whole) - self.count), None))]
+        stored.keep(recent=min(self.count, stored.kept))
 
 
 def name_of(policy: Any) -> str:

@@ -10,12 +10,12 @@ import torch
 import interp
 from interp import ThinK
 from interp.interventions.policies._channels import (
+    by_elimination,
     compensated,
-    kept_after_pruning_smallest,
-    kept_by_elimination,
     loss_matrix,
     loss_of,
     pruned_count,
+    without_smallest,
 )
 from tests.interventions.zero_fill import Plain, channel_scores, full_layers
 from tests.models import shared, tokens
@@ -98,7 +98,7 @@ def test_elimination_drops_what_adds_least(rank: int | None) -> None:
     q, k = queries_and_keys(rank=rank)
     m = loss_matrix_of(q, k)
     for count in range(13):
-        kept = kept_by_elimination(m, count)
+        kept = by_elimination(m, count).kept
         for b in range(2):
             for h in range(3):
                 assert kept[b, h].tolist() == eliminated_by_hand(m[b, h].tolist(), count)
@@ -114,8 +114,8 @@ def test_elimination_lies_between_the_best_set_and_thinks() -> None:
         subsets = torch.tensor(list(combinations(range(10), 6)))
         losses = [loss_of(m, subset.expand(2, 3, -1)) for subset in subsets]
         best.append(torch.stack(losses).amin(0).flatten())
-        eliminated.append(loss_of(m, kept_by_elimination(m, 4)).flatten())
-        energy = kept_after_pruning_smallest(energies(q) * energies(k), 4)
+        eliminated.append(loss_of(m, by_elimination(m, 4).kept).flatten())
+        energy = without_smallest(energies(q) * energies(k), 4).kept
         think.append(loss_of(m, energy).flatten())
     least, greedy, diagonal = (torch.cat(x) for x in (best, eliminated, think))
     assert (greedy >= least * (1 - 1e-9)).all()
@@ -127,15 +127,15 @@ def test_without_products_between_channels_elimination_is_think() -> None:
     q, k = queries_and_keys()
     diagonal = torch.diag_embed(loss_matrix_of(q, k).diagonal(dim1=-2, dim2=-1))
     for count in (1, 5, 11):
-        smallest = kept_after_pruning_smallest(energies(q) * energies(k), count)
-        assert torch.equal(kept_by_elimination(diagonal, count), smallest)
+        smallest = without_smallest(energies(q) * energies(k), count).kept
+        assert torch.equal(by_elimination(diagonal, count).kept, smallest)
 
 
 def test_of_equal_scores_the_lowest_index_goes_first() -> None:
     scores = torch.tensor([2.0, 1.0, 1.0, 3.0, 1.0, 2.0]).expand(1, 2, -1)
-    assert kept_after_pruning_smallest(scores, 2)[0].tolist() == [[0, 3, 4, 5]] * 2
-    assert kept_after_pruning_smallest(scores, 4)[0].tolist() == [[3, 5]] * 2
-    assert kept_by_elimination(torch.diag_embed(scores), 2)[0].tolist() == [[0, 3, 4, 5]] * 2
+    assert without_smallest(scores, 2).kept[0].tolist() == [[0, 3, 4, 5]] * 2
+    assert without_smallest(scores, 4).kept[0].tolist() == [[3, 5]] * 2
+    assert by_elimination(torch.diag_embed(scores), 2).kept[0].tolist() == [[0, 3, 4, 5]] * 2
 
 
 def test_counts_of_pruned_channels() -> None:
@@ -189,7 +189,7 @@ def test_compensation_solves_its_ridge_regression(ridge: float) -> None:
 def test_strong_ridge_changes_nothing_and_weak_ridge_never_adds_error() -> None:
     """Over the queries that it was fitted to, a vanishing ridge is least squares: no key's logits get worse."""
     q, k = queries_and_keys(rank=5)
-    kept = kept_after_pruning_smallest(energies(q) * energies(k), 6)
+    kept = without_smallest(energies(q) * energies(k), 6).kept
     index = kept[:, :, None]
     cut = q.gather(-1, index.expand(-1, -1, 32, -1))
     torch.testing.assert_close(compensated(k, kept, q.mT @ q, 1e12), k)

@@ -96,7 +96,7 @@ def test_rows_that_change_between_chunks_take_their_queries_along() -> None:
     caches = []
     for first, second in ((ids, ids[rows]), (ids[rows], ids[rows])):
         with lens.apply(ThinK(0.5, window=12, recent=4, compensate=True)):
-            cache = lens._new_cache(use_cache=True)
+            cache = lens._interventions.new_cache(use_cache=True)
             cache.keeper.expect(40)
             lens(first[:, :35], past_key_values=cache, use_cache=True)
             if first is ids:

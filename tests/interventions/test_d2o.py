@@ -14,7 +14,7 @@ import torch
 import interp
 from interp import D2O, H2O
 from interp.errors import InterpError
-from tests.interventions.d2o_reference import VARIANTS, Reference, Rules, deep
+from tests.interventions.d2o_reference import VARIANTS, Reference, Rules, close, deep
 from tests.interventions.test_think import multi_head_twin
 from tests.models import shared, tokens
 
@@ -33,10 +33,6 @@ model = cache(deep)
 def no_grad():
     with torch.no_grad():
         yield
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, wanted.to(found.dtype), rtol=tolerance, atol=tolerance)
 
 
 def prefill(lens: Any, policy: Any, ids: torch.Tensor, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 import interp
 from interp import D2O
 from interp.seam.event import AttentionEvent
-from tests.interventions.d2o_reference import VARIANTS, Reference, deep
+from tests.interventions.d2o_reference import VARIANTS, Reference, close, deep
 from tests.interventions.largest import Largest
 from tests.models import tiny, tokens
 
@@ -24,10 +24,6 @@ POLICY = D2O(budget=0.3, variant="code")
 def no_grad():
     with torch.no_grad():
         yield
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, wanted.to(found.dtype), rtol=tolerance, atol=tolerance)
 
 
 def run(lens: Any, policy: D2O, ids: torch.Tensor, later: torch.Tensor) -> dict[str, Any]:

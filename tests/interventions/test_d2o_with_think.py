@@ -10,6 +10,7 @@ import torch
 import interp
 from interp import D2O, ThinK
 from tests.interventions.d2o_reference import deep
+from tests.interventions.live_cache import close
 from tests.models import tokens
 
 LAYERS = 5
@@ -19,10 +20,6 @@ LAYERS = 5
 def no_grad():
     with torch.no_grad():
         yield
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def segments_by_position(segments: list[Any], d_head: int, row: int, h: int) -> dict[int, tuple[Any, Any, Any]]:

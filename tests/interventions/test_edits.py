@@ -13,7 +13,7 @@ from interp_kernels import visual_redistribution
 
 import interp
 from interp import H2OPrefill, InterpError, KnockOut, interventions
-from interp.interventions import AttentionEdit
+from interp.interventions import PatternEdit
 from interp.interventions.edits.base import NewTokens
 from tests.interventions.edited_by_hand import by_hand, in_pieces, knocked_out, one_sentence
 from tests.interventions.live_cache import close, left_padded
@@ -68,7 +68,7 @@ def test_more_groups_than_are_told_apart() -> None:
 
 
 @dataclass(frozen=True)
-class ToTheImage(AttentionEdit):
+class ToTheImage(PatternEdit):
     """A stand-in for redistribution to image tokens: groups from ids and the residual stream, rows after the image."""
 
     name: ClassVar[str] = "to_the_image"

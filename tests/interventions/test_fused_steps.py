@@ -16,7 +16,7 @@ import interp
 from interp import D2O, H2O, ThinK
 from interp.cache.lens_cache import LensCache
 from interp.interventions.base import Entry
-from interp.interventions.policies import _eviction
+from interp.interventions.policies import _steps
 from tests.interventions.d2o_reference import deep
 from tests.interventions.live_cache import close, left_padded
 from tests.models import shared, tokens
@@ -39,13 +39,13 @@ def no_grad():
 @pytest.fixture
 def kernel_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of slots with every step that is one kernel."""
-    done, kernel = [], _eviction.decode_step
+    done, kernel = [], _steps.decode_step
 
     def counted(q: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
         done.append(keys.shape[2])
         return kernel(q, keys, *args, **kwargs)
 
-    monkeypatch.setattr(_eviction, "decode_step", counted)
+    monkeypatch.setattr(_steps, "decode_step", counted)
     return done
 
 

@@ -33,7 +33,8 @@ def layer_with(
     key = lambda count: torch.randn(1, 1, count, 4)  # noqa: E731
     old = Segment(key(n), key(n), torch.tensor([[at]], dtype=torch.int32), mass=torch.tensor([[mass]]))
     newest = Segment(key(len(tail)), key(len(tail)), range(seen - len(tail), seen), mass=torch.tensor([[tail]]))
-    stored.segments, stored.seen, stored.newest_at_compression = [old, newest], seen, len(tail) - 1
+    stored = stored.holding([old, newest])
+    stored.seen, stored.newest_at_compression = seen, len(tail) - 1
     stored.padding = None if padding is None else torch.tensor([padding])
     return stored
 

@@ -20,6 +20,7 @@ from tests.models import NAMES, SHAPE, shared, tiny, tokens
 PIECES = (7, 4, 1, 1, 1)
 PADDING = 5
 LOOK = [(lambda name: name.endswith("hook_pattern"), lambda value, hook: None)]
+EXAMPLES = [KnockOut(), KnockOut(keys=(0, 3, 11), queries=(2, 5, 8, 11), strength=0.75, renormalise=False)]
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ def test_a_layer_is_what_the_dense_mathematics_makes_of_it(padded: int) -> None:
         some = (lost >= first) | bool((lost < first).all())  # padding is summarised where there is nothing else
         lost, at = lost[some], at[some]
         group = dense_clusters(k[b, h, lost], 9)
-        wanted = dense_summaries(readers, k[b, h, lost], v[b, h, lost], at, group, 9, 1.0)
+        *wanted, _ = dense_summaries(readers, k[b, h, lost], v[b, h, lost], at, group, 9, 1.0)
         for c in range(9):
             of = lost[(group == c) & (lost >= first)]
             assert summary.at()[b, h, c] == (int(of.float().mean()) if len(of) else 0)

@@ -10,7 +10,7 @@ import torch
 
 import interp
 from interp import D2O, InterpError, ThinK
-from tests.interventions.d2o_reference import deep
+from tests.interventions.d2o_reference import close, deep
 from tests.interventions.zero_fill import ARCHITECTURES, full_layers, plain
 from tests.models import shared, tokenizer, tokens
 
@@ -22,10 +22,6 @@ def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p of every target `[batch, token]` from logits `[batch, token, vocabulary]` in fp64."""
     chosen = logits.double().gather(-1, targets[..., None])[..., 0]
     return logits.double().logsumexp(-1) - chosen
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    torch.testing.assert_close(found, wanted.to(found.dtype), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 256])

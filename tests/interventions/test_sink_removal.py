@@ -20,6 +20,7 @@ LOUD = 77
 """The token whose residual stream explodes after the first block."""
 PIECES = (9, 4, 1, 2)
 LOOK = [(lambda name: name.endswith("hook_pattern"), lambda value, hook: None)]
+EXAMPLES = [SinkRemoval(remove_fraction=0.8)]
 
 
 @pytest.fixture(autouse=True)

@@ -94,7 +94,8 @@ def dense_summaries(
     count: int,
     ridge: float,
 ) -> tuple[torch.Tensor, ...]:
-    """Summaries from the whole map of rows x evicted tokens, one regression after the other."""
+    """Summaries and each token's share of its own from the whole map of rows x evicted tokens, one regression after the
+    other."""
     rows, lse, seen_from = readers
     attention = (rows @ keys.T - lse[:, None]).masked_fill(at > seen_from[:, None], -torch.inf).exp()
     member = torch.nn.functional.one_hot(group, count).to(keys.dtype)
@@ -106,7 +107,7 @@ def dense_summaries(
         [dense_regression(rows, paid[:, c], paid[:, c].log() + lse, mean_key[c], ridge) for c in range(count)]
     )
     given = (rows @ fitted.T - lse[:, None]).exp().sum(0)
-    return fitted, share.T @ values, (paid.sum(0) / given.clamp_min(1e-12)).log()
+    return fitted, share.T @ values, (paid.sum(0) / given.clamp_min(1e-12)).log(), share.sum(1)
 
 
 def dense_regression(

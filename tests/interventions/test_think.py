@@ -11,6 +11,7 @@ import transformers as hf
 
 import interp
 from interp import ThinK
+from tests.interventions.live_cache import close
 from tests.interventions.zero_fill import ARCHITECTURES, LOCAL_LAYERS, Plain, full_layers, plain
 from tests.models import shared, tiny, tokens
 
@@ -33,10 +34,6 @@ def prefill(lens: Any, policy: ThinK, ids: torch.Tensor, **kwargs: Any) -> tuple
     with lens.apply(policy):
         logits = lens(ids, use_cache=True, **kwargs)
     return logits, lens.last_cache
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("prunable_only", [False, True])

@@ -38,6 +38,7 @@ def facts_name(request: pytest.FixtureRequest) -> str:
 
 
 TOLERANCE = {
+    torch.float64: {"atol": 1e-10, "rtol": 1e-10},
     torch.float32: {"atol": 1e-5, "rtol": 1e-5},
     torch.float16: {"atol": 2e-3, "rtol": 1e-2},
     torch.bfloat16: {"atol": 1e-2, "rtol": 2e-2},

@@ -6,9 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from interp_kernels import channel_energy, use
-from interp_kernels.gram_product import channel_gram, gram_product
-from interp_kernels.think_pack import think_pack
+from interp_kernels import channel_energy, channel_gram, think_pack, use
 
 pytest.importorskip("triton")
 
@@ -35,27 +33,35 @@ def test_channel_energy(tokens: int, size: int, dtype: torch.dtype, padded: bool
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "queries", "keys", "size"),
-    [(1, 1, 1, 7, 16), (4, 2, 33, 65, 20), (3, 3, 5, 130, 64), (6, 2, 63, 2, 80), (2, 1, 40, 31, 128)],
+    ("heads", "stored", "tokens", "size"),
+    [
+        (1, 1, 1, 16),
+        (1, 1, 7, 16),
+        (4, 2, 33, 20),
+        (2, 2, 65, 20),
+        (3, 3, 5, 64),
+        (3, 3, 130, 64),
+        (6, 2, 63, 80),
+        (2, 2, 2, 80),
+        (2, 1, 40, 128),
+        (1, 1, 31, 128),
+    ],
 )
-def test_gram_product(heads, kv_heads, queries, keys, size, padded: bool, dtype: torch.dtype, same) -> None:
-    q, k = (torch.randn(2, h, n, size, device=DEVICE).to(dtype) for h, n in ((heads, queries), (kv_heads, keys)))
-    masks = {}
-    for name, x in (("query_mask", q), ("key_mask", k)):
-        n = x.shape[2]
-        masks[name] = torch.arange(n, device=DEVICE) >= torch.tensor([[0], [(n + 1) // 2]], device=DEVICE)
-        if padded:
-            x.masked_fill_(~masks[name][:, None, :, None], torch.nan)
-    same(dtype, gram_product, q / 8, k / 8, **masks if padded else {})
+def test_channel_gram(heads, stored, tokens, size, padded: bool, dtype: torch.dtype, same) -> None:
+    x = torch.randn(2, heads, tokens, size, device=DEVICE).to(dtype)
+    mask = torch.arange(tokens, device=DEVICE) >= torch.tensor([[0], [(tokens + 1) // 2]], device=DEVICE)
+    if padded:
+        x.masked_fill_(~mask[:, None, :, None], torch.nan)
+    same(dtype, channel_gram, x / 8, mask if padded else None, heads=stored)
 
 
 @pytest.mark.parametrize(("size", "most"), [(200, 128), (96, 32), (33, 16)])
 @pytest.mark.parametrize("step", [64, 256])
 def test_gram_in_tiles_and_slices(size: int, most: int, step: int, same, monkeypatch) -> None:
     """More channels than a tile has, more tokens than a slice; queries with strides, and the last of them."""
-    module = import_module("interp_kernels.gram_product.triton")
+    module = import_module("interp_kernels.channel_gram.triton")
     monkeypatch.setattr(module, "MOST_CHANNELS", most)
-    monkeypatch.setattr(module, "SLICE_STEP", step)
+    monkeypatch.setattr(module, "LEAST_SLICE", step)
     x = torch.randn(1, 150, 4, size, device=DEVICE).transpose(1, 2) / 8
     mask = torch.rand(1, 150, device=DEVICE) < 0.7
     same(torch.float32, channel_gram, x, mask, heads=2)
@@ -63,7 +69,7 @@ def test_gram_in_tiles_and_slices(size: int, most: int, step: int, same, monkeyp
 
 
 def test_gram_runs_are_bit_identical(monkeypatch) -> None:
-    monkeypatch.setattr(import_module("interp_kernels.gram_product.triton"), "SLICE_STEP", 64)
+    monkeypatch.setattr(import_module("interp_kernels.channel_gram.triton"), "LEAST_SLICE", 64)
     x = torch.randn(1, 2, 150, 20, device=DEVICE)
     with use("triton"):
         assert torch.equal(channel_gram(x, heads=1), channel_gram(x, heads=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -14,16 +13,8 @@ import pytest
 from interp import figures
 from interp.figures._text import visible
 from interp.report import write_report
+from tests.chromium import CHROMIUM, FLAGS
 from tests.example_results import HOSTILE, example_results
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--enable-unsafe-swiftshader",
-    "--disable-background-networking",
-]
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")]
 
@@ -33,6 +24,7 @@ def test_every_figure_draws_without_a_complaint(run, probes, tmp_path):
     path = write_report(results, run, tmp_path / "report.html", probes)
     command = [
         CHROMIUM,
+        "--headless",
         *FLAGS,
         f"--user-data-dir={tmp_path / 'profile'}",
         "--virtual-time-budget=30000",
@@ -60,6 +52,7 @@ def test_figures_below_the_fold_wait(run, probes, tmp_path):
     path = write_report(example_results(), run, tmp_path / "report.html", probes)
     command = [
         CHROMIUM,
+        "--headless",
         *FLAGS,
         f"--user-data-dir={tmp_path / 'profile'}",
         "--virtual-time-budget=5000",
@@ -80,7 +73,14 @@ def test_report_opens_within_two_seconds(run, probes, tmp_path):
 
     def seconds(page: Path) -> float:
         began = time.perf_counter()
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+        command = [
+            CHROMIUM,
+            "--headless",
+            *FLAGS,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            page.as_uri(),
+        ]
         subprocess.run(command, capture_output=True, timeout=60, check=True)
         return time.perf_counter() - began
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import explaining, probes
-from interp.results import storage
+from interp.results import provenance, storage
 from tests.example_results import HOSTILE, example_results
 from tests.examples import example
 
@@ -141,11 +141,11 @@ def test_commit_is_that_of_the_library_only(tmp_path, monkeypatch):
     (tmp_path / "other.txt").write_text("somebody's repository")
     git("add", "other.txt")
     git("commit", "-m", "first")
-    (tmp_path / "storage.py").write_text("")
-    monkeypatch.setattr(storage, "__file__", str(tmp_path / "storage.py"))
+    (tmp_path / "provenance.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     assert "commit" not in storage.provenance(), "the library is installed in this repository, not tracked by it"
-    git("add", "storage.py")
+    git("add", "provenance.py")
     git("commit", "-m", "second")
     assert len(storage.provenance()["commit"]) == 12
-    (tmp_path / "storage.py").write_text("changed")
+    (tmp_path / "provenance.py").write_text("changed")
     assert storage.provenance()["commit"].endswith("-dirty")

@@ -16,7 +16,7 @@ import xarray as xr
 import interp
 from interp.probes import Context, Fold, Probe, available, resolve
 from interp.probes.text_sinks import TextSinks
-from interp.results import storage
+from interp.results import provenance
 from tests.models import shared, tokenizer, tokens
 
 
@@ -174,7 +174,7 @@ def test_models_are_compared_by_name(lens: interp.Lens) -> None:
 def test_results_say_where_they_come_from(lens: interp.Lens) -> None:
     ids = lens.to_tokens("w5 w6 w7 w8")
     attrs = interp.probe(lens, "w5 w6 w7 w8", Norms())["norms"].attrs
-    assert set(storage.provenance()) <= set(attrs)
+    assert set(provenance.provenance()) <= set(attrs)
     assert attrs["special_tokens"] == "[0]"
     assert attrs["tokens_sha256"] == hashlib.sha256(ids[0].numpy().astype("<i8").tobytes()).hexdigest()
     assert all(type(value) in (str, int, float) for value in attrs.values())
@@ -202,7 +202,7 @@ def test_results_name_the_edits_in_force(lens: interp.Lens) -> None:
 @torch.no_grad()
 def test_provenance_is_taken_once(lens: interp.Lens, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    monkeypatch.setattr(storage, "provenance", lambda device: taken.append(1) or {"device": str(device)})
+    monkeypatch.setattr(provenance, "provenance", lambda device: taken.append(1) or {"device": str(device)})
     found = interp.probe(lens, tokens(), [Norms(), Others()])
     assert taken == [1]
     assert found["others"].attrs["device"] == "cpu"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
 import torch
 import transformers as hf
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import interp
-from interp.seam.attention import NAME, AttentionCall
+from interp.seam.call import AttentionCall
 from interp.seam.masks import same_function
 from tests.models import SHAPE, shared, tiny, tokens
 
@@ -89,7 +92,8 @@ def test_features_that_sdpa_would_drop(name: str, feature: str) -> None:
 def test_unknown_attention_arguments_are_refused(lens: interp.Lens) -> None:
     """A model that passes something we do not know may be delegated to, not recomputed."""
     q = torch.zeros(1, 8, 3, 8)
-    call = AttentionCall(lens.anatomy.blocks[0].attention, q, q, q, None, None, {"position_bias": q, "dropout": 0.0})
+    module, rest = lens.anatomy.blocks[0].attention, {"position_bias": q, "dropout": 0.0}
+    call = AttentionCall(module, q, q, q, None, None, rest, "sdpa", lambda *_, **__: (q, None))
     with pytest.raises(interp.UnsupportedModelError, match="position_bias"):
         call.refuse_unknown()
 
@@ -159,11 +163,59 @@ def test_an_exception_inside_leaves_the_model_as_it_was(lens: interp.Lens) -> No
     assert torch.equal(lens.model(tokens()).logits, bare)
 
 
-def test_the_seam_outside_a_lens_call_is_refused() -> None:
-    model = tiny("llama")
-    model.set_attn_implementation(NAME)
-    with pytest.raises(interp.UnsupportedModelError, match="outside a Lens call"):
-        model(tokens())
+def test_names_and_masks_of_the_model_stay_its_own(lens: interp.Lens) -> None:
+    """Sparse attention asks for the name, and computes with the mask."""
+    model, seen = lens.model, []
+    attention = lens.anatomy.blocks[0].attention
+    note = attention.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append((m.config._attn_implementation, kwargs["attention_mask"])), with_kwargs=True
+    )
+    padded = torch.ones(2, 12, dtype=torch.long)
+    padded[0, :3] = 0
+    with note:
+        model(tokens(), attention_mask=padded)
+        lens.run_with_hooks(tokens(), attention_mask=padded, fwd_hooks=[("blocks.0.attn.hook_z", nothing)])
+    (bare_name, bare_mask), (name, mask) = seen
+    assert name == bare_name == "sdpa"
+    assert torch.equal(mask, bare_mask)
+
+
+def test_another_model_and_another_thread_go_on_as_they_would(lens: interp.Lens) -> None:
+    """What leads to the seam during a call is shared by the process; who is not in the call must not notice."""
+    other = tiny("llama")
+    bare, inside = other(tokens()).logits, []
+
+    def look(value: object, hook: object) -> None:
+        thread = threading.Thread(target=lambda: inside.append(other(tokens()).logits))
+        thread.start()
+        thread.join()
+        inside.append(other(tokens()).logits)
+
+    lens.run_with_hooks(tokens(), fwd_hooks=[("blocks.1.attn.hook_pattern", look)])
+    assert [torch.equal(logits, bare) for logits in inside] == [True, True]
+
+
+def test_two_calls_that_overlap_leave_the_registry_when_both_have_ended() -> None:
+    one, two = interp.load(tiny("llama")), interp.load(tiny("qwen3"))
+    bare = two.model(tokens()).logits
+    middle, done = threading.Event(), threading.Event()
+
+    def wait(value: object, hook: object) -> None:
+        middle.set()
+        assert done.wait(30)
+
+    hooks = [("blocks.1.attn.hook_z", wait)]
+    first = threading.Thread(target=lambda: one.run_with_hooks(tokens(), fwd_hooks=hooks))
+    first.start()
+    assert middle.wait(30)
+    seen = []
+    two.run_with_hooks(tokens(), fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: seen.append(hook.name))])
+    done.set()
+    first.join()
+    assert seen == ["blocks.1.attn.hook_z"]
+    for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        assert not {"sdpa", "eager"} & registry._local_mapping.keys()
+    assert torch.equal(two.model(tokens()).logits, bare)
 
 
 def test_calling_the_lens_from_its_own_hook(lens: interp.Lens) -> None:

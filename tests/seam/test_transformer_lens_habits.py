@@ -82,13 +82,13 @@ def test_nothing_is_computed_that_nobody_hooks(lens: interp.Lens, monkeypatch: p
     import interp.seam.attention as seam
 
     delegated: list[nn.Module] = []
-    plain = seam.AttentionCall.delegate
+    plain = seam.AttentionCall.answer
 
-    def counting(call: seam.AttentionCall, implementation: str) -> Any:
+    def counting(call: seam.AttentionCall) -> Any:
         delegated.append(call.module)
-        return plain(call, implementation)
+        return plain(call)
 
-    monkeypatch.setattr(seam.AttentionCall, "delegate", counting)
+    monkeypatch.setattr(seam.AttentionCall, "answer", counting)
     lens(tokens())
     assert delegated == []
     lens.run_with_cache(tokens(), names_filter="blocks.1.attn.hook_pattern")

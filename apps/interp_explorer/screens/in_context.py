@@ -9,6 +9,7 @@ import xarray as xr
 from interp import figures
 from interp.icl import studies
 from interp.icl.language import head_findings, head_scores
+from interp.results import repeating
 from interp_explorer import charts, study_view, subject, view, waiting
 from interp_explorer.desk import Progress
 from interp_explorer.text import plain
@@ -33,8 +34,7 @@ if st.toggle("Measure this model's heads", False, key="heads", bind="query-param
 
     scores = waiting.done(("heads", *read.key), "scoring the heads on repeated tokens", measure)
     view.loaded(read)
-    view.code("from interp.icl.language import head_scores", "results = {}")
-    view.code(f"results['head_scores'] = head_scores(lens, text, samples={SAMPLES})")
+    view.code(*repeating.heads_scored(SAMPLES))
     for sentence in head_findings(scores):
         st.markdown(f"- {plain(sentence)}")
     for name, figure in figures.figures_of("head_scores").items():
@@ -55,7 +55,6 @@ if st.toggle("Run the quick form here", False, key="run_study", bind="query-para
         return study.run(folder, lambda fraction, _: progress(int(1000 * fraction), 1000))
 
     ds = waiting.done(("study", name), f"running {name}", run)
-    view.code("from interp.icl import studies", f"study = studies.make({name!r}, quick=True)")
-    view.code(f"ds = study.run('runs/{name}')")
+    view.code(*repeating.study_made(study), *repeating.study_run(f"runs/{name}"))
     study_view.show(study, ds, "ds")
     shown.data[name] = ds

@@ -11,6 +11,7 @@ import xarray as xr
 from interp import figures
 from interp.errors import InterpError
 from interp.interventions import available
+from interp.results import repeating
 from interp.runs.side_by_side import findings
 from interp_explorer import charts, forms, memory, subject, view, waiting, why
 from interp_explorer.desk import Progress
@@ -65,15 +66,13 @@ def generate(progress: Progress) -> xr.Dataset:
 
 ds = waiting.done(("side_by_side", *key), f"writing {steps} tokens twice", generate)
 view.loaded(read)
-view.code(f"prompt = {prompt!r}", "from interp.interventions import parse_all")
-view.code(f"intervention = parse_all({list(specs)!r})")
-view.code(f"sides = interp.side_by_side(lens, prompt, intervention, {steps}, chat={chat})")
+view.code(*repeating.continued(prompt, specs, steps, chat=chat))
 shown.data["side_by_side"] = ds
 
 for sentence in findings(ds):
     st.markdown(f"- {plain(sentence)}")
 charts.keep(figures.side_by_side(ds, charts.CHARACTERS), name="side_by_side", key="sides")
-view.code("interp.figures.side_by_side(sides).show()")
+view.code(*repeating.drawn("side_by_side", "sides"))
 for side, column in zip(ds["side"].values, st.columns(2), strict=True):
     with column:
         st.caption({"unchanged": "As the model is", "intervened": "With the intervention"}[side])

@@ -8,7 +8,7 @@ import streamlit as st
 
 from interp import figures
 from interp.errors import InterpError
-from interp.results import storage
+from interp.results import repeating, storage
 from interp_explorer import charts, study_view, tables, view
 from interp_explorer.text import plain
 
@@ -28,9 +28,8 @@ if not folder:
 
 def open_table(file: Path) -> None:
     table = tables.read(file)
-    view.code(
-        "from pathlib import Path", "from interp_explorer import tables", f"table = tables.read(Path({str(file)!r}))"
-    )
+    read = repeating.call("tables.read", f"Path({str(file)!r})")
+    view.code("from pathlib import Path", "from interp_explorer import tables", f"table = {read}")
     plain_columns = [name for name in table.columns if not table[name].map(pd.api.types.is_list_like).any()]
     for name in st.multiselect("Filter by", plain_columns, key="filters"):
         table = kept(table, name)
@@ -44,7 +43,7 @@ def open_table(file: Path) -> None:
     x, less_x = axis(first, "x", numbers, 0)
     y, less_y = axis(second, "y", numbers, 1)
     charts.keep(tables.front(table, x, y, less_x=less_x, less_y=less_y), name="pareto", key="pareto")
-    view.code(f"tables.front(table, {x!r}, {y!r}, less_x={less_x}, less_y={less_y}).show()")
+    view.code(f"{repeating.call('tables.front', 'table', repr(x), repr(y), less_x=less_x, less_y=less_y)}.show()")
 
 
 def kept(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -76,13 +75,12 @@ def axis(place: st.delta_generator.DeltaGenerator, name: str, numbers: list[str]
 def open_result(file: Path) -> None:
     ds = storage.load(file)
     name = file.stem
-    view.code("import interp", f"results = {{{name!r}: interp.storage.load({str(file)!r})}}")
+    view.code(*repeating.opened(name, file))
     shown.data[name] = ds
     if "study" in ds.attrs:
         study = study_view.study_of(ds)
         st.subheader(plain(study.title))
-        made = type(study)
-        view.code(f"from {made.__module__} import {made.__name__}", f"study = {study!r}")
+        view.code(*repeating.study_made(study))
         study_view.show(study, ds, f"results[{name!r}]")
         return
     st.caption(plain(str(ds.attrs.get("description", ""))))

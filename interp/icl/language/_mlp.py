@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.lens import Lens
+from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
 Note = Callable[[nn.Module, Tensor, Tensor], None]
@@ -29,7 +30,7 @@ Note = Callable[[nn.Module, Tensor, Tensor], None]
 def watching(modules: list[nn.Module], note: Note) -> Iterator[None]:
     """`note` is told of every call of `modules` while the block runs."""
 
-    def hook(module: nn.Module, args: tuple, out: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         if args and isinstance(args[0], Tensor):
             note(module, args[0], out)
 
@@ -40,7 +41,7 @@ def watching(modules: list[nn.Module], note: Note) -> Iterator[None]:
 
 
 @torch.no_grad()
-def input_projections(lens: Any, tokens: Int[Tensor, "1 pos"]) -> list[dict[str, nn.Module]]:
+def input_projections(lens: TextLens, tokens: Int[Tensor, "1 pos"]) -> list[dict[str, nn.Module]]:
     """For each layer the linear maps `[d_model -> d_mlp]` that read the MLP's input, by their own names.
 
     Raises UnsupportedModelError where there is none (mixtures of experts keep their weights in one tensor), where
@@ -72,7 +73,7 @@ def _leaves(block: nn.Module, attention: nn.Module) -> dict[str, nn.Module]:
 
 
 def _reading_the_same(
-    lens: Any, layer: int, leaves: dict[str, nn.Module], given: dict[nn.Module, Tensor]
+    lens: TextLens, layer: int, leaves: dict[str, nn.Module], given: dict[nn.Module, Tensor]
 ) -> dict[str, nn.Module]:
     """Of the modules of one block those that read what the first linear map to run (`given` is in that order) reads."""
     names = {module: name for name, module in leaves.items()}
@@ -114,7 +115,7 @@ class LastToken:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, lens: Any, tokens: Int[Tensor, "1 pos"], modules: list[nn.Module]) -> LastToken:
+    def of(cls, lens: TextLens, tokens: Int[Tensor, "1 pos"], modules: list[nn.Module]) -> LastToken:
         read: dict[nn.Module, Tensor] = {}
         projected: dict[nn.Module, Tensor] = {}
 
@@ -131,7 +132,7 @@ class LastToken:
 
 
 def weight_gradients(
-    lens: Any, modules: list[nn.Module], loss: Callable[[Any], Tensor]
+    lens: TextLens, modules: list[nn.Module], loss: Callable[[Any], Tensor]
 ) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
     """The gradient of `loss(lens)` with respect to the weight of each module, one after the other.
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 
 from interp.errors import InterpError
+from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
 
@@ -17,7 +18,7 @@ OUTER_SHARE = 0.05
 """Share of the ids at either end of the vocabulary that random sequences leave out."""
 
 
-def random_tokens(lens: Any, samples: int, length: int, seed: int) -> Int[Tensor, "sample length"]:
+def random_tokens(lens: TextLens, samples: int, length: int, seed: int) -> Int[Tensor, "sample length"]:
     """Rows of distinct random ids from the middle of the vocabulary.
 
     Byte-pair vocabularies are in order of merging, so the ends hold the most and the least frequent tokens; special
@@ -36,7 +37,7 @@ def random_tokens(lens: Any, samples: int, length: int, seed: int) -> Int[Tensor
     return torch.stack(rows).to(lens.device)
 
 
-def after_bos(lens: Any, rows: Int[Tensor, "sample pos"]) -> Int[Tensor, "sample pos"]:
+def after_bos(lens: TextLens, rows: Int[Tensor, "sample pos"]) -> Int[Tensor, "sample pos"]:
     """`rows` with the tokenizer's first token before each, where it names one: a place on which heads can rest."""
     bos = None if lens.tokenizer is None else lens.tokenizer.bos_token_id
     if bos is None:
@@ -45,7 +46,7 @@ def after_bos(lens: Any, rows: Int[Tensor, "sample pos"]) -> Int[Tensor, "sample
 
 
 def rows_of_text(
-    lens: Any, text: str | Sequence[str] | Tensor, length: int, most: int, asked_by: str
+    lens: TextLens, text: str | Sequence[str] | Tensor, length: int, most: int, asked_by: str
 ) -> Int[Tensor, "sample length"]:
     """At most `most` rows of `length` tokens, special tokens that the tokenizer puts first included.
 
@@ -70,7 +71,7 @@ def rows_of_text(
     return torch.stack([row[:length] for row in rows])
 
 
-def special_tokens(lens: Any) -> Int[Tensor, " pos"]:
+def special_tokens(lens: TextLens) -> Int[Tensor, " pos"]:
     """What the tokenizer puts before a text; nothing without a tokenizer."""
     ids = () if lens.tokenizer is None else start_tokens(lens.tokenizer)
     return torch.tensor(ids, dtype=torch.long, device=lens.device)
@@ -93,7 +94,7 @@ class Prompt:
     query: Int[Tensor, " query"]
 
     @classmethod
-    def of(cls, lens: Any, demos: str | Tensor | Sequence[str | Tensor], query: str | Tensor) -> Prompt:
+    def of(cls, lens: TextLens, demos: str | Tensor | Sequence[str | Tensor], query: str | Tensor) -> Prompt:
         """Texts are tokenised one by one, so that no token spans a boundary; tokens `[pos]` come without special ones.
 
         Raises InterpError where a demonstration or the query is empty.
@@ -124,10 +125,10 @@ class Prompt:
         return torch.tensor([False, True, False]).repeat_interleave(sizes).to(self.query.device)
 
 
-def _tokens(lens: Any, part: str | Tensor) -> Int[Tensor, " pos"]:
+def _tokens(lens: TextLens, part: str | Tensor) -> Int[Tensor, " pos"]:
     if isinstance(part, Tensor):
         return part.reshape(-1).to(lens.device)
     if lens.tokenizer is None:
         raise InterpError("this Lens has no tokenizer; pass demonstrations and query as tokens.")
-    ids = lens.tokenizer(part, add_special_tokens=False).input_ids
+    ids = lens.token_ids(part)
     return torch.tensor(ids, dtype=torch.long, device=lens.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -51,7 +51,7 @@ def compared(zsl: Reading, icl: Change, ft: Change, prompts: LabelPrompts) -> xr
     Standard errors are NaN where fewer than two queries define the value. All queries share demonstrations and fine-
     tuned weights, so these errors do not say how other demonstrations would do.
     """
-    import xarray as xr
+    from interp.results.described import Row, described, with_error
 
     icl_tokens, ft_tokens = _paired(icl.demo_scores, ft.demo_scores)
     icl_demos, ft_demos = (torch.stack([s.logsumexp(-1) for s in c.demo_scores], -1) for c in (icl, ft))
@@ -80,17 +80,14 @@ def compared(zsl: Reading, icl: Change, ft: Change, prompts: LabelPrompts) -> xr
     }
     numbers = {name: mean_of_defined(values)[:2] for name, values in of_queries.items()}
     numbers["rec2ftp"] = recovered, (recovered * (1 - recovered) / (learnt - 1)) ** 0.5 if learnt > 1 else float("nan")
-    data: dict[str, Any] = {
-        "rec2ftp_queries": ((), learnt, {"units": "queries", "description": "how many ZSL labels wrong and FT right"})
-    }
+    data = {"rec2ftp_queries": Row((), learnt, "queries", "how many ZSL labels wrong and FT right")}
     for name, description in MEASURES.items():
         value, error = numbers[name]
-        data[name] = (), value, {"units": "1", "description": description}
-        data[f"{name}_se"] = (), error, {"units": "1", "description": f"standard error of {name} over queries"}
+        data |= with_error(name, Row((), value, "1", description), error, " over queries")
     for name in BY_LAYER:
-        about = {"units": "1", "description": f"{name} of each layer, mean over queries"}
-        data[f"{name}_by_layer"] = "layer", of_layers[name].nanmean(0).numpy(), about
-    return xr.Dataset(data)
+        said = f"{name} of each layer, mean over queries"
+        data[f"{name}_by_layer"] = Row("layer", of_layers[name].nanmean(0), "1", said)
+    return described(data)
 
 
 def _paired(icl: list[Tensor], ft: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,5 +96,5 @@ def _paired(icl: list[Tensor], ft: list[Tensor]) -> tuple[Tensor, Tensor]:
     With the same texts these are the same tokens. A wrong task has others: what is left to agree is their place.
     """
     lengths = [min(a.shape[-1], b.shape[-1]) for a, b in zip(icl, ft, strict=True)]
-    sides = ([scores[..., -n:] for scores, n in zip(side, lengths, strict=True)] for side in (icl, ft))
-    return tuple(torch.cat(side, -1) for side in sides)  # type: ignore[return-value]
+    cut_icl, cut_ft = ([scores[..., -n:] for scores, n in zip(side, lengths, strict=True)] for side in (icl, ft))
+    return torch.cat(cut_icl, -1), torch.cat(cut_ft, -1)

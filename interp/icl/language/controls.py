@@ -10,12 +10,13 @@ U(0, 1), whose mean is not 0; a Gaussian's is.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 
 from interp.errors import InterpError
 from interp.icl.language.changes import Change
+from interp.lens.lens import Lens
+from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
 
@@ -30,14 +31,12 @@ CONDITIONS = {
 CONTROLS = tuple(CONDITIONS)[1:]
 
 
-def untrained(lens: Any, seed: int) -> Any:
+def untrained(lens: TextLens, seed: int) -> Lens:
     """A Lens on a model of the same config, dtype and device with fresh weights, and the same tokenizer.
 
     The weights follow the architecture's own initialisation with the config's `initializer_range`. torch's random state
     is left as it was. Raises InterpError for what is not a Lens of the Lens' own kind, such as one around a bridge.
     """
-    from interp.lens.lens import Lens
-
     if type(lens) is not Lens:
         raise InterpError(
             f"untrained weights are drawn for a plain Lens, not for a {type(lens).__name__}; load the model itself "
@@ -57,7 +56,8 @@ def gaussian(like: Change, seed: int) -> Change:
 
     def drawn(x: Tensor) -> Tensor:
         noise = torch.randn(x.shape, generator=generator) * (x != 0)  # padding stays padding
-        return torch.nn.functional.normalize(noise, dim=-1) * x.norm(dim=-1, keepdim=True)
+        scaled: Tensor = torch.nn.functional.normalize(noise, dim=-1) * x.norm(dim=-1, keepdim=True)
+        return scaled
 
     return Change(
         attn_out=drawn(like.attn_out),

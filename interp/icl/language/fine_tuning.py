@@ -26,6 +26,7 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.icl.language.key_value_weights import KeyValueWeight, key_value_weights
 from interp.icl.language.label_tasks import Example, LabelPrompts
 from interp.icl.language.readings import next_token_logits
+from interp.lens.protocol import InterventionLens, TextLens
 
 Tensor = torch.Tensor
 Recipe = Literal["sgd", "layer_causal"]
@@ -55,7 +56,7 @@ class Training:
 
 
 @contextmanager
-def fine_tuned(lens: Any, prompts: LabelPrompts, lr: float, recipe: Recipe = "sgd") -> Iterator[Training]:
+def fine_tuned(lens: TextLens, prompts: LabelPrompts, lr: float, recipe: Recipe = "sgd") -> Iterator[Training]:
     """Within the block the model is fine-tuned on the demonstrations of `prompts`; afterwards it is as before, bit for
     bit.
 
@@ -82,7 +83,7 @@ def fine_tuned(lens: Any, prompts: LabelPrompts, lr: float, recipe: Recipe = "sg
                 weight.parameter.copy_(value)
 
 
-def _train(lens: Any, prompts: LabelPrompts, weights: list[KeyValueWeight], lr: float, recipe: Recipe) -> Training:
+def _train(lens: TextLens, prompts: LabelPrompts, weights: list[KeyValueWeight], lr: float, recipe: Recipe) -> Training:
     parameters = [w.parameter for w in weights]
     losses: list[float] = []
     queries: list[Tensor] = []
@@ -105,7 +106,7 @@ def _train(lens: Any, prompts: LabelPrompts, weights: list[KeyValueWeight], lr: 
     return Training(torch.tensor(losses), queries)
 
 
-def _label_loss(lens: Any, start: tuple[int, ...], demo: Example, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _label_loss(lens: TextLens, start: tuple[int, ...], demo: Example, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Loss on one demonstration's label (nats), and the queries of its tokens `[layer, token, head_channel]`.
 
     The label itself is read too, though nothing is learnt from what follows it: its queries belong to the record.
@@ -155,7 +156,7 @@ def label_loss(logits: Float[Tensor, "example d_vocab"], prompts: LabelPrompts, 
 
 
 def choose_learning_rate(
-    lens: Any, prompts: LabelPrompts, recipe: Recipe = "sgd", grid: Sequence[float] | None = None
+    lens: InterventionLens, prompts: LabelPrompts, recipe: Recipe = "sgd", grid: Sequence[float] | None = None
 ) -> tuple[float, dict[float, float]]:
     """The learning rate after which held-out examples are labelled best, and the loss after each.
 

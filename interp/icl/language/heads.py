@@ -23,13 +23,15 @@ from jaxtyping import Bool, Float, Int
 
 from interp.errors import InterpError
 from interp.icl.language._prompts import after_bos, random_tokens, rows_of_text
+from interp.lens.protocol import TextLens
+from interp.results.described import Row, described, with_error
 from interp.subjects.texts import demo_text
 
 Tensor = torch.Tensor
 Cells = Float[Tensor, "query key"]
 
 
-def head_scores(lens: Any, text: str | Tensor | None = None, *, samples: int = 10, seed: int = 0) -> xr.Dataset:
+def head_scores(lens: TextLens, text: str | Tensor | None = None, *, samples: int = 10, seed: int = 0) -> xr.Dataset:
     """All scores of this file, with their default settings, in one dataset (layer, head).
 
     `text` is what `previous_token` reads, the demo text by default. Reads 4 x `samples` sequences, none longer than 256
@@ -44,7 +46,7 @@ def head_scores(lens: Any, text: str | Tensor | None = None, *, samples: int = 1
     return xr.merge(parts).assign_attrs(parts[0].attrs)
 
 
-def induction_scores(lens: Any, *, length: int = 50, samples: int = 10, seed: int = 0) -> xr.Dataset:
+def induction_scores(lens: TextLens, *, length: int = 50, samples: int = 10, seed: int = 0) -> xr.Dataset:
     """`induction`: attention from each token of a second copy to the token after its first occurrence, mean over the
     copy.
 
@@ -54,12 +56,14 @@ def induction_scores(lens: Any, *, length: int = 50, samples: int = 10, seed: in
     return _on_repeats(lens, ("induction",), length, 2, samples, seed)
 
 
-def duplicate_token(lens: Any, *, length: int = 50, samples: int = 10, seed: int = 0) -> xr.Dataset:
+def duplicate_token(lens: TextLens, *, length: int = 50, samples: int = 10, seed: int = 0) -> xr.Dataset:
     """`duplicate_token`: attention from each token of a second copy to its first occurrence itself."""
     return _on_repeats(lens, ("duplicate_token",), length, 2, samples, seed)
 
 
-def prefix_matching(lens: Any, *, length: int = 25, repeats: int = 4, samples: int = 10, seed: int = 0) -> xr.Dataset:
+def prefix_matching(
+    lens: TextLens, *, length: int = 25, repeats: int = 4, samples: int = 10, seed: int = 0
+) -> xr.Dataset:
     """Attention from repeated tokens to the followers of their earlier occurrences: `length` random tokens, `repeats`
     times, after BOS where the tokenizer has one.
 
@@ -70,7 +74,7 @@ def prefix_matching(lens: Any, *, length: int = 25, repeats: int = 4, samples: i
     return _on_repeats(lens, ("prefix_matching", "prefix_matching_entries"), length, repeats, samples, seed)
 
 
-def previous_token(lens: Any, text: str | Tensor, *, length: int = 256, samples: int = 10) -> xr.Dataset:
+def previous_token(lens: TextLens, text: str | Tensor, *, length: int = 256, samples: int = 10) -> xr.Dataset:
     """`previous_token`: attention from each token of a real text to the one before, mean over tokens.
 
     `text` is cut into at most `samples` stretches of `length` tokens; of tokens `[sample, pos]` so many are read. The
@@ -83,7 +87,7 @@ def previous_token(lens: Any, text: str | Tensor, *, length: int = 256, samples:
     return _attended(lens, rows, ("previous_token",), {"length": length})
 
 
-def copying(lens: Any, *, length: int = 25, samples: int = 10, seed: int = 0) -> xr.Dataset:
+def copying(lens: TextLens, *, length: int = 25, samples: int = 10, seed: int = 0) -> xr.Dataset:
     """`copying`: how much a head raises the logit of a token that it attends to, from -1 to 1.
 
     `length` random tokens are read (after BOS where there is one). For each of them what the head writes when it
@@ -181,7 +185,9 @@ LISTED = 8
 """Heads that a sentence names."""
 
 
-def _on_repeats(lens: Any, names: tuple[str, ...], length: int, repeats: int, samples: int, seed: int) -> xr.Dataset:
+def _on_repeats(
+    lens: TextLens, names: tuple[str, ...], length: int, repeats: int, samples: int, seed: int
+) -> xr.Dataset:
     _check_samples(" and ".join(names), samples)
     if repeats < 2 or length < 2:
         raise InterpError(
@@ -193,7 +199,7 @@ def _on_repeats(lens: Any, names: tuple[str, ...], length: int, repeats: int, sa
 
 @torch.no_grad()
 def _attended(
-    lens: Any, rows: Int[Tensor, "sample pos"], names: tuple[str, ...], about: Mapping[str, int]
+    lens: TextLens, rows: Int[Tensor, "sample pos"], names: tuple[str, ...], about: Mapping[str, int]
 ) -> xr.Dataset:
     """The scores `names` of every head on every row, averaged."""
     lens.check_length(rows.shape[1])
@@ -211,7 +217,7 @@ def _attended(
 
 
 @torch.no_grad()
-def _copying(lens: Any, row: Int[Tensor, " source"]) -> Float[np.ndarray, "layer head"]:
+def _copying(lens: TextLens, row: Int[Tensor, " source"]) -> Float[np.ndarray, "layer head"]:
     """The copying score of every head on one sequence."""
     layers = range(lens.cfg.n_layers)
     last = f"blocks.{layers[-1]}.hook_resid_post"
@@ -240,19 +246,17 @@ def _check_samples(what: str, samples: int) -> None:
         raise InterpError(f"{what} needs at least 2 sequences for a standard error, found {samples}.")
 
 
-def _summary(lens: Any, scores: Mapping[str, np.ndarray], about: Mapping[str, int]) -> xr.Dataset:
+def _summary(lens: TextLens, scores: Mapping[str, np.ndarray], about: Mapping[str, int]) -> xr.Dataset:
     """Mean and standard error over samples of scores `[sample, layer, head]`."""
-    data = {}
+    data: dict[str, Row] = {}
     for name, by_sample in scores.items():
-        settings = {"units": "1", "samples": len(by_sample), **about}
+        settings = {"samples": len(by_sample), **about}
         error = by_sample.std(0, ddof=1) / math.sqrt(len(by_sample))
-        mean_about = {**settings, "description": DESCRIPTIONS[name]}
-        error_about = {**settings, "description": f"standard error of {name} over sequences"}
-        data[name] = (("layer", "head"), by_sample.mean(0), mean_about)
-        data[f"{name}_se"] = (("layer", "head"), error, error_about)
+        row = Row(("layer", "head"), by_sample.mean(0), "1", DESCRIPTIONS[name], settings)
+        data |= with_error(name, row, error, " over sequences")
     attrs = {
         "title": "Scores of attention heads",
         "description": "What each head attends to in repeated sequences and text, and whether it copies",
         "model": lens.cfg.model_name,
     }
-    return xr.Dataset(data, {"layer": np.arange(lens.cfg.n_layers), "head": np.arange(lens.cfg.n_heads)}, attrs)
+    return described(data, {"layer": np.arange(lens.cfg.n_layers), "head": np.arange(lens.cfg.n_heads)}, attrs)

@@ -8,7 +8,6 @@ noise (on the demo model the difference has a standard deviation of 4 nats), so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,13 @@ from torch.nn.functional import cross_entropy
 from interp.errors import InterpError
 from interp.icl.language._prompts import rows_of_text
 from interp.icl.measures._means import mean
+from interp.lens.protocol import TextLens
+from interp.results.described import Row, described, with_error
 
 
 @torch.no_grad()
 def icl_score(
-    lens: Any, texts: str | Sequence[str] | torch.Tensor, *, late: int = 500, early: int = 50, width: int = 1,
+    lens: TextLens, texts: str | Sequence[str] | torch.Tensor, *, late: int = 500, early: int = 50, width: int = 1,
     most: int = 32,
 ) -> xr.Dataset:  # fmt: skip
     """Loss of token `late` minus loss of token `early`, mean over texts.
@@ -53,29 +54,26 @@ def icl_score(
             f"icl_score needs at least two texts of {late} tokens for a standard error, found {len(rows)}."
         )
     losses = [cross_entropy(lens(row[None])[0, :-1].float(), row[1:], reduction="none") for row in rows]
-    loss = xr.DataArray(
-        torch.stack(losses).cpu().numpy(),
-        {"text": np.arange(len(rows)), "token": np.arange(2, late + 1)},
-        ("text", "token"),
-        attrs={"units": "nats", "description": "loss of each token given those before it; tokens count from 1"},
-    )
+    said = "loss of each token given those before it; tokens count from 1"
+    found = {"loss": Row(("text", "token"), torch.stack(losses), "nats", said)}
+    places = {"text": np.arange(len(rows)), "token": np.arange(2, late + 1)}
+    loss = described(found, places)["loss"]
     at_late, at_early = (loss.sel(token=slice(end - width + 1, end)).mean("token") for end in (late, early))
     parts = {
         "icl_score": (at_late - at_early, f"loss of token {late} minus loss of token {early}"),
         "late_loss": (at_late, f"loss of token {late}"),
         "early_loss": (at_early, f"loss of token {early}"),
     }
-    ds = xr.Dataset({"loss": loss})
     for name, (by_text, said) in parts.items():
         value = mean(torch.from_numpy(by_text.values))
-        ds[name] = ((), value.value, {"units": "nats", "description": f"{said}, mean over texts"})
-        ds[f"{name}_se"] = ((), value.se, {"units": "nats", "description": f"standard error of {name} over texts"})
-    return ds.assign_attrs(
-        title="In-context learning score",
-        description="How much better the model predicts late in its context than early",
-        model=lens.cfg.model_name,
-        texts=len(rows),
-        late=late,
-        early=early,
-        width=width,
-    )
+        found |= with_error(name, Row((), value.value, "nats", f"{said}, mean over texts"), value.se, " over texts")
+    attrs = {
+        "title": "In-context learning score",
+        "description": "How much better the model predicts late in its context than early",
+        "model": lens.cfg.model_name,
+        "texts": len(rows),
+        "late": late,
+        "early": early,
+        "width": width,
+    }
+    return described(found, places, attrs)

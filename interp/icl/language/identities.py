@@ -28,6 +28,8 @@ from torch.nn.functional import cosine_similarity
 from interp.errors import InterpError
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
+from interp.lens.protocol import TextLens
+from interp.results.described import Row, described
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -35,7 +37,7 @@ Text = str | Tensor
 
 
 @torch.no_grad()
-def head_split(lens: Any, demos: Text | Sequence[Text], query: Text) -> xr.Dataset:
+def head_split(lens: TextLens, demos: Text | Sequence[Text], query: Text) -> xr.Dataset:
     """Each head's output at the last token as a mixture of what it reads in the demonstrations and elsewhere.
 
     With a the attention to demonstration tokens, out_ICL = (1 - a) out_query + a out_demo, where out_query and out_demo
@@ -73,10 +75,10 @@ def head_split(lens: Any, demos: Text | Sequence[Text], query: Text) -> xr.Datas
     lens.run_with_hooks(prompt.in_context, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
     numbers = [_split_numbers(splits[layer]) for layer in layers]
     data = {
-        name: (("layer", "head"), np.stack([row[name] for row in numbers]), {"units": units, "description": said})
+        name: Row(("layer", "head"), np.stack([row[name] for row in numbers]), units, said)
         for name, (units, said) in SPLIT.items()
     }
-    return xr.Dataset(
+    return described(
         data,
         {"layer": list(layers), "head": np.arange(lens.cfg.n_heads)},
         {
@@ -155,7 +157,7 @@ def _split_numbers(parts: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def implicit_mlp_update(
-    lens: Any,
+    lens: TextLens,
     demos: Text | Sequence[Text],
     query: Text,
     *,
@@ -192,12 +194,8 @@ def implicit_mlp_update(
     gradients = weight_gradients(lens, modules, loss or partial(_loss_alone, prompt=prompt))
     updates = [_update_numbers(m, alone, after, grad) for m, grad in zip(modules, gradients, strict=True)]
     shape = (len(by_layer), len(by_layer[0]))
-    data: dict[str, Any] = {
-        name: (
-            ("layer", "projection"),
-            np.array([float(row[name]) for row in updates]).reshape(shape),
-            {"units": units, "description": said},
-        )
+    data = {
+        name: Row(("layer", "projection"), np.array([float(row[name]) for row in updates]).reshape(shape), units, said)
         for name, (units, said) in UPDATE.items()
     }
     first = [next(iter(named.values())) for named in by_layer]
@@ -207,8 +205,8 @@ def implicit_mlp_update(
         "mlp_shift_norm": [(b - a).norm() for a, b in zip(alone.written, after.written, strict=True)],
     }
     for name, (units, said) in SHIFT.items():
-        data[name] = ("layer", np.array([float(x) for x in shifts[name]]), {"units": units, "description": said})
-    return xr.Dataset(
+        data[name] = Row("layer", np.array([float(x) for x in shifts[name]]), units, said)
+    return described(
         data,
         {"layer": np.arange(shape[0]), "projection": list(by_layer[0])},
         {
@@ -220,7 +218,7 @@ def implicit_mlp_update(
     )
 
 
-def _loss_alone(lens: Any, prompt: Prompt) -> Tensor:
+def _loss_alone(lens: TextLens, prompt: Prompt) -> Tensor:
     """Mean over demonstrations of the mean next-token loss of each read alone."""
     if min(tokens.shape[1] for tokens in prompt.alone) < 2:
         raise InterpError(
@@ -249,7 +247,7 @@ def _update_numbers(
     }
 
 
-def _about(lens: Any, prompt: Prompt) -> dict[str, Any]:
+def _about(lens: TextLens, prompt: Prompt) -> dict[str, Any]:
     return {
         "model": lens.cfg.model_name,
         "dtype": lens.cfg.dtype,

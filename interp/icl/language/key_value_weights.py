@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
 
@@ -28,7 +29,7 @@ class KeyValueWeight:
     """True at the entries that make keys or values, where others make queries; None where all do."""
 
 
-def key_value_weights(lens: Any) -> list[KeyValueWeight]:
+def key_value_weights(lens: TextLens) -> list[KeyValueWeight]:
     """Weights and biases of the key and value projections of all layers.
 
     Raises UnsupportedModelError for a Lens around a bridge, where a layer makes no keys and values of its own, or where
@@ -62,7 +63,7 @@ def key_value_weights(lens: Any) -> list[KeyValueWeight]:
             p.requires_grad_(requires_grad)
 
 
-def _of_layer(lens: Any, layer: int, made: dict[str, list[Tensor]]) -> list[KeyValueWeight]:
+def _of_layer(lens: TextLens, layer: int, made: dict[str, list[Tensor]]) -> list[KeyValueWeight]:
     part = lens.anatomy.blocks[layer]
     projections = [m for m in part.attention.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
     inside = {id(p) for m in projections for p in m.parameters(recurse=False)}

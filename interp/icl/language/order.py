@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from interp.errors import InterpError
 from interp.icl.measures._means import mean
+from interp.results.described import described
 
 Demo = TypeVar("Demo")
 Query = TypeVar("Query")
@@ -61,12 +62,12 @@ def order_sensitivity(
         outcomes = [torch.as_tensor(predict([demos[i] for i in order], query)).detach() for order in orders]
         spreads.append(float(torch.stack(outcomes).double().std(0).sum()))
     sen = mean(torch.tensor(spreads))
-    about = {"units": "1", "description": "standard deviation over orders of each outcome, summed over outcomes"}
-    return xr.Dataset(
+    said = "standard deviation over orders of each outcome, summed over outcomes"
+    return described(
         {
-            "sensitivity": ("query", np.array(spreads), about),
-            "order_sensitivity": ((), sen.value, {"units": "1", "description": "Sen: mean over queries"}),
-            "order_sensitivity_se": ((), sen.se, {"units": "1", "description": "standard error over queries"}),
+            "sensitivity": ("query", np.array(spreads), "1", said),
+            "order_sensitivity": ((), sen.value, "1", "Sen: mean over queries"),
+            "order_sensitivity_se": ((), sen.se, "1", "standard error over queries"),
         },
         {"query": np.arange(len(spreads))},
         {

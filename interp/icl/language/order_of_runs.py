@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,11 +21,17 @@ from interp.icl.language.readings import next_token_logits
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.lens.protocol import InterventionLens
+
 Tensor = torch.Tensor
 
 
 def order_sensitivity_of_runs(
-    lens: Any, prompts: LabelPrompts, learning_rates: Mapping[Recipe, float], permutations: int = 5, seed: int = 0
+    lens: InterventionLens,
+    prompts: LabelPrompts,
+    learning_rates: Mapping[Recipe, float],
+    permutations: int = 5,
+    seed: int = 0,
 ) -> xr.Dataset:
     """`order_sensitivity` of next-token distributions along `run`: "icl" and each recipe of `learning_rates`.
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from interp.errors import InterpError
 from interp.icl.language.label_tasks import Example, LabelPrompts
+from interp.lens.protocol import InterventionLens
 
 Tensor = torch.Tensor
 BATCH = 8  # queries read together: each gets a copy of the demonstrations' keys and values
@@ -39,7 +40,7 @@ class Reading:
 
 
 @torch.no_grad()
-def read(lens: Any, prompts: LabelPrompts, *, demos: bool) -> Reading:
+def read(lens: InterventionLens, prompts: LabelPrompts, *, demos: bool) -> Reading:
     """Read all queries of `prompts`, after its demonstrations or alone, and keep what `Reading` lists.
 
     Raises InterpError where a layer no longer holds all of the demonstrations (a sliding window shorter than they are),
@@ -67,7 +68,7 @@ def read(lens: Any, prompts: LabelPrompts, *, demos: bool) -> Reading:
 
 @torch.no_grad()
 def next_token_logits(
-    lens: Any, prompts: LabelPrompts, examples: Sequence[Example], *, demos: bool
+    lens: InterventionLens, prompts: LabelPrompts, examples: Sequence[Example], *, demos: bool
 ) -> Float[Tensor, "example d_vocab"]:
     """Next-token logits after each example's prompt, in float32 on the CPU; nothing is hooked."""
     prefix = demo_tokens(prompts).tokens if demos else []
@@ -100,17 +101,20 @@ class _Batch:
     """Where each query's last token is in its row."""
     past: dict[str, Any]
 
-    def logits(self, lens: Any) -> Float[Tensor, "query d_vocab"]:
+    def logits(self, lens: InterventionLens) -> Float[Tensor, "query d_vocab"]:
         """Logits at each row's last token; where the model can, only the columns that some row needs are computed."""
         columns, which = self.last.unique(return_inverse=True)
         if lens.last_logits_only:
             out = lens(self.tokens, logits_to_keep=columns, **self.past)
         else:
             out = lens(self.tokens, **self.past)[:, columns]
-        return out[torch.arange(len(which), device=which.device), which].float().cpu()
+        logits: Tensor = out[torch.arange(len(which), device=which.device), which].float().cpu()
+        return logits
 
 
-def _batches(lens: Any, start: tuple[int, ...], prefix: list[int], examples: Sequence[Example]) -> Iterator[_Batch]:
+def _batches(
+    lens: InterventionLens, start: tuple[int, ...], prefix: list[int], examples: Sequence[Example]
+) -> Iterator[_Batch]:
     """Right-padded batches; `prefix` is read once and its keys and values are copied for every batch."""
     read_before = None
     if prefix:

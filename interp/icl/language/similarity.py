@@ -59,7 +59,8 @@ def simam(
 
 def cosine(x: Float[Tensor, "*batch n"], y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """Cosine along the last axis, NaN where either is 0."""
-    return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    cosines: Tensor = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    return cosines
 
 
 def kendall(x: Float[Tensor, "*batch n"], y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:

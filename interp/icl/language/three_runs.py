@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,12 +24,14 @@ from interp.icl.language.readings import Reading, read
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.lens.protocol import InterventionLens
+
 Progress = Callable[[float, str], None]
 """Told the fraction that is done, 0 to 1, and what is being done now."""
 
 
 def three_runs(
-    lens: Any,
+    lens: InterventionLens,
     task: LabelTask | str,
     *,
     demos: int = 16,
@@ -127,13 +129,13 @@ def three_runs(
 class _Subject:
     """One model's bare and in-context run on the same queries."""
 
-    lens: Any
+    lens: InterventionLens
     prompts: LabelPrompts
     zsl: Reading
     icl: Change
 
     @classmethod
-    def of(cls, lens: Any, prompts: LabelPrompts) -> _Subject:
+    def of(cls, lens: InterventionLens, prompts: LabelPrompts) -> _Subject:
         zsl = read(lens, prompts, demos=False)
         return cls(lens, prompts, zsl, in_context_change(zsl, read(lens, prompts, demos=True), prompts))
 

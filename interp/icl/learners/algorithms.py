@@ -37,7 +37,8 @@ class Algorithm(ABC):
     @property
     def name(self) -> str:
         """The call that makes this algorithm, a tensor by its shape alone."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        settings = fields(self)  # type: ignore[arg-type]  # every algorithm is a dataclass, which their base is not
+        values = {field.name: getattr(self, field.name) for field in settings}
         shown = {key: f"<{list(v.shape)}>" if isinstance(v, Tensor) else repr(v) for key, v in values.items()}
         return f"{type(self).__name__}({', '.join(f'{key}={text}' for key, text in shown.items())})"
 
@@ -83,6 +84,11 @@ class gd(LinearAlgorithm):
     Raises:
         InterpError: no step size, sizes that are not one for each step, and, when called, a `precond` or `w0` of other
             shape than the prompts ask for.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.gd(steps=1, eta=5.0)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
     """
 
     steps: int = 1
@@ -126,6 +132,11 @@ class gdpp(LinearAlgorithm):
     Args:
         steps: Number of steps.
         eta, gamma: One number for all steps or one for each.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.gdpp(2, eta=5.0, gamma=0.1)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
     """
 
     steps: int
@@ -157,6 +168,11 @@ class newton(LinearAlgorithm):
 
     The start is M_0 = Sᵀ / ‖S Sᵀ‖_F as in the release of Fu et al. 2024 ("Transformers learn higher-order optimization
     methods for in-context learning"), whose paper leaves the factor open. Then I - M_{k+1} S = (I - M_k S)².
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.newton(8)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
     """
 
     steps: int
@@ -179,10 +195,17 @@ class newton(LinearAlgorithm):
 
 @dataclass(frozen=True)
 class ols(LinearAlgorithm):
-    """Least squares; the solution of least norm where the context does not determine one."""
+    """Least squares; the solution of least norm where the context does not determine one.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.ols()(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
+    """
 
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
-        return torch.linalg.pinv(X) @ Y
+        solution: Tensor = torch.linalg.pinv(X) @ Y
+        return solution
 
 
 @dataclass(frozen=True)
@@ -191,6 +214,11 @@ class ridge(LinearAlgorithm):
 
     With fewer pairs than dimensions it is computed as Xᵀ (X Xᵀ + lam I)⁻¹ y, which is the same and, for lam = 0, the
     solution of least norm.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.ridge(0.5)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
     """
 
     lam: float
@@ -202,9 +230,12 @@ class ridge(LinearAlgorithm):
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
         _, N, d = X.shape
         penalty = self.lam * torch.eye(min(N, d), dtype=X.dtype, device=X.device)
+        solution: Tensor
         if d > N:
-            return X.mT @ torch.linalg.solve(X @ X.mT + penalty, Y)
-        return torch.linalg.solve(X.mT @ X + penalty, X.mT @ Y)
+            solution = X.mT @ torch.linalg.solve(X @ X.mT + penalty, Y)
+        else:
+            solution = torch.linalg.solve(X.mT @ X + penalty, X.mT @ Y)
+        return solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +243,11 @@ class bayes_ridge(LinearAlgorithm):
     """Posterior mean of w for y = w . x + N(0, noise_var) and w ~ N(0, prior_cov): (XᵀX + noise_var Ω⁻¹)⁻¹ Xᵀ y.
 
     Computed as Ω Xᵀ (X Ω Xᵀ + noise_var I)⁻¹ y, so Ω may be singular; noise_var has to be positive.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.bayes_ridge(0.1)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
     """
 
     noise_var: float
@@ -228,7 +264,8 @@ class bayes_ridge(LinearAlgorithm):
         prior_cov = _fitting(torch.as_tensor(self.prior_cov), [(d, d), ()], "prior_cov", X)
         explained = prior_cov @ X.mT if prior_cov.ndim else prior_cov * X.mT
         noise = self.noise_var * torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
-        return explained @ torch.linalg.solve(X @ explained + noise, Y)
+        mean: Tensor = explained @ torch.linalg.solve(X @ explained + noise, Y)
+        return mean
 
 
 @dataclass(frozen=True)
@@ -237,6 +274,11 @@ class sgd_one_pass(LinearAlgorithm):
 
     Source: Akyürek et al. 2023 ("What learning algorithm is in-context learning?"). Their factor 2 is kept: alpha is
     half of a "sum" step. Their one batch step is `gd(1, 2 * alpha, step="sum")`.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.sgd_one_pass(0.1)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
     """
 
     alpha: float
@@ -283,7 +325,13 @@ class NearestNeighbours(Algorithm):
 
 
 def knn(k: int = 3, weights: Literal["uniform", "distance"] = "uniform") -> NearestNeighbours:
-    """`NearestNeighbours`. A function, because a field called weights would hide the method of that name."""
+    """`NearestNeighbours`. A function, because a field called weights would hide the method of that name.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.knn(3)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([100])
+    """
     return NearestNeighbours(k, weights)
 
 

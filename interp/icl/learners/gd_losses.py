@@ -29,6 +29,11 @@ class GDLaw:
 
     Raises:
         InterpError: a law that cannot be.
+
+    Examples:
+        >>> law = interp.icl.GDLaw(d=10, N=10)
+        >>> round(law.best_eta, 2), round(law.best_loss, 3)
+        (6.06, 0.206)
     """
 
     d: int = 10

@@ -47,6 +47,11 @@ class lsa_optimal(LinearAlgorithm):
     Raises:
         InterpError: n below 1, a negative variance, covariances that are none or do not fit together (those once the
             matrix is asked for), or, when called, prompts of another dimension.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(500, N=10, d=3, seed=1)
+        >>> interp.icl.lsa_optimal(10, d=3)(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([500])
     """
 
     n: int
@@ -72,7 +77,8 @@ class lsa_optimal(LinearAlgorithm):
         # E[b bᵀ] / n for b = sum_i y_i x_i; by the normal equations A* = E[b bᵀ]⁻¹ n Σ Ω
         second = (self.n + 1) * Sigma @ Omega @ Sigma + ((Omega @ Sigma).trace() + self.noise_var) * Sigma
         second = second + (self.kurtosis - 3) * torch.diag(Sigma.diagonal().square() * Omega.diagonal())
-        return torch.linalg.solve(second, Sigma @ Omega)
+        best: Tensor = torch.linalg.solve(second, Sigma @ Omega)
+        return best
 
     @property
     def mse(self) -> float:
@@ -154,6 +160,11 @@ def tune_gd(tasks: Tasks, steps: int = 1, method: Literal["exact", "line_search"
 
     Raises:
         InterpError: fewer than 1 step, an unknown method, prompts without a pair, or labels that are all zero.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(500, N=10, d=3, seed=1)
+        >>> interp.icl.tune_gd(tasks, steps=2).steps
+        2
     """
     if steps < 1:
         raise InterpError(f"{steps} steps have no step size to tune: ask for 1 or more.")
@@ -183,6 +194,11 @@ def tune_gdpp(tasks: Tasks, steps: int, shared: bool = True) -> gdpp:
 
     Raises:
         InterpError: fewer than 2 steps.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(500, N=10, d=3, seed=1)
+        >>> interp.icl.tune_gdpp(tasks, steps=2).steps
+        2
     """
     if steps < 2:
         raise InterpError(f"GD++ of {steps} step is gradient descent: use tune_gd(tasks), or at least 2 steps.")
@@ -286,4 +302,5 @@ def _least_squares(residuals: Callable[[Tensor], Tensor], start: list[float]) ->
     def values(x: np.ndarray) -> np.ndarray:
         return residuals(torch.from_numpy(x)).flatten().numpy(force=True)
 
-    return scipy.optimize.least_squares(values, start, jac="3-point").x.tolist()
+    found: list[float] = scipy.optimize.least_squares(values, start, jac="3-point").x.tolist()
+    return found

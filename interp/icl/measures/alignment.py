@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 import xarray as xr
@@ -44,6 +43,7 @@ from interp.icl.measures._functions import (
 from interp.icl.measures._functions import Model as Model
 from interp.icl.measures._means import Mean, mean, mean_of_defined, ratio
 from interp.icl.tasks.regression import Tasks
+from interp.results.described import Row, described, with_error
 
 PARTS = ("query", "function", "prefixes")
 
@@ -72,6 +72,14 @@ def align(
     over the others, whose number is `<measure>_tasks`; NaN where there is none. Standard errors are over tasks.
 
     Raises InterpError for a part that does not exist, for too few fresh queries, and for what is no model or no tasks.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(500, N=10, d=3, seed=1)
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> one_step = interp.icl.gd(1, eta=5.0)
+        >>> found = interp.icl.align(interp.icl.construct_gd(model, 5.0), one_step, tasks)
+        >>> round(float(found.model_cos), 4)
+        1.0
     """
     parts = _known(parts)
     check_comparable(tasks, model, *(algorithm.values() if isinstance(algorithm, Mapping) else [algorithm]))
@@ -192,21 +200,20 @@ def _on_prefixes(model: Model, algorithm: Model, tasks: Tasks, queries: Tensor) 
 
 
 def _dataset(found: dict[str, Mean], model: Model, algorithm: Model, tasks: Tasks) -> xr.Dataset:
-    variables: dict[str, Any] = {}
+    variables: dict[str, Row] = {}
     for name, (value, se, count) in found.items():
         units, description = MEASURES[name]
-        variables[name] = ((), value, {"units": units, "description": description})
-        variables[f"{name}_se"] = ((), se, {"units": units, "description": f"standard error of {name} over tasks"})
+        variables |= with_error(name, Row((), value, units, description), se, " over tasks")
         if name in PARTLY_DEFINED:
             about = f"tasks for which {name} is defined, of which it is the mean"
-            variables[f"{name}_tasks"] = ((), count, {"units": "task", "description": about})
+            variables[f"{name}_tasks"] = Row((), count, "task", about)
     attrs = {
         "title": "Alignment of a model with a learning algorithm",
         "description": "Predictions, sensitivities and implicit weights of the two on the same regression tasks.",
         "model": named(model),
         "algorithm": named(algorithm),
     }
-    return xr.Dataset(variables, attrs=attrs | facts(tasks))
+    return described(variables, attrs=attrs | facts(tasks))
 
 
 # name: (units, description)

@@ -11,6 +11,8 @@ over both.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import xarray as xr
@@ -20,6 +22,7 @@ from interp.errors import InterpError
 from interp.icl.measures._functions import facts, named, parts_of
 from interp.icl.models.attention_regressor import AttentionRegressor
 from interp.icl.tasks.regression import Tasks
+from interp.results.described import Row, described, with_error
 
 GROUPS = 20
 """Groups of tasks that the jackknife leaves out in turn."""
@@ -87,18 +90,18 @@ def _scores(sensitivity: Tensor) -> dict[str, Tensor]:
 def _jackknife(without_one: Tensor) -> np.ndarray:
     """Standard error from values `[group, ...]` that leave out one group each."""
     n = len(without_one)
-    return ((n - 1) ** 0.5 * without_one.std(0, correction=0)).numpy()
+    error: np.ndarray = ((n - 1) ** 0.5 * without_one.std(0, correction=0)).numpy()
+    return error
 
 
-def _dataset(sensitivity: Tensor, without_one: Tensor, about: dict) -> xr.Dataset:
+def _dataset(sensitivity: Tensor, without_one: Tensor, about: dict[str, Any]) -> xr.Dataset:
     dims = ("output", "token")
     values = {"sensitivity": (dims, sensitivity)} | {n: ((), v) for n, v in _scores(sensitivity).items()}
     repeats = {"sensitivity": without_one} | _scores(without_one)
-    variables = {}
+    variables: dict[str, Row] = {}
     for name, (dim, value) in values.items():
-        variables[name] = (dim, value.numpy(), {"units": "1", "description": MEASURES[name]})
-        se = f"standard error of {name}, by a jackknife over {GROUPS} groups of tasks"
-        variables[f"{name}_se"] = (dim, _jackknife(repeats[name]), {"units": "1", "description": se})
+        how = f", by a jackknife over {GROUPS} groups of tasks"
+        variables |= with_error(name, Row(dim, value, "1", MEASURES[name]), _jackknife(repeats[name]), how)
     outputs, tokens = sensitivity.shape
     names = [f"{'xy'[t % 2]}{t // 2 + 1}" for t in range(tokens - 1)] + ["xq"]
     attrs = {
@@ -106,7 +109,7 @@ def _dataset(sensitivity: Tensor, without_one: Tensor, about: dict) -> xr.Datase
         "description": "How far a layer's output at each context token holds its own token, the next, and the others.",
     }
     coords = {"output": np.arange(outputs), "token": np.arange(tokens), "token_name": ("token", names)}
-    return xr.Dataset(variables, coords, attrs | about)
+    return described(variables, coords, attrs | about)
 
 
 MEASURES = {

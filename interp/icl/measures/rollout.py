@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.icl.models.attention_regressor import AttentionRegressor
 from interp.icl.tasks.regression import Tasks
+from interp.results.described import Row, described, with_error
 
 
 @torch.no_grad()
@@ -60,11 +61,9 @@ def rollout_losses(
     dims = ("model", "damping", "step")
     with np.errstate(invalid="ignore", over="ignore"):
         mean, spread = halves.mean(-1), halves.std(-1, ddof=1) / np.sqrt(halves.shape[-1])
-    return xr.Dataset(
-        {
-            "loss": (dims, mean, {"description": "half the mean squared error of the query", "units": "units of y²"}),
-            "loss_se": (dims, spread, {"description": "standard error of loss over tasks", "units": "units of y²"}),
-        },
+    loss = Row(dims, mean, "units of y²", "half the mean squared error of the query")
+    return described(
+        with_error("loss", loss, spread, " over tasks"),
         coords={"model": list(models), "damping": list(dampings), "step": np.arange(steps + 1)},
         attrs={"tasks": len(tasks), **tasks.about},
     )

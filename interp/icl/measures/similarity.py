@@ -37,6 +37,7 @@ from interp.icl.measures._functions import (
 from interp.icl.measures._means import mean, mean_of_defined
 from interp.icl.models.attention_regressor import AttentionRegressor
 from interp.icl.tasks.regression import Tasks
+from interp.results.described import described
 
 MEASURES = ("errors", "predictions", "weights")
 
@@ -131,7 +132,8 @@ class _Layers:
                 square = square + states.mT @ states
                 product = product + states.mT @ components(yq).double()
         # slots that are always zero make `square` singular, which only this driver takes, and only on a CPU
-        return torch.linalg.lstsq(square.cpu(), product.cpu(), driver="gelsd").solution.to(tasks.X)
+        fitted: Tensor = torch.linalg.lstsq(square.cpu(), product.cpu(), driver="gelsd").solution.to(tasks.X)
+        return fitted
 
     def _states(self, X: Tensor, y: Tensor, xq: Tensor) -> Tensor:
         """`[layer, task, d_model + 1]`, the last a constant for the intercept."""
@@ -180,22 +182,21 @@ def _dataset(compared: _Compared, layers: list[int], steps: list[int], about: di
     means = [[[mean_of_defined(tasks) for tasks in row] for row in measure] for measure in compared.similarity]
     values, errors = (np.array([[[m[i] for m in row] for row in rows] for rows in means]) for i in (0, 1))
     best = np.where(np.isnan(values).all(-1), np.nan, np.array(steps, float)[np.nan_to_num(values, nan=-2).argmax(-1)])
-    dims, scores = ("measure", "layer", "step"), {"units": "1"}
-    least = {"units": "y²"}
+    dims = ("measure", "layer", "step")
     layer_mse, step_mse = ([mean(tasks) for tasks in rows] for rows in (compared.layer_error, compared.step_error))
     variables = {
-        "similarity": (dims, values, scores | {"description": "mean over tasks of the cosine of layer and algorithm"}),
-        "similarity_se": (dims, errors, scores | {"description": "standard error of similarity over tasks"}),
-        "best_step": (dims[:2], best, {"units": "step", "description": "the step of greatest similarity"}),
-        "layer_mse": ("layer", [m.value for m in layer_mse],
-                      least | {"description": "mean squared error of the layer's read-out over growing prefixes"}),
-        "layer_mse_se": ("layer", [m.se for m in layer_mse], least | {"description": "its standard error over tasks"}),
-        "step_mse": ("step", [m.value for m in step_mse],
-                     least | {"description": "mean squared error after so many steps over growing prefixes"}),
-        "step_mse_se": ("step", [m.se for m in step_mse], least | {"description": "its standard error over tasks"}),
+        "similarity": (dims, values, "1", "mean over tasks of the cosine of layer and algorithm"),
+        "similarity_se": (dims, errors, "1", "standard error of similarity over tasks"),
+        "best_step": (dims[:2], best, "step", "the step of greatest similarity"),
+        "layer_mse": ("layer", [m.value for m in layer_mse], "y²",
+                      "mean squared error of the layer's read-out over growing prefixes"),
+        "layer_mse_se": ("layer", [m.se for m in layer_mse], "y²", "its standard error over tasks"),
+        "step_mse": ("step", [m.value for m in step_mse], "y²",
+                     "mean squared error after so many steps over growing prefixes"),
+        "step_mse_se": ("step", [m.se for m in step_mse], "y²", "its standard error over tasks"),
     }  # fmt: skip
     attrs = {
         "title": "Steps of an algorithm that each layer resembles",
         "description": "Cosines of errors, predictions and implicit weights over growing prefixes of the same prompts.",
     }
-    return xr.Dataset(variables, {"measure": list(MEASURES), "layer": layers, "step": steps}, attrs | about)
+    return described(variables, {"measure": list(MEASURES), "layer": layers, "step": steps}, attrs | about)

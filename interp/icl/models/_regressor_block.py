@@ -119,7 +119,8 @@ class Block(HookTree):
         if self.mlp is not None:
             tokens = self.hook_resid_mid(tokens)
             tokens = self._added(tokens, self.hook_mlp_out(self.mlp(self.ln2(tokens))))
-        return self.hook_resid_post(self._clamped(tokens))
+        after: Tensor = self.hook_resid_post(self._clamped(tokens))
+        return after
 
     def fast(self, tokens: Float[Tensor, "batch pos d_model"], rows: slice) -> Float[Tensor, "batch row d_model"]:
         """The same numbers for the tokens in `rows` only, with no hook point fired."""

@@ -51,4 +51,5 @@ def single_layer_gradients(model: AttentionRegressor, tasks: Tasks) -> Tensor:
     W_V.grad = torch.einsum("dh,he->hde", grad_a, to_target)
     W_O.grad = torch.zeros_like(W_O)
     W_O.grad[:, :, d] = torch.einsum("dh,hde->he", grad_a, W_V)
-    return 0.5 * error.square().mean()
+    loss: Tensor = 0.5 * error.square().mean()
+    return loss

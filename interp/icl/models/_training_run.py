@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.icl.models.attention_regressor import AttentionRegressor
 from interp.icl.tasks.regression import Tasks
+from interp.results.described import described
 from interp.results.storage import replacing
 
 OnStep = Callable[[int, AttentionRegressor], Mapping[str, float] | None]
@@ -60,10 +61,15 @@ class TrainingRun:
     def result(self, seconds: float) -> xr.Dataset:
         """Curves over steps. `seconds` is how long the last call took, for the attributes."""
         half_mse = "half the mean squared error of the batch before the step's update"
-        curves = xr.Dataset(
+        curves = described(
             {
-                "loss": ("step", np.array(self.losses), {"description": half_mse, "units": "units of y²"}),
-                "grad_norm": ("step", np.array(self.grad_norms), {"description": "norm of the gradient, unclipped"}),
+                "loss": ("step", np.array(self.losses), "units of y²", half_mse),
+                "grad_norm": (
+                    "step",
+                    np.array(self.grad_norms),
+                    "units of y² / weight",
+                    "norm of the gradient, unclipped",
+                ),
             },
             coords={"step": np.arange(1, self.step + 1)},
             attrs={**self.settings, "tasks": self.law or {}, "seconds_of_last_call": seconds},

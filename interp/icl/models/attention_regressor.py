@@ -52,6 +52,8 @@ class AttentionRegressor(HookedLens):
         W0: [d_out, d_in] buffer, zero at first: the inner model's start, which the query token carries as -W0 x_q.
     """
 
+    W0: Tensor
+
     def __init__(self, cfg: RegressorConfig, seed: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
@@ -183,7 +185,7 @@ class AttentionRegressor(HookedLens):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The same weights in a model without hooks (the lock that guards them cannot be copied)."""
-        made = type(self)(self.cfg).to(self.W0)
+        made: Self = type(self)(self.cfg).to(self.W0)
         made.load_weights(self.weights())
         for mine, theirs in zip(self.parameters(), made.parameters(), strict=True):
             theirs.requires_grad_(mine.requires_grad)
@@ -214,7 +216,7 @@ class AttentionRegressor(HookedLens):
         known = {field.name for field in fields(RegressorConfig)}
         if unknown := sorted(settings.keys() - known):
             raise InterpError(f"{path} was written with {unknown[0]}, which this version does not know.")
-        model = cls(RegressorConfig(**settings)).to(stored["W0"].dtype)
+        model: Self = cls(RegressorConfig(**settings)).to(stored["W0"].dtype)
         model.load_weights(stored)
         return model
 

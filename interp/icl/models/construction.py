@@ -47,6 +47,14 @@ def construct_gd(
         InterpError: the model has parts that gradient descent has no use for (softmax, MLP, norms, another layout), or
             sizes, `W0`, `step` or `precond` are none for it. A clamp is left in place: the model is descent while no
             token reaches it.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(500, N=10, d=3, seed=1)
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> written = interp.icl.construct_gd(model, eta=5.0)
+        >>> one_step = interp.icl.gd(1, eta=5.0)(tasks.X, tasks.y, tasks.xq)
+        >>> torch.allclose(written(tasks.X, tasks.y, tasks.xq), one_step, atol=1e-5)
+        True
     """
     if step not in ("mean", "sum"):
         raise InterpError(f"step={step!r}: choose 'mean' (eta / n_ctx) or 'sum' (eta).")
@@ -78,6 +86,12 @@ def construct_gdpp(model: AttentionRegressor, eta: Sizes, gamma: Sizes) -> Atten
     `eta` (divided by `cfg.n_ctx` in the weights) and `gamma` (on the unnormalised sum) are one number, or one for each
     layer of an untied model. The last layer's gamma has no effect on the prediction. Raises InterpError as
     `construct_gd`.
+
+    Examples:
+        >>> cfg = interp.icl.RegressorConfig(d_in=3, n_ctx=10, n_layers=2)
+        >>> written = interp.icl.construct_gdpp(interp.icl.AttentionRegressor(cfg), eta=5.0, gamma=0.1)
+        >>> interp.icl.lsa_products(written, layer=1).KQ.shape
+        torch.Size([1, 4, 4])
     """
     construct_gd(model, eta)
     cfg = model.cfg
@@ -94,8 +108,10 @@ def _layers(target: AttentionRegressor | AttentionLayer) -> list[AttentionLayer]
         raise InterpError(
             f"weights are written into an AttentionRegressor or one of its layers, not {type(target).__name__}."
         )
-    one = isinstance(target, AttentionLayer)
-    layers = [target] if one else [target.block(l) for l in range(_n_distinct(target.cfg))]
+    if isinstance(target, AttentionLayer):
+        layers = [target]
+    else:
+        layers = [target.block(l) for l in range(_n_distinct(target.cfg))]
     cfg = target.cfg
     obstacles = {
         "softmax attention": any(layer.softmax for layer in layers),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.models.attention_regressor import AttentionLayer, AttentionRegressor
+from interp.results.described import Row, described
 
 if TYPE_CHECKING:
     from interp.icl.tasks.regression import Tasks
@@ -35,7 +36,13 @@ class LsaProducts(NamedTuple):
 
 @torch.no_grad()
 def lsa_products(model: AttentionRegressor | AttentionLayer, layer: int = 0) -> LsaProducts:
-    """KQ and PV of each head of a layer (of `model.block(layer)`), in the weights' dtype."""
+    """KQ and PV of each head of a layer (of `model.block(layer)`), in the weights' dtype.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> interp.icl.lsa_products(interp.icl.construct_gd(model, eta=5.0)).KQ.shape
+        torch.Size([1, 4, 4])
+    """
     weights = model if isinstance(model, AttentionLayer) else model.block(layer)
     return LsaProducts((weights.W_K @ weights.W_Q.mT) * weights.scale, (weights.W_V @ weights.W_O).mT)
 
@@ -58,6 +65,12 @@ def effective_predictor(model: AttentionRegressor, layer: int = 0, tasks: Tasks 
     Raises:
         InterpError: softmax, MLP, LayerNorm, positions, another layout, several targets, a start W0 other than zero, or
             tasks for a later layer or of another shape. A clamp is not looked at: the terms are those without it.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> found = interp.icl.effective_predictor(interp.icl.construct_gd(model, eta=5.0))
+        >>> round(float(found.distance_to_identity), 6)
+        0.0
     """
     cfg = model.cfg
     weights = model.block(layer)
@@ -73,16 +86,14 @@ def effective_predictor(model: AttentionRegressor, layer: int = 0, tasks: Tasks 
     A = cfg.readout_sign * (w_y[:, None, None] * M_xx + w_x[:, :, None] * M_yx[:, None, :]).sum(0)
     scale = A.diagonal().mean()
     away = torch.linalg.matrix_norm(A - scale * torch.eye(d).to(A)) / torch.linalg.matrix_norm(A)
-    found = xr.Dataset(
-        {
-            "A_eff": (("input", "query_input"), A.cpu().numpy(), {"description": "prediction is (Σ y x)ᵀ A_eff x_q"}),
-            "scale": ((), float(scale), {"description": "c of the nearest c · I; a step of descent has c = η/N"}),
-            "distance_to_identity": ((), float(away), {"description": "min over c of ‖A_eff - c I‖_F / ‖A_eff‖_F"}),
-        },
-        attrs={"layer": layer, "n_heads": cfg.n_heads},
-    )
+    rows = {
+        "A_eff": Row(("input", "query_input"), A, "1/x²", "prediction is (Σ y x)ᵀ A_eff x_q"),
+        "scale": Row((), float(scale), "1/x²", "c of the nearest c · I; a step of descent has c = η/N"),
+        "distance_to_identity": Row((), float(away), "1", "min over c of ‖A_eff - c I‖_F / ‖A_eff‖_F"),
+    }
+    about = {"layer": layer, "n_heads": cfg.n_heads}
     if tasks is None:
-        return found
+        return described(rows, attrs=about)
     if layer % cfg.n_layers:
         raise InterpError(f"tasks are what layer 0 reads, not layer {layer}; leave them out.")
     X, y, xq = (tensor.to(A) for tensor in (tasks.X, tasks.y, tasks.xq))
@@ -94,9 +105,9 @@ def effective_predictor(model: AttentionRegressor, layer: int = 0, tasks: Tasks 
         "y_leak": y.square().sum(1) * (w_y[:, None] * torch.einsum("hj,bj->hb", M_yx, xq)).sum(0),
     }
     for name, values in terms.items():
-        about = {"description": f"root mean square of the {name} term over {len(tasks)} tasks", "units": "units of y"}
-        found[name] = ((), float(values.square().mean().sqrt()), about)
-    return found
+        said = f"root mean square of the {name} term over {len(tasks)} tasks"
+        rows[name] = Row((), float(values.square().mean().sqrt()), "units of y", said)
+    return described(rows, attrs=about)
 
 
 @torch.no_grad()
@@ -109,6 +120,13 @@ def interpolate(model: AttentionRegressor, construct: AttentionRegressor, weight
 
     Raises:
         InterpError: such a model, models of different shape, or |β| < 1e-6 (an untrained layer).
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> written = interp.icl.construct_gd(model, eta=5.0)
+        >>> half = interp.icl.interpolate(written, written)
+        >>> torch.allclose(interp.icl.lsa_products(half).PV, interp.icl.lsa_products(written).PV)
+        True
     """
     cfg = model.cfg
     if cfg.n_heads != 1 or "softmax" in cfg.kinds or (cfg.n_layers > 1 and not cfg.recurrent):
@@ -141,7 +159,7 @@ def in_gauge(products: LsaProducts, d_in: int) -> LsaProducts:
 def with_products(model: AttentionRegressor, products: LsaProducts) -> AttentionRegressor:
     """A model like `model` whose first set of attention weights has these products (keys and projection: identity)."""
     cfg = replace(model.cfg, d_head=model.cfg.d_model)
-    made = AttentionRegressor(cfg).to(model.W0)
+    made: AttentionRegressor = AttentionRegressor(cfg).to(model.W0)
     made.load_weights({**made.weights(), **{n: w for n, w in model.weights().items() if ".attn." not in n}})
     layer, identity = made.block(0), torch.eye(cfg.d_model).to(model.W0)
     for stored, value in (

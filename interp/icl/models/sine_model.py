@@ -50,7 +50,8 @@ class SineRegressor(AttentionRegressor):
         self._check(X, y, xq, d_in=1)
         pairs = torch.cat([torch.cat([X, y], -1), nn.functional.pad(xq, (0, 1))[:, None]], 1)
         embedded = pairs @ self.W_E
-        return embedded + self.features(embedded)
+        tokens: Tensor = embedded + self.features(embedded)
+        return tokens
 
     def before_attention(self, X: Tensor, y: Tensor, xq: Tensor) -> Float[Tensor, " batch"]:
         """The prediction that the query's features hold before attention has seen the context."""

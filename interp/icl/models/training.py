@@ -115,7 +115,7 @@ def autograd_gradients(model: AttentionRegressor, tasks: Tasks) -> Tensor:
     """Half the mean squared error of the query, summed over targets; gradients go to `.grad`."""
     for weight in model.parameters():
         weight.grad = None
-    loss = 0.5 * (model(tasks.X, tasks.y, tasks.xq) - tasks.yq).square().sum() / len(tasks)
+    loss: Tensor = 0.5 * (model(tasks.X, tasks.y, tasks.xq) - tasks.yq).square().sum() / len(tasks)
     loss.backward()
     return loss.detach()
 

@@ -44,7 +44,7 @@ __all__ = [
 @cache
 def available() -> dict[str, type[Study]]:
     """All studies by name, in alphabetical order."""
-    return classes_in(__name__, __path__, Study)  # type: ignore[type-abstract]
+    return classes_in(__name__, __path__, Study)
 
 
 def make(name: str, **settings: Any) -> Study:

@@ -165,4 +165,5 @@ def faint(colour: str) -> str:
 
 
 def _axis(fig: go.Figure, at: dict[str, int]) -> str:
-    return fig.get_subplot(at["row"], at["col"]).xaxis.plotly_name.replace("axis", "")
+    name: str = fig.get_subplot(at["row"], at["col"]).xaxis.plotly_name.replace("axis", "")
+    return name

@@ -26,6 +26,7 @@ from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.function_classes import DecisionTree, Quadratic, ReLUNetwork, SparseLinear
 from interp.icl.tasks.regression import Tasks, make_regression
 from interp.icl.tasks.shifts import CopiedQuery, HalfSubspace, OrthogonalQuery, Quadrants, SkewedCovariance
+from interp.results.described import described
 
 D = 8
 X_VARIANCE = 1 / 12
@@ -33,6 +34,8 @@ X_VARIANCE = 1 / 12
 is the law N(0, I) of the papers, all labels and errors in a smaller unit."""
 NOISES = {"0": 0.0, "1/16": 1 / 16, "1/9": 1 / 9, "1/4": 1 / 4, "4/9": 4 / 9}
 """σ²/τ², noise of the labels over the teacher's variance, in the unit of inputs N(0, I)."""
+BY_NOISE = ("penalty", "noise")
+NOISE_COORDS = {dim: list(NOISES) for dim in BY_NOISE}
 FEW, MANY = 4, 12
 """Pairs of the prompts that models are compared with ridge on, and of those that shifts are measured on."""
 LAYERS = 3
@@ -263,7 +266,8 @@ def _risks(B: int) -> xr.Dataset:
         ]
         for p in NOISES
     ]
-    return _by_noise(risk=np.array(risk) / (X_VARIANCE * D))
+    said = "error of ridge over d, mean over lengths below d, in the unit of inputs N(0, I)"
+    return described({"risk": (BY_NOISE, np.array(risk) / (X_VARIANCE * D), "y²/x²", said)}, NOISE_COORDS)
 
 
 def _against_ridge(models: Mapping[str, Model], B: int) -> xr.Dataset:
@@ -275,8 +279,20 @@ def _against_ridge(models: Mapping[str, Model], B: int) -> xr.Dataset:
         columns.append(align(model, rows, tasks, parts="function")["spd"].values / (X_VARIANCE * D))
         closest.append(_closest_penalty(model, tasks))
         closest_gdpp.append(_closest_penalty(tune_gdpp(draw(B, FEW, noise, seed=1), LAYERS), tasks))
-    table = _by_noise(mspd=np.array(columns).T)
-    return table.assign(closest_penalty=("noise", closest), closest_penalty_gdpp=("noise", closest_gdpp))
+    penalty = "penalty of ridge, over the variance of x, that predicts most like"
+    return described(
+        {
+            "mspd": (
+                BY_NOISE,
+                np.array(columns).T,
+                "y²/x²",
+                "mean squared distance of a trained model to ridge, over d",
+            ),
+            "closest_penalty": ("noise", closest, "1", f"{penalty} the trained model"),
+            "closest_penalty_gdpp": ("noise", closest_gdpp, "1", f"{penalty} tuned GD++"),
+        },
+        NOISE_COORDS,
+    )
 
 
 @torch.no_grad()
@@ -287,11 +303,6 @@ def _closest_penalty(model: Model, tasks: Tasks) -> float:
     ridges = [ridge(penalty * X_VARIANCE).weights(tasks.X, tasks.y) for penalty in PENALTIES]
     distances = [float((said - queries @ w[..., None]).square().mean()) for w in ridges]
     return float(PENALTIES[np.argmin(distances)])
-
-
-def _by_noise(**tables: np.ndarray) -> xr.Dataset:
-    coords = {"penalty": list(NOISES), "noise": list(NOISES)}
-    return xr.Dataset({name: (("penalty", "noise"), values) for name, values in tables.items()}, coords)
 
 
 def _least_on_diagonal(table: xr.DataArray) -> int:
@@ -339,8 +350,8 @@ def _elsewhere(model: Model, B: int) -> xr.Dataset:
         [2 * half_mse(subject, tasks) / float(tasks.yq.double().square().mean()) for subject in subjects.values()]
         for tasks in laws.values()
     ]
-    return xr.Dataset(
-        {"error": (("law", "subject"), errors, {"description": "mean squared error over that of predicting 0"})},
+    return described(
+        {"error": (("law", "subject"), errors, "1", "mean squared error over that of predicting 0")},
         coords={"law": list(laws), "subject": list(subjects)},
     )
 

@@ -101,7 +101,8 @@ class Study(ABC):
         Finished parts are read from `folder/parts`. Raises InterpError where the folder holds a study with other
         settings.
         """
-        from interp.results.storage import provenance, save
+        from interp.results.provenance import provenance
+        from interp.results.storage import save
 
         began = time.perf_counter()
         parts = StudyParts.claim(Path(folder), {"study": self.name, **self.settings()})

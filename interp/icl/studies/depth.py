@@ -33,6 +33,7 @@ from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import Tasks, make_regression
+from interp.results.described import described
 
 D = PAIRS = 10
 PAPER, RERUN = "von Oswald et al. 2023", "an earlier independent re-run"
@@ -233,20 +234,28 @@ def _controls(B: int, half_width: float) -> xr.Dataset:
     gds = {K: tune_gd(fit, K) for K in GD_LOSS}
     gdpps = {K: tune_gdpp(fit, K) for K in GDPP_LOSS}
     untied = tune_gdpp(fit, 5, shared=False)
-    per_step = {
-        "gd_loss": [half_mse(gds[K], fresh) for K in GD_LOSS],
-        "gd_eta": [shared_size(gds[K].eta) / PAIRS for K in GD_LOSS],
-        "gdpp_loss": [half_mse(gdpps[K], fresh) if K in gdpps else np.nan for K in GD_LOSS],
-        "gdpp_eta": [shared_size(gdpps[K].eta) / PAIRS if K in gdpps else np.nan for K in GD_LOSS],
-        "gdpp_gamma": [shared_size(gdpps[K].gamma) if K in gdpps else np.nan for K in GD_LOSS],
-    }
-    return xr.Dataset(
-        {name: ("steps", values) for name, values in per_step.items()}
-        | {
-            "gdpp_loss_at_earlier_sizes": half_mse(gdpp(10, 1.85 * PAIRS, 0.13), fresh),
-            "untied_loss": half_mse(untied, fresh),
-            "untied_eta": ("untied_step", np.array(untied.eta) / PAIRS),
-            "untied_gamma": ("untied_step", np.array(untied.gamma)),
+    gd_loss = [half_mse(gds[K], fresh) for K in GD_LOSS]
+    gdpp_loss = [half_mse(gdpps[K], fresh) if K in gdpps else np.nan for K in GD_LOSS]
+    gdpp_eta = [shared_size(gdpps[K].eta) / PAIRS if K in gdpps else np.nan for K in GD_LOSS]
+    gdpp_gamma = [shared_size(gdpps[K].gamma) if K in gdpps else np.nan for K in GD_LOSS]
+    earlier, eta, gamma = gdpp(10, 1.85 * PAIRS, 0.13), "tuned step size over the number of pairs", "tuned γ"
+    half = "half the mean squared error of"
+    return described(
+        {
+            "gd_loss": ("steps", gd_loss, "y²", f"{half} tuned GD, on fresh tasks"),
+            "gd_eta": ("steps", [shared_size(gds[K].eta) / PAIRS for K in GD_LOSS], "1/x²", f"{eta} of GD"),
+            "gdpp_loss": ("steps", gdpp_loss, "y²", f"{half} tuned GD++ whose steps are alike, on fresh tasks"),
+            "gdpp_eta": ("steps", gdpp_eta, "1/x²", f"{eta} of GD++ whose steps are alike"),
+            "gdpp_gamma": ("steps", gdpp_gamma, "1/x²", f"{gamma} of GD++ whose steps are alike"),
+            "gdpp_loss_at_earlier_sizes": (
+                (),
+                half_mse(earlier, fresh),
+                "y²",
+                f"{half} GD++ of the earlier run's sizes",
+            ),
+            "untied_loss": ((), half_mse(untied, fresh), "y²", f"{half} tuned GD++ whose steps differ, on fresh tasks"),
+            "untied_eta": ("untied_step", np.array(untied.eta) / PAIRS, "1/x²", f"{eta} of GD++ whose steps differ"),
+            "untied_gamma": ("untied_step", np.array(untied.gamma), "1/x²", f"{gamma} of GD++ whose steps differ"),
         },
         coords={"steps": list(GD_LOSS), "untied_step": range(1, 6)},
     )
@@ -262,8 +271,12 @@ def _by_length(B: int, half_width: float) -> xr.Dataset:
         eigenvalues = torch.linalg.eigvalsh(X.mT @ X)
         least.append(float(eigenvalues.min()))
         largest.append(float(eigenvalues.max()))
-    return xr.Dataset(
-        {"gamma": ("pairs", gammas), "least_eigenvalue": ("pairs", least), "largest_eigenvalue": ("pairs", largest)},
+    return described(
+        {
+            "gamma": ("pairs", gammas, "1/x²", "tuned γ of GD++ of two steps alike"),
+            "least_eigenvalue": ("pairs", least, "x²", "the least eigenvalue of XᵀX in 10,000 prompts"),
+            "largest_eigenvalue": ("pairs", largest, "x²", "the largest eigenvalue of XᵀX in 10,000 prompts"),
+        },
         coords={"pairs": list(GAMMA)},
     )
 

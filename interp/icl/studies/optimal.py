@@ -34,6 +34,7 @@ from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.function_classes import ReLUNetwork
 from interp.icl.tasks.regression import Tasks, make_regression
+from interp.results.described import described
 
 PAIRS, D, NOISE_VAR = 20, 5, 0.5
 PRIORS = {"identity": "w ~ N(0, I)", "inverse": "w ~ N(0, Σ⁻¹)", "generic": "w ~ N(0, Ω)"}
@@ -241,7 +242,8 @@ def draw(B: int, /, *, prior: str, seed: int | torch.Generator) -> Tasks:
 def _with_eigenvalues(values: Tensor, seed: int) -> Tensor:
     """A symmetric matrix with these eigenvalues in a random basis."""
     basis, _ = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    return basis @ torch.diag(values) @ basis.mT
+    matrix: Tensor = basis @ torch.diag(values) @ basis.mT
+    return matrix
 
 
 def _unheard(fraction: float) -> None:
@@ -253,7 +255,8 @@ def _least_squares(tasks: Tasks) -> Tensor:
     shown = torch.einsum("bnd,bn->bd", tasks.X.double(), tasks.y.double())
     features = torch.einsum("bi,bj->bij", shown, tasks.xq.double()).flatten(1)
     d = tasks.X.shape[-1]
-    return torch.linalg.solve(features.mT @ features, features.mT @ tasks.yq.double()).reshape(d, d)
+    fitted: Tensor = torch.linalg.solve(features.mT @ features, features.mT @ tasks.yq.double()).reshape(d, d)
+    return fitted
 
 
 def _distance(matrix: Tensor, best: Tensor) -> float:
@@ -267,8 +270,13 @@ def _by_length(B: int) -> xr.Dataset:
         formula.append(lsa_optimal(n, 1.0, 1.0, NOISE_VAR, d=D).mse)
         tasks = make_regression(B, n, D, cov=1.0, noise=NOISE_VAR**0.5, seed=EVALUATION_SEED)
         bayes.append(2 * half_mse(bayes_ridge(NOISE_VAR), tasks))
-    return xr.Dataset(
-        {"white_formula": ("pairs", formula), "white_bayes": ("pairs", bayes)}, coords={"pairs": list(CONTEXTS)}
+    error = "mean squared error against noiseless targets, white inputs and teachers:"
+    return described(
+        {
+            "white_formula": ("pairs", formula, "y²", f"{error} the best layer"),
+            "white_bayes": ("pairs", bayes, "y²", f"{error} Bayes"),
+        },
+        coords={"pairs": list(CONTEXTS)},
     )
 
 
@@ -294,8 +302,12 @@ def _steps(B: int) -> xr.Dataset:
         unit = torch.einsum("bnd,bn,bd->b", tasks.X.double(), tasks.y.double(), tasks.xq.double())
         fitted.append(float((unit * tasks.yq).sum() / unit.square().sum()))
     formula = [value for value, _ in laws.values()]
-    return xr.Dataset(
-        {"step_formula": ("law", formula), "step_least_squares": ("law", fitted)}, coords={"law": list(laws)}
+    return described(
+        {
+            "step_formula": ("law", formula, "1/x²", "the best step of the sum of gradients, in closed form"),
+            "step_least_squares": ("law", fitted, "1/x²", "the same by least squares over drawn tasks"),
+        },
+        coords={"law": list(laws)},
     )
 
 

@@ -17,6 +17,7 @@ from interp.icl.studies.verdicts import NOT_FOUND, NOT_REPRODUCED, REPRODUCED, T
 from interp.report.content import facts_of
 from interp.report.html import render
 from interp.report.markdown import code_block, escape
+from interp.results import repeating
 from interp.results.storage import replacing
 
 if TYPE_CHECKING:
@@ -55,8 +56,17 @@ def write(study: Study, ds: xr.Dataset, folder: str | Path, command: str = "") -
     """
     from markupsafe import Markup
 
+    made, run, told = (
+        repeating.study_made(study), repeating.study_run(study.name), repeating.study_reported(study.name)
+    )  # fmt: skip
     content = Content(
-        study, study.verdicts(ds), study.choices(), study.notes(ds), _facts(study, ds), command, _python(study)
+        study=study,
+        rows=study.verdicts(ds),
+        choices=study.choices(),
+        notes=study.notes(ds),
+        facts=_facts(study, ds),
+        command=command,
+        python=repeating.script([*made, *run, *told]),
     )
     figures = [
         {"name": p.name, "caption": p.caption, "height": p.figure.layout.height, "json": Markup(p.figure.to_json())}
@@ -89,15 +99,6 @@ def _facts(study: Study, ds: xr.Dataset) -> list[tuple[str, str]]:
     parts = sum(value for name, value in seconds.items() if name != "this call")
     took = f"{seconds['this call']:.0f} s in this call; its parts took {parts:.0f} s to make, now or earlier"
     return [*settings, ("Time", took), *((label.replace("_", " "), value) for label, value in facts_of(rest))]
-
-
-def _python(study: Study) -> str:
-    settings = "".join(f", {name}={value!r}" for name, value in study.settings().items())
-    return (
-        "from interp.icl import studies\nfrom interp.icl.studies import report\n\n"
-        f"study = studies.make({study.name!r}{settings})\nresult = study.run({study.name!r})\n"
-        f"report.write(study, result, {study.name!r})"
-    )
 
 
 def _markdown(content: Content) -> str:

@@ -38,6 +38,7 @@ from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import Tasks, make_regression
 from interp.icl.tasks.shifts import corrupt_targets
+from interp.results.described import described
 
 D = PAIRS = 10
 JUDGED = 1000
@@ -152,15 +153,25 @@ class SingleLayer(Study):
 
     def _far(self, model: Model, tasks: Tasks, whose: str) -> xr.Dataset:
         """Losses off the training law, as `<whose>_<name of FAR>`."""
-        return xr.Dataset(
+        losses = {
+            "inputs": ("scale", [half_mse(model, self._wider(a)) for a in SCALES]),
+            "teacher": ("scale", [half_mse(model, _scaled_teacher(tasks, a)) for a in SCALES]),
+            "pairs": ("pairs", [half_mse(_per_pair(model, n), self.draw(N=n)) for n in CONTEXTS]),
+            "corrupted": (
+                "corrupted",
+                [half_mse(model, corrupt_targets(tasks, k, EVALUATION_SEED + 1)) for k in CORRUPTED],
+            ),
+        }
+        said = {
+            "inputs": "inputs this much wider",
+            "teacher": "teachers this much longer",
+            "pairs": "so many pairs in the prompt",
+            "corrupted": "so many of the prompt's targets replaced",
+        }
+        return described(
             {
-                f"{whose}_inputs": ("scale", [half_mse(model, self._wider(a)) for a in SCALES]),
-                f"{whose}_teacher": ("scale", [half_mse(model, _scaled_teacher(tasks, a)) for a in SCALES]),
-                f"{whose}_pairs": ("pairs", [half_mse(_per_pair(model, n), self.draw(N=n)) for n in CONTEXTS]),
-                f"{whose}_corrupted": (
-                    "corrupted",
-                    [half_mse(model, corrupt_targets(tasks, k, EVALUATION_SEED + 1)) for k in CORRUPTED],
-                ),
+                f"{whose}_{name}": (*row, "y²", f"half the mean squared error, {said[name]}")
+                for name, row in losses.items()
             },
             coords={"scale": list(SCALES), "pairs": list(CONTEXTS), "corrupted": list(CORRUPTED)},
         )

@@ -30,6 +30,7 @@ from interp.icl.studies.base import Choice, Picture, Progress, Study, share
 from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict, between, near
 from interp.icl.tasks.regression import Tasks, make_regression
+from interp.results.described import described
 
 D = PAIRS = 10
 CONVERGED = 0.25
@@ -195,13 +196,21 @@ def _cancellation(model: AttentionRegressor) -> xr.Dataset:
     weighted[: len(eta)] = eta[:, None, None] * products.KQ[:, :D, :D]
     total = weighted.sum(0)
     slots = [f"x{i + 1}" for i in range(D)]
-    return xr.Dataset(
+    off_heads, off_sum = [_off_diagonal(one) for one in weighted], _off_diagonal(total)
+    step = -float(total.diagonal().mean()) / PAIRS
+    left = float(eta.sum().abs() / eta.abs().max())
+    return described(
         {
-            "weighted_scores": (("head", "input", "query_input"), weighted.numpy()),
-            "off_diagonal_head": ("head", [_off_diagonal(one) for one in weighted]),
-            "off_diagonal_sum": _off_diagonal(total),
-            "offset_left": float(eta.sum().abs() / eta.abs().max()),
-            "step_of_sum": -float(total.diagonal().mean()) / PAIRS,
+            "weighted_scores": (
+                ("head", "input", "query_input"),
+                weighted,
+                "1/x²",
+                "scores of a head times its output",
+            ),
+            "off_diagonal_head": ("head", off_heads, "1/x²", "largest |weighted score| off the diagonal"),
+            "off_diagonal_sum": ((), off_sum, "1/x²", "the same of the sum of the heads"),
+            "offset_left": ((), left, "1", "|sum of the heads' outputs| over the largest of them"),
+            "step_of_sum": ((), step, "1/x²", "step size that the sum's diagonal stands for"),
         },
         coords={"head": [0, 1], "input": slots, "query_input": slots},
     )

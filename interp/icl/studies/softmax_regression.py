@@ -30,6 +30,7 @@ from interp.icl.tasks.softmax_regression import (
     tune_softmax_gd,
     weight_constant,
 )
+from interp.results.described import described
 
 PAPER, EXACT = "Li et al. 2023, figures", "identity"
 CLOSENESS = ("slope_cos", "slope_diff", "shift_cos", "distribution_diff", "total_variation")
@@ -197,7 +198,8 @@ def _label(b: Tensor) -> Tensor:
 
 def _read(model: AttentionRegressor, A: Tensor, b: Tensor, word: Tensor) -> Tensor:
     """The trained layer as a predictor from A and b."""
-    return model(A, _label(b), word)
+    predicted: Tensor = model(A, _label(b), word)
+    return predicted
 
 
 def _shifts(B: int) -> xr.Dataset:
@@ -217,13 +219,17 @@ def _shifts(B: int) -> xr.Dataset:
     tuned = tune_softmax_gd(tasks)
     n = A.shape[1]
     linear = tuned.eta / n * torch.einsum("bnd,bn->bd", A, tasks.y - 1 / n)
-    return xr.Dataset(
+    of_x = weight_move / (weight_constant(A) * dx.norm(dim=1))
+    of_A = data_move / (data_constant(x) * torch.linalg.matrix_norm(dA, 2))
+    first = float((tuned.weights(A, tasks.y) - linear).abs().max())
+    same_f = "largest difference of f after a shift of x and after the shift of A that stands for it"
+    return described(
         {
-            "weight_share": ("problem", (weight_move / (weight_constant(A) * dx.norm(dim=1))).numpy()),
-            "data_share": ("problem", (data_move / (data_constant(x) * torch.linalg.matrix_norm(dA, 2))).numpy()),
-            "attained": float(attained),
-            "equivalent_error": float(same.abs().max()),
-            "first_step_error": float((tuned.weights(A, tasks.y) - linear).abs().max()),
+            "weight_share": ("problem", of_x, "1", "share of the tight bound that a random shift of x uses"),
+            "data_share": ("problem", of_A, "1", "share of the tight bound that a random shift of A uses"),
+            "attained": ((), float(attained), "1", "the share for two opposite words and a small x"),
+            "equivalent_error": ((), float(same.abs().max()), "1", same_f),
+            "first_step_error": ((), first, "1", "largest difference of x after one step and its linear form"),
         }
     )
 

@@ -33,4 +33,5 @@ def covariance_root(cov: Covariance, d: int) -> Tensor:
     if matrix.ndim == 0:
         return matrix.sqrt()
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt()
+    root: Tensor = vectors * values.clamp_min(0).sqrt()
+    return root

@@ -181,6 +181,11 @@ def make_regression(
 
     Raises:
         InterpError: two settings exclude each other, a law does not exist, or a number is out of its range.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, noise=0.1, seed=1)
+        >>> tasks.X.shape, tasks.y.shape, tasks.xq.shape
+        (torch.Size([100, 10, 3]), torch.Size([100, 10]), torch.Size([100, 3]))
     """
     _check_sizes(B, N, d, d_y, noise)
     draws = Draws.of(seed, dtype, device)
@@ -223,6 +228,11 @@ def tokenise(
     Raises:
         InterpError: an unknown layout, labels wider than inputs, `w0` of another shape than [d_y, d] (or [d] for one
             label), or `w0` for tokens that have no label slot.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(100, N=10, d=3, seed=1)
+        >>> interp.icl.tokenise(tasks).shape
+        torch.Size([100, 11, 4])
     """
     X, xq = tasks.X, tasks.xq
     y = tasks.y if tasks.y.ndim == 3 else tasks.y[..., None]

@@ -28,6 +28,7 @@ from interp.errors import InterpError
 from interp.icl.learners.algorithms import LinearAlgorithm
 from interp.icl.measures._means import Mean, mean, mean_of_defined
 from interp.icl.tasks.regression import Draws, Tasks
+from interp.results.described import Row, described, with_error
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(A [B, n, d], b [B, n], word [B, d]) -> score of the word [B]."""
@@ -123,12 +124,14 @@ def tune_softmax_gd(tasks: Tasks, steps: int = 1) -> softmax_gd:
 
 def weight_constant(A: Float[Tensor, "B n d"]) -> Float[Tensor, " B"]:
     """½‖A‖₂, the least C with ‖f(A, x + Δx) - f(A, x)‖ <= C ‖Δx‖ that depends on ‖A‖₂ alone."""
-    return torch.linalg.matrix_norm(A, 2) / 2
+    constant: Tensor = torch.linalg.matrix_norm(A, 2) / 2
+    return constant
 
 
 def data_constant(x: Float[Tensor, "B d"]) -> Float[Tensor, " B"]:
     """½‖x‖, the least C with ‖f(A + ΔA, x) - f(A, x)‖ <= C ‖ΔA‖₂ that depends on ‖x‖ alone."""
-    return x.norm(dim=1) / 2
+    constant: Tensor = x.norm(dim=1) / 2
+    return constant
 
 
 def log10_paper_constant(n: int, radius: float) -> float:
@@ -186,14 +189,12 @@ def closeness(model: Predictor, algorithm: softmax_gd, tasks: Tasks) -> xr.Datas
         "loss_gd": (mean((f_gd - b).square().sum(1) / 2), "half the squared distance of f_GD to b"),
     }
     radius = max(4.0, float(torch.linalg.matrix_norm(A, 2).max()), float(x.norm(dim=1).max()))
-    result = xr.Dataset(attrs={"tasks": len(tasks), **tasks.about, "algorithm": algorithm.name})
+    rows: dict[str, Row] = {}
     for name, (value, description) in found.items():
-        result[name] = xr.DataArray(value.value, attrs={"units": "1", "description": description})
-        result[f"{name}_se"] = xr.DataArray(value.se, attrs={"units": "1", "description": f"standard error of {name}"})
+        rows |= with_error(name, Row((), value.value, "1", description), value.se)
     description = f"log10 of the published constant n^1.5 exp(10 R^2) at R = {radius:.3g}"
-    result["log10_paper_constant"] = log10_paper_constant(A.shape[1], radius)
-    result["log10_paper_constant"].attrs = {"units": "1", "description": description}
-    return result
+    rows["log10_paper_constant"] = Row((), log10_paper_constant(A.shape[1], radius), "1", description)
+    return described(rows, attrs={"tasks": len(tasks), **tasks.about, "algorithm": algorithm.name})
 
 
 @torch.no_grad()
@@ -211,4 +212,5 @@ def _score_and_slope(model: Predictor, A: Tensor, b: Tensor, word: Tensor) -> tu
 
 def _cosine(a: Float[Tensor, "B k"], b: Float[Tensor, "B k"]) -> Float[Tensor, " B"]:
     """NaN where one of them is 0."""
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    cosines: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return cosines

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from interp_kernels.group_reweighted_attention.edit import MOST_GROUPS
 from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.edits._edit_memory import EditMemory
-from interp.interventions.edits._reweighting import EditedEvent, Member, Reweighting, edited
-from interp.interventions.edits.base import AttentionEdit, NewTokens
+from interp.interventions.edits._members import Meeting, Member, met
+from interp.interventions.edits._rescoring import ScoredEvent, in_the_open, own_fields
+from interp.interventions.edits._reweighting import EditedEvent, Reweighting
+from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
 from interp.seam.call import AttentionCall
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
+E = TypeVar("E", bound=AttentionEdit)
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Editing:
     def names(self) -> str:
         return " and ".join(dict.fromkeys(edit.name for edit in self.edits))
 
-    def arrive(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def arrive(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the model: new tokens come in."""
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         if ids is None:
@@ -97,42 +98,61 @@ class LayerEdits:
     def __init__(self, layer: int, editing: Editing) -> None:
         self.layer, self.editing = layer, editing
         self.acting = [(i, edit) for i, edit in enumerate(editing.edits) if edit.acts_in(layer) and not edit.idle]
+        self.logit_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, LogitEdit)]
+        self.pattern_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, PatternEdit)]
         self.residual: Tensor | None = None
 
     @property
     def reads_residual(self) -> bool:
         return any(edit.reads_residual for _, edit in self.acting)
 
-    def enter(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the block: the residual stream comes in."""
         self.residual = args[0] if args else kwargs["hidden_states"]
 
-    def reweighting(
-        self, q: Float[Tensor, "batch head query d_head"], keys: int, places: Int[Tensor, "batch stored key"] | None
-    ) -> Reweighting:
-        """What the edits do to the attention of queries q over `keys` keys.
+    def meeting(
+        self,
+        acting: Sequence[tuple[int, E]],
+        heads: int,
+        keys: int,
+        device: torch.device,
+        places: Int[Tensor, "batch stored_head key"] | None,
+    ) -> Meeting[E]:
+        """Edits of one stage as they meet over `keys` keys, on the device of the attention.
 
+        acting: they and their numbers among the edits in force.
         places: the column in the input of every key, where they are not simply the newest tokens so far.
         """
         self._learn()
-        heads = q.shape[1]
-        known = [self.editing.memory.groups[self.layer, i] for i, _ in self.acting]
-        groups, of = met(known, [edit.group_count for _, edit in self.acting], self.editing.names)
+        memory, positions = self.editing.memory, self.editing.positions
+        if not acting:
+            return Meeting(torch.zeros(len(positions), 1, keys, dtype=torch.long, device=device), 1, ())
+        known = [memory.groups[self.layer, i] for i, _ in acting]
+        groups, of = met(known, [edit.group_count for _, edit in acting], self.editing.names)
         if places is None:
             groups = groups[:, None, -keys:]
         else:
             groups = groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().to(groups.device))
-            groups = groups.repeat_interleave(heads // places.shape[1], 1)
-        rows, note = self.editing.memory.rows, self.editing.account.note
         members = [
-            Member(edit, own.to(q.device), rows[self.layer, i].to(q.device), _among(edit.heads, heads, q), note(i))
-            for (i, edit), own in zip(self.acting, of, strict=True)
+            Member(
+                edit,
+                own.to(device),
+                memory.rows[self.layer, i].to(device),
+                positions.to(device),
+                _among(edit.heads, heads, device),
+                self.editing.account.note(i),
+            )
+            for (i, edit), own in zip(acting, of, strict=True)
         ]
-        return Reweighting(groups.to(q.device), len(of[0]), members)
+        return Meeting(groups.to(device), len(of[0]), members)
 
-    def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored key"] | None = None) -> EditedEvent:
+    def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored_head key"] | None = None) -> ScoredEvent:
         """A layer's attention as the edits leave it."""
-        return edited(event, self.reweighting(event.q, event.k.shape[2], places))
+        where = (event.q.shape[1], event.k.shape[2], event.q.device, places)
+        logits, pattern = self.meeting(self.logit_edits, *where), self.meeting(self.pattern_edits, *where)
+        if not pattern.members:
+            return ScoredEvent(**own_fields(event), meeting=logits)
+        return EditedEvent(**own_fields(event), meeting=logits, reweighting=_by_query_head(pattern, event.q.shape[1]))
 
     def attend(
         self,
@@ -155,20 +175,28 @@ class LayerEdits:
             asked = event(call)
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{names} cannot act here: {error}") from None
-        assert isinstance(asked, EditedEvent)
-        z = asked.reweighting.attend(asked, own)
-        return z, None if weights is None else asked.reweighting.pattern(weights)
+        assert isinstance(asked, ScoredEvent)
+        return asked.attend(own), None if weights is None else asked.weights(weights)
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
         """z of attention over what a cache policy left, and if asked for the attention that each key receives."""
-        assert isinstance(event, EditedEvent)
-        return event.reweighting.attend(event), event.column_mass if mass else None
+        assert isinstance(event, ScoredEvent)
+        return event.attend(), event.column_mass if mass else None
+
+    def logits(
+        self, call: AttentionCall, scores: Float[Tensor, "batch head query key"], mask: Tensor
+    ) -> tuple[Float[Tensor, "batch head query key"], Tensor | None]:
+        """Scores in the open, edited and then masked, and the logits of learned sinks."""
+        where = (call.q.shape[1], call.k.shape[2], call.q.device, call.places)
+        return in_the_open(self.meeting(self.logit_edits, *where), call.q, scores, mask, call.rest.get("s_aux"))
 
     def pattern(
         self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head query key"]:
         """A pattern in the open, edited."""
-        return self.reweighting(call.q, call.k.shape[2], call.places).pattern(pattern)
+        heads = call.q.shape[1]
+        edits = self.meeting(self.pattern_edits, heads, call.k.shape[2], call.q.device, call.places)
+        return _by_query_head(edits, heads).pattern(pattern) if edits.members else pattern
 
     def _learn(self) -> None:
         """Ask the edits about the tokens that just arrived, once."""
@@ -182,30 +210,14 @@ class LayerEdits:
             editing.memory.learn((self.layer, i), edit.groups(text), edit.rows(text))
 
 
-def _among(numbers: Any, count: int, like: Tensor) -> Bool[Tensor, " head"] | None:
+def _among(numbers: Any, count: int, device: torch.device) -> Bool[Tensor, " head"] | None:
     if numbers is None:
         return None
-    return torch.isin(torch.arange(count, device=like.device), torch.tensor(numbers, device=like.device))
+    return torch.isin(torch.arange(count, device=device), torch.tensor(numbers, device=device))
 
 
-def met(known: Sequence[Tensor], counts: Sequence[int], names: str) -> tuple[Tensor, list[Tensor]]:
-    """Groups `[batch, token]` that several edits make together, and each edit's own group of the keys in each of them.
-
-    Raises InterpError where they make more than the kernel tells apart.
-    """
-    together = torch.zeros_like(known[0], dtype=torch.long)
-    for groups, count in zip(known, counts, strict=True):
-        together = together * count + groups
-    found = torch.arange(prod(counts), device=together.device)
-    if len(found) > MOST_GROUPS:  # not all of them need occur
-        found, together = together.unique(return_inverse=True)
-    if len(found) > MOST_GROUPS:
-        raise InterpError(
-            f"{names}: where these edits meet they sort keys into {len(found)} groups, and at most {MOST_GROUPS} can "
-            "be told apart; give them fewer tokens, or layers of their own."
-        )
-    of: list[Tensor] = []
-    for count in reversed(counts):
-        of.insert(0, found % count)
-        found = found // count
-    return together, of
+def _by_query_head(meeting: Meeting[PatternEdit], heads: int) -> Reweighting:
+    groups = meeting.groups
+    if groups.shape[1] > 1:
+        groups = groups.repeat_interleave(heads // groups.shape[1], 1)
+    return Reweighting(groups, meeting.count, meeting.members)

@@ -1,105 +1,67 @@
-"""Attention edits of one layer at work in one call: groups of keys, factors by row and group, what is seen of it."""
+"""Pattern edits of one layer at work in one call: factors by row and group of keys, what is seen of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
-from interp_kernels import attention_apply, group_reweighted_attention
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from interp.interventions.edits.base import AttentionEdit
-from interp.seam.event import AttentionEvent
+from interp.interventions.edits._members import Member, at_every_row
+from interp.interventions.edits._rescoring import ScoredEvent, own_fields
+from interp.interventions.edits.base import PatternEdit
 
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True)
-class Member:
-    """One edit among those that meet in a layer."""
-
-    edit: AttentionEdit
-    of: Int[Tensor, " group"]
-    """Its own group of the keys in each group that the edits of the layer make together."""
-    rows: Bool[Tensor, "batch token"]
-    """The rows that it may change, of all tokens so far."""
-    heads: Bool[Tensor, " head"] | None
-    note: Callable[[Tensor], None]
-    """Told whether it changed anything, as a bool on the device."""
-
-    def factors(self, masses: Float[Tensor, "batch head row group"]) -> Float[Tensor, "batch head row group"]:
-        """What it multiplies the groups by, given what rows pay to them; 1 where it has no say or nothing lies."""
-        own = masses.new_zeros(*masses.shape[:-1], self.edit.group_count).index_add(-1, self.of, masses)
-        factors = self.edit.factors(own).expand_as(own)
-        if self.edit.keeps_sums:
-            left = (factors * own).sum(-1, keepdim=True)
-            factors = factors * torch.where(left > 0, own.sum(-1, keepdim=True) / torch.where(left > 0, left, 1.0), 0.0)
-        factors = torch.where(self._may_change(masses) & (own > 0), factors, 1.0)
-        self.note((factors.detach() != 1).any())
-        return factors.index_select(-1, self.of)
-
-    def _may_change(self, masses: Tensor) -> Bool[Tensor, "batch head row 1"]:
-        rows = self.rows[:, None, -masses.shape[2] :, None]
-        return rows if self.heads is None else rows & self.heads[:, None, None]
+def factors_of(
+    member: Member[PatternEdit], masses: Float[Tensor, "batch head row group"]
+) -> Float[Tensor, "batch head row group"]:
+    """What an edit multiplies the groups by, given what rows pay to them; 1 where it has no say or nothing lies."""
+    own = masses.new_zeros(*masses.shape[:-1], member.edit.group_count).index_add(-1, member.of, masses)
+    factors = member.edit.factors(own).expand_as(own)
+    if member.edit.keeps_sums:
+        left = (factors * own).sum(-1, keepdim=True)
+        factors = factors * torch.where(left > 0, own.sum(-1, keepdim=True) / torch.where(left > 0, left, 1.0), 0.0)
+    factors = torch.where(member.may_change(masses.shape[2]) & (own > 0), factors, 1.0)
+    member.note((factors.detach() != 1).any())
+    return factors.index_select(-1, member.of)
 
 
 @dataclass(frozen=True)
 class Reweighting:
-    """What the edits of a layer do to the attention of one call."""
+    """What the pattern edits of a layer do to the attention of one call."""
 
     groups: Int[Tensor, "batch head_or_1 key"]
     count: int
-    members: Sequence[Member]
+    members: Sequence[Member[PatternEdit]]
 
     def factors(self, masses: Float[Tensor, "batch head row group"]) -> Float[Tensor, "batch head row group"]:
         """All factors together: every edit sees the masses that those before it left. Rows are the newest tokens."""
         factors = torch.ones_like(masses)
         for member in self.members:
-            factors = factors * member.factors(masses * factors)
+            factors = factors * factors_of(member, masses * factors)
         return factors
-
-    def attend(
-        self, event: AttentionEvent, own: Float[Tensor, "batch row head d"] | None = None
-    ) -> Float[Tensor, "batch row head d"]:
-        """z, of the rows that are not edited `own`: what the model computes itself, to the last bit."""
-        changed = torch.zeros(())
-
-        def decide(masses: Tensor) -> Tensor:
-            nonlocal changed
-            factors = self.factors(masses)
-            changed = (factors.detach() != 1).any(-1)
-            return factors
-
-        z = group_reweighted_attention(
-            event.q, event.k, event.v, self.groups, decide,
-            renormalise=False, group_count=self.count, **event.maths,
-        ).z  # fmt: skip
-        z = z.transpose(1, 2).to(event.q.dtype).contiguous()
-        return z if own is None else torch.where(changed.transpose(1, 2)[..., None], z, own)
 
     def pattern(self, pattern: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row key"]:
         """A pattern in the open, edited."""
         wide = pattern.to(torch.promote_types(pattern.dtype, torch.float32))
-        masses = wide.new_zeros(*wide.shape[:-1], self.count).scatter_add(-1, self._at_every_row(wide), wide)
+        masses = wide.new_zeros(*wide.shape[:-1], self.count).scatter_add(-1, at_every_row(self.groups, wide), wide)
         return (wide * self.by_key(self.factors(masses))).to(pattern.dtype)
 
     def by_key(self, factors: Float[Tensor, "batch head row group"]) -> Float[Tensor, "batch head row key"]:
-        return factors.gather(-1, self._at_every_row(factors))
-
-    def _at_every_row(self, like: Float[Tensor, "batch head row _"]) -> Int[Tensor, "batch head row key"]:
-        """The groups of the keys, repeated for the heads and rows of another array."""
-        return self.groups.long()[:, :, None].expand(*like.shape[:3], -1)
+        return factors.gather(-1, at_every_row(self.groups, factors))
 
 
 @dataclass
-class EditedEvent(AttentionEvent):
-    """A layer's attention as edits leave it. `lse` stays that of the scores, which edits do not touch.
+class EditedEvent(ScoredEvent):
+    """A layer's attention as edits of both stages leave it. `lse` is that of the scores, which pattern edits do not
+    touch.
 
-    Within a group of keys an edit changes no proportions. So an edited row is a mixture of the groups' own softmaxes,
-    and what is asked of it follows from theirs without an array of queries x keys.
+    Within a group of keys a pattern edit changes no proportions. So an edited row is a mixture of the groups' own
+    softmaxes, and what is asked of it follows from theirs without an array of queries x keys.
     """
 
     reweighting: Reweighting = field(kw_only=True)
@@ -121,7 +83,8 @@ class EditedEvent(AttentionEvent):
     @cached_property
     def entropy(self) -> Float[Tensor, "batch head query"]:
         mass = self.factors * self._masses
-        return (mass * self._within_groups("entropy") + torch.special.entr(mass)).sum(-1)
+        entropy: Tensor = (mass * self._within_groups("entropy") + torch.special.entr(mass)).sum(-1)
+        return entropy
 
     @cached_property
     def square(self) -> Float[Tensor, "batch head query"]:
@@ -133,21 +96,21 @@ class EditedEvent(AttentionEvent):
         found = []
         for group in range(self.reweighting.count):
             alone = torch.where(self.reweighting.groups == group, 0.0, -torch.inf)[:, :, None]
-            maths = {**self.maths, "sinks": None, "bias": self.facts.get("bias", 0.0) + alone}
-            told = attention_apply(self.q, self.k, statistics=(statistic,), **maths)
-            found.append(getattr(told, statistic))
+            known = self.facts.get("bias")
+            facts = {**self.facts, "bias": alone if known is None else known + alone}
+            scored = ScoredEvent(**{**own_fields(self), "facts": facts, "sinks": None}, meeting=self.meeting)
+            found.append(getattr(scored._statistics(statistic), statistic))
         return torch.stack(found, -1)
 
     def apply(self, x: Float[Tensor, "batch head key r"]) -> Float[Tensor, "batch head query r"]:
         with torch.no_grad():
-            return group_reweighted_attention(
-                self.q, self.k, x, self.reweighting.groups, self.factors, renormalise=False, **self.maths
-            ).z
+            return self.reweighted(x, self.reweighting.groups, lambda masses: self.factors, self.reweighting.count)
 
     def transpose_apply(self, y: Float[Tensor, "batch head query r"]) -> Float[Tensor, "batch head key r"]:
         """A'ᵀ y: of the product of Aᵀ with y times each group's factor, a key takes its own group's."""
         scaled = self.factors[..., None] * y[..., None, :].to(self.factors.dtype)
-        by_group = super().transpose_apply(scaled.flatten(3)).unflatten(-1, (self.reweighting.count, -1))
+        by_group = super().transpose_apply(scaled.flatten(3))
+        by_group = by_group.reshape(*by_group.shape[:3], self.reweighting.count, y.shape[-1])
         own = self.reweighting.groups.long()[..., None, None].expand(*by_group.shape[:3], 1, by_group.shape[-1])
         return by_group.gather(3, own)[..., 0, :]
 
@@ -158,7 +121,17 @@ class EditedEvent(AttentionEvent):
     def pattern(self) -> Float[Tensor, "batch head query key"]:
         return super().pattern() * self.reweighting.by_key(self.factors)
 
+    def attend(self, own: Float[Tensor, "batch row head d"] | None = None) -> Float[Tensor, "batch row head d"]:
+        changed = self.rescoring.changed if self.meeting.members else torch.zeros((), dtype=torch.bool)
 
-def edited(event: AttentionEvent, reweighting: Reweighting) -> EditedEvent:
-    fields: dict[str, Any] = {name: getattr(event, name) for name in AttentionEvent.__dataclass_fields__}
-    return EditedEvent(**fields, reweighting=reweighting)
+        def decide(masses: Tensor) -> Tensor:
+            nonlocal changed
+            factors = self.reweighting.factors(masses)
+            changed = changed.to(factors.device) | (factors.detach() != 1).any(-1)
+            return factors
+
+        z = self.reweighted(self.v, self.reweighting.groups, decide, self.reweighting.count)
+        return self.merged(z, own, changed)
+
+    def weights(self, own: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row key"]:
+        return self.reweighting.pattern(super().weights(own))

@@ -1,19 +1,24 @@
-"""What an attention edit is: rows of the pattern whose mass moves between groups of keys.
+"""What an attention edit is: which rows, heads and groups of keys it changes, and at which stage.
 
-An `AttentionEdit` sorts keys into a few groups, says which rows it may change, and from the masses of a row's groups
-decides by what factor each is multiplied; everything else (chunks, padding, caches, hooks, gradients, what is fused) is
-`_editing.py`'s part. A new method is one new file: its groups, its rows, its factors.
+An `AttentionEdit` sorts keys into a few groups and says which rows it may change. There are two stages:
 
-Several edits act in the order in which `|` puts them: each sees the masses as those before it left them, and where two
-meet their factors multiply. Edits act before cache policies: what a policy observes is the attention that the edited
-model pays.
+    `LogitEdit`    before the softmax: each group's logits are scaled, and a bias is added.
+    `PatternEdit`  after it: from the masses of a row's groups it decides by what factor each is multiplied.
+
+Everything else (chunks, padding, caches, hooks, gradients, what is fused) is `_editing.py`'s part. A new method is one
+new file: its groups, its rows, and its `change` or its `factors`.
+
+Logit edits act first, then pattern edits, each kind in the order in which `|` puts them: a logit edit sees logits and a
+pattern edit sees masses as those before it left them. Edits act before cache policies: what a policy observes is the
+attention that the edited model pays.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,7 +48,7 @@ class NewTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionEdit(Intervention, ABC):
-    """Multiplies the attention that rows pay to groups of keys.
+    """Changes the attention that rows pay to groups of keys. Methods derive from `LogitEdit` or `PatternEdit`.
 
     Args:
         layers: numbers of the layers that are edited; None: all.
@@ -52,6 +57,8 @@ class AttentionEdit(Intervention, ABC):
 
     group_count: ClassVar[int]
     """How many groups of keys it tells apart; what it knows nothing of belongs to one of them too."""
+    idle_at: ClassVar[Mapping[str, Any]] = {}
+    """Settings that together ask for no change at all, such as a strength of 0."""
     layers: Numbers | None = None
     heads: Numbers | None = None
 
@@ -74,25 +81,22 @@ class AttentionEdit(Intervention, ABC):
     @property
     def idle(self) -> bool:
         """Whether the settings ask for no change at all: then attention is left to the model, bit for bit."""
-        return False
+        return bool(self.idle_at) and all(getattr(self, name) == value for name, value in self.idle_at.items())
 
     @property
     def reads_residual(self) -> bool:
         """Whether `groups` and `rows` look at the residual stream."""
         return False
 
-    @property
-    def keeps_sums(self) -> bool:
-        """Whether an edited row is scaled back to the sum that it had."""
-        return True
-
     def check(self, cfg: LensConfig) -> None:
         """Raise InterpError where the settings name something that the model does not have."""
         for name, given, count in (("layers", self.layers, cfg.n_layers), ("heads", self.heads, cfg.n_heads)):
-            if beyond := [number for number in given or () if number >= count]:  # type: ignore[union-attr]
+            if missing := [str(number) for number in given or () if number >= count]:  # type: ignore[union-attr]
                 raise InterpError(
-                    f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(map(str, beyond))}."
+                    f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(missing)}."
                 )
+        if cfg.n_ctx and (unmet := self.unmet(cfg.n_ctx)):
+            raise InterpError(f"{self.name}: {unmet}, the context of {cfg.architecture}.")
 
     def acts_in(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers  # type: ignore[operator]
@@ -105,11 +109,61 @@ class AttentionEdit(Intervention, ABC):
         """Which of the new tokens' rows may change."""
         return torch.ones_like(text.positions[:, -text.new :], dtype=torch.bool)
 
+    def unmet(self, longest: int) -> str | None:
+        """What the settings name that texts of up to `longest` tokens do not have, in words; None: nothing."""
+        return None
+
+
+class PatternEdit(AttentionEdit):
+    """Multiplies the attention that rows pay to groups of keys, after the softmax."""
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether an edited row is scaled back to the sum that it had."""
+        return True
+
     @abstractmethod
     def factors(self, masses: Float[Tensor, "batch head row group"]) -> Tensor:
         """What each group's attention is multiplied by, `[batch or 1, head or 1, row or 1, group]`, from the attention
         that a row pays to each group. A rule of `interp_kernels` will do; factors carry gradients."""
 
-    def unmet(self, longest: int) -> str | None:
-        """What the settings name that texts of up to `longest` tokens do not have, in words; None: nothing."""
-        return None
+
+Values = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True)
+class LogitChange:
+    """What becomes of a logit: `scale * logit + bias`. A scale of 0 sets it to the bias.
+
+    Each is one number, one for each group of keys, or a tensor that broadcasts to `[batch, head, row, group]`.
+    """
+
+    scale: Values = 1.0
+    bias: Values = 0.0
+    sink_scale: Values = 1.0
+    """What learned sink logits (gpt-oss) are multiplied by: one number, or `[batch or 1, head or 1, row or 1, 1]`."""
+
+
+class LogitEdit(AttentionEdit):
+    """Scales the logits that rows give to groups of keys and adds a bias to them, before the softmax.
+
+    A logit is what enters the softmax: the scaled product of query and key, softcap applied. What a row does not see it
+    does not see after an edit either, whatever the edit says; and how many tokens a stored summary counts for is no
+    part of its logit.
+    """
+
+    @abstractmethod
+    def change(self, positions: Int[Tensor, "batch row"]) -> LogitChange:
+        """What happens to the logits of each group of keys, in rows at these places in their text (-1 at padding)."""
+
+
+def at_positions(text: NewTokens, positions: Numbers) -> Bool[Tensor, "batch new"]:
+    """Which of the new tokens stand at one of the positions in their text."""
+    new = text.positions[:, -text.new :]
+    return torch.isin(new, torch.tensor(positions, device=new.device))
+
+
+def beyond(longest: int, **named: Numbers | None) -> str | None:
+    """Which positions, by the setting that names them, texts of `longest` tokens do not have; None: they have all."""
+    missing = [f"{name} {n}" for name, given in named.items() for n in given or () if n >= longest]  # type: ignore[union-attr]
+    return f"{', '.join(missing)} would lie beyond {longest:,} tokens" if missing else None

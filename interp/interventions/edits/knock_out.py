@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import AttentionEdit, NewTokens, Numbers
-
-if TYPE_CHECKING:
-    from interp.seam.config import LensConfig
+from interp.interventions.edits.base import NewTokens, Numbers, PatternEdit, at_positions, beyond
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class KnockOut(AttentionEdit):
+class KnockOut(PatternEdit):
     """Take the attention to some tokens away, in some layers, heads and rows.
 
-    Args, besides `layers` and `heads`:
+    Args:
         keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own.
         queries: positions of the rows that are edited; None: all, those of generated tokens too.
         strength: what part of the attention goes; 1 removes it, 0 changes nothing.
@@ -31,10 +29,17 @@ class KnockOut(AttentionEdit):
     in models with learned sink logits: there the sink keeps its share of the row instead of taking part of what was
     removed. Under a cache policy a stored token answers to the position that it is stored under: what was merged into
     another is knocked out with that one, and a summary token of `Recall` stands at the mean of what it sums up.
+
+    Examples:
+        >>> with lens.apply(interp.KnockOut(keys=(0, 1), layers=2)):
+        ...     _, cache = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_pattern")
+        >>> float(cache["pattern", 2][..., 2:, :2].sum())
+        0.0
     """
 
     name: ClassVar[str] = "knock_out"
     group_count: ClassVar[int] = 2
+    idle_at: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     keys: Numbers = 0
     queries: Numbers | None = None
     strength: float = 1.0
@@ -47,33 +52,17 @@ class KnockOut(AttentionEdit):
             raise InterpError(f"{self.name}: strength should be 0 to 1, found {self.strength}.")
 
     @property
-    def idle(self) -> bool:
-        return self.strength == 0
-
-    @property
     def keeps_sums(self) -> bool:
         return self.renormalise
 
-    def check(self, cfg: LensConfig) -> None:
-        super().check(cfg)
-        if cfg.n_ctx and (beyond := self.unmet(cfg.n_ctx)):
-            raise InterpError(f"{self.name}: {beyond}, the context of {cfg.architecture}.")
-
     def groups(self, text: NewTokens) -> Tensor:
-        return _among(text, self.keys).long()
+        return at_positions(text, self.keys).long()
 
     def rows(self, text: NewTokens) -> Tensor:
-        return super().rows(text) if self.queries is None else _among(text, self.queries)
+        return super().rows(text) if self.queries is None else at_positions(text, self.queries)
 
     def factors(self, masses: Tensor) -> Tensor:
         return masses.new_tensor([1.0, 1.0 - self.strength]).expand_as(masses)
 
     def unmet(self, longest: int) -> str | None:
-        named = [("keys", self.keys), ("queries", self.queries or ())]
-        beyond = [f"{name} {n}" for name, given in named for n in given if n >= longest]  # type: ignore[union-attr]
-        return f"{', '.join(beyond)} would lie beyond {longest:,} tokens" if beyond else None
-
-
-def _among(text: NewTokens, positions: Numbers) -> Tensor:
-    new = text.positions[:, -text.new :]
-    return torch.isin(new, torch.tensor(positions, device=new.device))
+        return beyond(longest, keys=self.keys, queries=self.queries)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import AttentionEdit, NewTokens
+from interp.interventions.edits.base import NewTokens, PatternEdit
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class SinkRemoval(AttentionEdit):
+class SinkRemoval(PatternEdit):
     """Take from the attention sinks of a text a part of what they receive; other keys gain it in proportion.
 
-    Args, besides `layers` and `heads`:
+    Args:
         remove_fraction: the part that sinks lose in every row; 0 changes nothing, 1 leaves them nothing. A row that
             sees nothing but sinks stays as it is.
         sinks: "first", the text's first token; "massive", tokens with a massive activation in the residual stream that
@@ -33,10 +34,17 @@ class SinkRemoval(AttentionEdit):
 
     Redistribution from sinks is VAR's (Kang et al. 2025, arXiv:2503.03321), which gives to image tokens alone and only
     in rows that look at the image; here every row and every other key takes part.
+
+    Examples:
+        >>> with lens.apply(interp.SinkRemoval(remove_fraction=1.0, sinks="first")):
+        ...     _, cache = lens.run_with_cache(prompt, names_filter="blocks.2.attn.hook_pattern")
+        >>> float(cache["pattern", 2][..., 1:, 0].sum())
+        0.0
     """
 
     name: ClassVar[str] = "sink_removal"
     group_count: ClassVar[int] = 2
+    idle_at: ClassVar[Mapping[str, Any]] = {"remove_fraction": 0.0}
     remove_fraction: float = 0.6
     sinks: Literal["first", "massive", "both"] = "both"
     over_median: float = 250.0
@@ -47,10 +55,6 @@ class SinkRemoval(AttentionEdit):
             raise InterpError(f"{self.name}: remove_fraction should be 0 to 1, found {self.remove_fraction}.")
         if self.over_median < 1:
             raise InterpError(f"{self.name}: over_median should be at least 1, found {self.over_median}.")
-
-    @property
-    def idle(self) -> bool:
-        return self.remove_fraction == 0
 
     @property
     def reads_residual(self) -> bool:

@@ -7,6 +7,8 @@ M's diagonal; what it leaves out is the rest of M.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from interp_kernels import cut, unpacked
 from jaxtyping import Float, Int
@@ -22,10 +24,19 @@ def pruned_count(width: int, ratio: float, rounding: str = "code") -> int:
     return int(width * ratio + tiny) if rounding == "code" else width - int((1 - ratio) * width + tiny)
 
 
-def kept_after_pruning_smallest(scores: Float[Tensor, "batch head channel"], k: int) -> Int[Tensor, "batch head kept"]:
-    """Channels that stay when the k of lowest score go, rising; of equal scores the lowest index goes first."""
+class Chosen(NamedTuple):
+    """Channels that stay, and what they were chosen by."""
+
+    kept: Int[Tensor, "batch head kept"]
+    """Rising."""
+    score: Float[Tensor, "batch head channel"]
+    """Of all channels, those that went too."""
+
+
+def without_smallest(scores: Float[Tensor, "batch head channel"], k: int) -> Chosen:
+    """The k channels of lowest score go; of equal scores the lowest index goes first."""
     order = scores.sort(dim=-1, stable=True).indices
-    return order[..., k:].sort(-1).values
+    return Chosen(order[..., k:].sort(-1).values, scores)
 
 
 def loss_matrix(q_gram: Float[Tensor, "*b d d"], k_gram: Float[Tensor, "*b d d"]) -> Float[Tensor, "*b d d"]:
@@ -39,26 +50,31 @@ def loss_of(m: Float[Tensor, "batch head d d"], kept: Int[Tensor, "batch head ke
     return torch.einsum("bhi,bhij,bhj->bh", z, m, z)
 
 
-def kept_by_elimination(m: Float[Tensor, "batch head d d"], k: int) -> Int[Tensor, "batch head kept"]:
-    """Channels that stay when k are dropped one by one, each the one that adds least to the exact loss."""
+def by_elimination(m: Float[Tensor, "batch head d d"], k: int) -> Chosen:
+    """k channels are dropped one by one, each the one that adds least to the exact loss.
+
+    The score of a dropped channel is what it added to the loss of those dropped before it; of one that stays, what it
+    would add as the next.
+    """
     cost = m.diagonal(dim1=-2, dim2=-1).clone()  # what dropping a channel adds, given those dropped before
     dropped = torch.zeros_like(cost, dtype=torch.bool)
     for _ in range(k):
         worst = cost.masked_fill(dropped, torch.inf).argmin(-1, keepdim=True)
         dropped.scatter_(-1, worst, True)
         row = m.gather(-2, worst[..., None].expand(*worst.shape, m.shape[-1]))[..., 0, :]
-        cost = cost + 2 * row
-    return (~dropped).nonzero()[:, -1].view(*cost.shape[:-1], -1)
+        cost = torch.where(dropped, cost, cost + 2 * row)
+    return Chosen((~dropped).nonzero()[:, -1].view(*cost.shape[:-1], -1), cost)
 
 
-def kept_by_surgery(
+def by_surgery(
     q_gram: Float[Tensor, "batch head d d"], k_gram: Float[Tensor, "batch head d d"], k: int, ridge: float
-) -> Int[Tensor, "batch head kept"]:
-    """Channels that stay when k are dropped one by one and what each one did is handed to the others at once.
+) -> Chosen:
+    """k channels are dropped one by one, and what each one did is handed to the others at once.
 
     Optimal brain surgeon (Hassibi and Stork 1993) for key channels. Dropping j while the others take over costs what
     they cannot know of it: the energy of k_j, as it is after earlier hand-overs, times the variance of q_j given the
-    queries' other channels, which is 1 / (G⁻¹)_jj for G the ridged `q_gram`.
+    queries' other channels, which is 1 / (G⁻¹)_jj for G the ridged `q_gram`. That cost is the score: of a dropped
+    channel when it went, of one that stays as it is at the end.
     """
     strength = ridge * q_gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     inverse = torch.linalg.inv(
@@ -66,10 +82,9 @@ def kept_by_surgery(
     )
     gram = k_gram.clone()
     dropped = torch.zeros(q_gram.shape[:-1], dtype=torch.bool, device=q_gram.device)
+    cost = gram.diagonal(dim1=-2, dim2=-1) / inverse.diagonal(dim1=-2, dim2=-1)
     for _ in range(k):
-        unknown = inverse.diagonal(dim1=-2, dim2=-1)
-        cost = (gram.diagonal(dim1=-2, dim2=-1) / unknown).masked_fill(dropped, torch.inf)
-        worst = cost.argmin(-1, keepdim=True)
+        worst = cost.masked_fill(dropped, torch.inf).argmin(-1, keepdim=True)
         dropped.scatter_(-1, worst, True)
         at = worst[..., None].expand(*worst.shape, gram.shape[-1])
         row = inverse.gather(-2, at)[..., 0, :]
@@ -82,7 +97,9 @@ def kept_by_surgery(
         energy = other.gather(-1, worst)
         gram = gram + share[..., :, None] * other[..., None, :] + other[..., :, None] * share[..., None, :]
         gram = gram + energy[..., None] * share[..., :, None] * share[..., None, :]
-    return (~dropped).nonzero()[:, -1].view(*dropped.shape[:-1], -1)
+        left = gram.diagonal(dim1=-2, dim2=-1) / inverse.diagonal(dim1=-2, dim2=-1)
+        cost = torch.where(dropped, cost, left)
+    return Chosen((~dropped).nonzero()[:, -1].view(*dropped.shape[:-1], -1), cost)
 
 
 def compensated(

@@ -3,9 +3,7 @@
 A method says how it scores tokens and how many recent ones it always keeps; `EvictionPlan` does the rest. Padding goes
 first, sinks and recent tokens never go, of equal scores the earlier token stays.
 
-A method that also acts at every step keeps its cache at one size: the token that leaves the recent window and the old
-tokens compete, and the loser's place is overwritten, so a step moves one token and not the cache. Where tokens are
-dense, one kernel does that and the attention before it (`attend_and_step`).
+A method that also acts at every step is a `StepPlan` beside this file's `EvictionPlan`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from interp_kernels import Merge, Merged, decode_step
-from jaxtyping import Bool, Float, Int
+from interp_kernels import Merge, Merged
+from jaxtyping import Float, Int
 
-from interp.cache.segments import Segment, joined
+from interp.cache.segments import Segment
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, Entry, Plan, Prompt
 from interp.interventions.policies._merging import merge_into, places
@@ -43,7 +41,6 @@ class Eviction(CachePolicy):
     """
 
     stage: ClassVar[Literal["tokens", "channels"]] = "tokens"
-    granularity: ClassVar[str] = "kv_head"
     budget: float | int = 0.2
     sinks: int = 0
 
@@ -96,10 +93,15 @@ def tokens_of(budget: float | int, tokens: int) -> int:
 
 
 class EvictionPlan(Plan):
-    """An `Eviction` at work on one sequence."""
+    """An `Eviction` at work on one sequence: the prompt is cut once.
+
+    A method that also acts at steps derives from it and sets `each_step`; what it may rely on is said in `Plan`.
+    """
 
     keeps_mass: ClassVar[bool] = False
     """Whether stored tokens go on collecting the attention that they receive, starting from their score."""
+    newest_query_only: ClassVar[bool] = False
+    """Whether that account holds what the newest query alone pays, instead of a sum over all."""
 
     def __init__(self, policy: Eviction, prompt: Prompt) -> None:
         self.policy, self.prompt = policy, prompt
@@ -117,7 +119,7 @@ class EvictionPlan(Plan):
         """Scores of query heads summed over those that read the same stored head."""
         if self.policy.granularity == "query_head" or scores.shape[1] == kv_heads:
             return scores.float()
-        return scores.float().unflatten(1, (kv_heads, -1)).sum(2)
+        return torch.unflatten(scores.float(), 1, (kv_heads, -1)).sum(2)
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         scores = self.scored.pop(layer)
@@ -127,16 +129,11 @@ class EvictionPlan(Plan):
 
     def evict(self, layer: int, stored: StoredLayer, scores: Tensor, capacity: int, recent: int) -> None:
         """Keep `capacity` tokens of a layer, `recent` of them the newest."""
-        whole = joined(stored.segments)
-        if whole.keys.shape[1] != scores.shape[1]:
-            whole = whole.per_head(scores.shape[1])
-        if self.keeps_mass:
-            whole = replace(whole, mass=scores.clone())
         kept, dropped = chosen(scores, stored.padding, capacity - recent, recent, self.policy.sinks)
-        old, tail = whole.take(kept), whole.part(slice(len(whole) - recent, len(whole)))
-        lost = replace(whole, mass=scores).take(dropped)
-        self.lose(layer, stored, lost, old, tail)
-        stored.segments = [old, tail] if len(old) else [tail]
+        lost = replace(stored.whole(scores.shape[1]), mass=scores).take(dropped)
+        mass = scores.clone() if self.keeps_mass else None
+        stored.keep(kept, recent, mass=mass, newest_query_only=self.newest_query_only)
+        self.lose(layer, stored, lost, *stored.segments)
         self.recent[layer] = recent
 
     def merge(self, layer: int) -> Merge | None:
@@ -161,7 +158,7 @@ class EvictionPlan(Plan):
 
         merged: what became of the tokens, `[batch, head, n]`; its places count through all of `retained`.
         """
-        if self.ledger is None:
+        if self.ledger is None or len(lost) == 0:
             return
         assert lost.mass is not None
         at = places([lost]).long()
@@ -174,78 +171,6 @@ class EvictionPlan(Plan):
                 entry, target=into, similarity=merged.similarity, threshold=self.threshold[layer], merged=merged.merged
             )
         self.ledger.append(entry)
-
-    def move_to_slots(self, layer: int, stored: StoredLayer) -> None:
-        if layer in self.recent and len(stored.segments[-1]) == stored.newest_at_compression:
-            stored.move_to_slots()
-
-    def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
-        """One kernel: keep account of attention, then what `replace_one` does, though on slots in no order."""
-        slots = stored.slots
-        assert slots is not None
-        z, lost, merged = decode_step(
-            q,
-            slots.keys,
-            slots.values,
-            slots.mass,
-            slots.positions,
-            keep_oldest=self.policy.sinks,
-            keep_newest=self.recent[layer],
-            padding=stored.padding,
-            merge=self.merge(layer),
-            **maths,
-        )
-        stored.free_slot()
-        victim = Segment(lost.key, lost.value, lost.position[..., None], mass=lost.mass[..., None])
-        merged = None if merged is None else Merged(*(x[..., None] for x in merged))
-        self.note(layer, stored, victim, [slots.whole], merged)
-        return z
-
-    def step(self, layer: int, stored: StoredLayer) -> None:
-        if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
-            return
-        stored.leave_slots()
-        for _ in range(len(stored.segments[-1]) - stored.newest_at_compression):
-            aged, stored.segments[-1] = _first_off(stored.segments[-1])
-            self.replace_one(layer, stored, aged)
-        self.move_to_slots(layer, stored)
-
-    def replace_one(self, layer: int, stored: StoredLayer, aged: Segment) -> None:
-        """Let the token that left the tail and the old ones compete, and drop the least attended in each head."""
-        old = stored.segments[0]
-        # the recent window may reach back beyond the tail, into the old tokens, where channels are pruned too
-        newest = stored.seen - max(stored.newest_at_compression, self.recent[layer])
-        slot, least = self._least(old, stored, newest)
-        _, aged_worth = self._least(aged, stored, newest)
-        goes_in = least < aged_worth
-        victim = _either(goes_in, old.take(slot[..., None]), aged)
-        old.overwrite(slot, aged, goes_in)
-        if len(old) <= self.policy.sinks:
-            victim = self._keep_sink(layer, stored, aged, least.isposinf() & aged_worth.isposinf(), victim)
-        self.lose(layer, stored, victim, *stored.segments)
-
-    def _keep_sink(self, layer: int, stored: StoredLayer, aged: Segment, stuck: Tensor, victim: Segment) -> Segment:
-        """The token that is lost where, in heads that are `stuck`, both the old tokens and the aged one are sinks.
-
-        A dense tail longer than the budget without its sinks reaches back into them; its least attended token makes
-        room for the sink that would leave it.
-        """
-        tail = stored.segments[-1]
-        slot, _ = self._least(tail, stored, stored.seen - self.recent[layer])
-        victim = _either(stuck, tail.take(slot[..., None]), victim)
-        tail.overwrite(slot, aged, stuck)
-        return victim
-
-    def _least(self, segment: Segment, stored: StoredLayer, newest: int) -> tuple[Tensor, Tensor]:
-        """(place, attention) `[batch, head]` of the token that goes first: padding, then the least attended, of equals
-        the later. Sinks and tokens from `newest` on count as infinite."""
-        assert segment.mass is not None
-        at = segment.at().expand(segment.mass.shape)
-        first = 0 if stored.padding is None else stored.padding[:, None, None]
-        stays = ((at >= first) & (at < first + self.policy.sinks)) | (at >= newest)
-        worth = segment.mass.masked_fill(stays, torch.inf).masked_fill(at < first, -torch.inf)
-        least = worth.amin(-1)
-        return at.masked_fill(worth > least[..., None], -1).argmax(-1), least
 
 
 def chosen(
@@ -264,23 +189,3 @@ def chosen(
         candidates.masked_fill_(place < first, -torch.inf)
     order = candidates.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :heavy].sort(-1).values, order[..., heavy:].sort(-1).values
-
-
-def _first_off(segment: Segment) -> tuple[Segment, Segment]:
-    """(the oldest token, the others)."""
-    return segment.part(slice(0, 1)), segment.part(slice(1, len(segment)))
-
-
-def _either(where: Bool[Tensor, "batch head"], a: Segment, b: Segment) -> Segment:
-    """The one token of `a` where `where` is True, else that of `b`; with all channels of `b`, zeros where `a` lacks
-    them."""
-    d_head, d_value = b.keys.shape[-1], b.values.shape[-1]
-    pick = lambda x, y: torch.where(where.view(*where.shape, *[1] * (y.ndim - 2)), x, y)  # noqa: E731
-    shape = (*where.shape, 1)
-    return Segment(
-        pick(a.dense_keys(d_head), b.keys),
-        pick(a.dense_values(d_value), b.values),
-        pick(a.at().expand(shape), b.at().expand(shape)),
-        mass=None if a.mass is None or b.mass is None else pick(a.mass, b.mass),
-        log_count=None if a.log_count is None or b.log_count is None else pick(a.log_count, b.log_count),
-    )

@@ -56,7 +56,7 @@ def merge_into(
 
     def after(x: Tensor, lost: Tensor) -> tuple[Tensor, ...]:
         new = merge_tokens(x, lost, target, weight, counted=counted, own=merge.own, merged=gate)
-        return new.split(lengths, 2)
+        return torch.split(new, lengths, 2)
 
     values = torch.cat([segment.dense_values(d_value) for segment in retained], 2)
     for segment, part in zip(retained, after(values, lost.values), strict=True):

@@ -46,6 +46,8 @@ class Summaries(NamedTuple):
     keys: Float[Tensor, "group d"]
     values: Float[Tensor, "group d_value"]
     bias: Float[Tensor, " group"]
+    share: Float[Tensor, " E"]
+    """How much of its group's value each token is."""
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def clusters(keys: Float[Tensor, "E d"], count: int) -> Int[Tensor, " E"]:
     centres = keys[torch.arange(count, device=keys.device) * len(keys) // count]
     for _ in range(ROUNDS):
         half = centres.square().sum(-1) / 2
-        nearest = torch.cat([(part @ centres.T - half).argmax(-1) for part in keys.split(_fitting(count))])
+        nearest = torch.cat([(part @ centres.T - half).argmax(-1) for part in torch.split(keys, _fitting(count))])
         size = nearest.bincount(minlength=count)[:, None]
         centres = torch.where(size > 0, group_sums(keys, nearest, count) / size.clamp_min(1), centres)
     return nearest
@@ -79,11 +81,13 @@ def summarised(
     share = received[:, None] / of_group[group]
     mean_key, value = group_sums(share * keys, group, count), group_sums(share * values, group, count)
     fitted, bias = [], []
-    for weight, towards in zip(*(x.split(_fitting(readers.rows.numel())) for x in (paid, mean_key)), strict=True):
+    for weight, towards in zip(
+        *(torch.split(x, _fitting(readers.rows.numel())) for x in (paid, mean_key)), strict=True
+    ):
         fitted.append(_regressions(readers.rows, weight, weight.log() + readers.lse, towards, ridge))
         given = (fitted[-1] @ readers.rows.T - readers.lse).exp().sum(-1)
         bias.append((weight.sum(-1) / given.clamp_min(TINY)).log())
-    return Summaries(torch.cat(fitted), value, torch.cat(bias))
+    return Summaries(torch.cat(fitted), value, torch.cat(bias), share[:, 0])
 
 
 def group_sums(x: Float[Tensor, "E n"], group: Int[Tensor, " E"], count: int) -> Float[Tensor, "group n"]:
@@ -101,7 +105,7 @@ def _fitting(numbers: int) -> int:
 def _attention(readers: Readers, keys: Tensor, at: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(attention that each row pays to each group `[group, row]`, attention that each token receives `[E]`)."""
     paid, received = keys.new_zeros(count, len(readers.rows)), []
-    for k, place, of in zip(*(x.split(_fitting(len(readers.rows))) for x in (keys, at, group)), strict=True):
+    for k, place, of in zip(*(torch.split(x, _fitting(len(readers.rows))) for x in (keys, at, group)), strict=True):
         unseen = place[:, None] > readers.at
         attention = (k @ readers.rows.T).sub_(readers.lse).masked_fill_(unseen, -torch.inf).exp_()
         paid += group_sums(attention, of, count)
@@ -124,4 +128,5 @@ def _regressions(
     gram = (weight[..., None] * centred).mT @ centred
     strength = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(TINY)
     eye = strength * torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
-    return torch.linalg.solve(gram + eye, right + strength * towards[..., None])[..., 0]
+    solved: Tensor = torch.linalg.solve(gram + eye, right + strength * towards[..., None])
+    return solved[..., 0]

@@ -14,7 +14,8 @@ from interp.interventions.base import Moment, Plan, Prompt
 from interp.interventions.keeper import padding_of
 from interp.interventions.policies import _layer_budgets as budgets
 from interp.interventions.policies import _merging as merging
-from interp.interventions.policies._eviction import Eviction, EvictionPlan, tokens_of
+from interp.interventions.policies._eviction import Eviction, tokens_of
+from interp.interventions.policies._steps import StepPlan
 from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
@@ -31,15 +32,18 @@ class D2O(Eviction):
     Settings that are None follow `variant`: "paper" as the text describes it (where it leaves something open, ports
     were followed), "code" as released. Each can be set by itself.
 
-    Args, besides `Eviction`'s (budget, a share of the prompt over all layers, of all columns in a padded batch; sinks,
-    4):
+    Args:
+        budget: a share of the prompt over all layers, of all columns in a padded batch.
+        sinks: tokens at the text's beginning that always stay.
+        variant: "paper" or "code", what settings that are None follow.
         metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`. A layer
             has one budget for all texts of a batch, from the mean over them.
         recent_share: part of a layer's budget for the newest tokens. Paper 1/4 (N:M = 3:1), code 1/2.
         skip: layers that are left alone, though they count in the budgets' softmax. Paper none; code the first two and
             the last, so that its mean budget is larger than `budget`.
         merge: "key_value", "value" (keys stay as they are), or "none".
-        weights: of a merge, see `_merging`. Paper "paper", code "code". centre: the target's weight with "paper".
+        weights: of a merge, see `_merging`. Paper "paper", code "code".
+        centre: the target's own weight with weights "paper".
         gate: which evicted tokens merge: "per_head", those whose similarity reaches the threshold; "slot_mean" (code),
             the n-th evicted tokens of all heads together, by their mean similarity.
         beta: the threshold is the mean similarity at the first eviction, later (1 - beta) * threshold + beta * x with x
@@ -52,10 +56,16 @@ class D2O(Eviction):
     size; batches with left padding; sums in fp32; sink scores stay finite; sizes are rounded down once. No N x N
     map is made: budgets and scores come from the column mass. A layer keeps at least the sinks and one more token, and
     at most all: `lens.last_cache.report()` has what each kept, whose mean need not be `budget`.
+
+    Examples:
+        >>> with lens.apply(interp.D2O(budget=0.5, variant="paper", metric="uniform")):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [20]
     """
 
     name: ClassVar[str] = "d2o"
-    granularity: Literal["kv_head", "query_head"] = "kv_head"  # type: ignore[misc]
+    granularity: Literal["kv_head", "query_head"] = "kv_head"
     sinks: int = 4
     variant: Literal["paper", "code"] = "code"
     metric: budgets.Metric | None = None
@@ -121,9 +131,7 @@ BY_VARIANT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class D2OPlan(EvictionPlan):
-    each_step = True
-    keeps_mass = True
+class D2OPlan(StepPlan):
     policy: D2O
 
     def __init__(self, policy: D2O, prompt: Prompt) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
-from interp.interventions.policies._eviction import Eviction, EvictionPlan
+from interp.interventions.policies._eviction import Eviction
+from interp.interventions.policies._steps import StepPlan
 from interp.interventions.policies._window import window_mass
 from interp.seam.event import AttentionEvent
 
@@ -23,7 +24,11 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class _HeavyHitters(Eviction):
-    """Args, besides `Eviction`'s: recent_share, the part of the budget that goes to the newest tokens (paper: half)."""
+    """What the three share.
+
+    Args:
+        recent_share: the part of the budget that goes to the newest tokens (paper: half).
+    """
 
     recent_share: float = 0.5
 
@@ -44,6 +49,12 @@ class H2OPrefill(_HeavyHitters):
     """Attention received from all queries of the prompt, summed over the group's heads; one eviction after the prompt.
 
     Source: KVCache-Factory's H2O, which evicts per query head after repeating keys; here per key/value head.
+
+    Examples:
+        >>> with lens.apply(interp.H2OPrefill(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "h2o_prefill"
@@ -55,24 +66,34 @@ class H2O(_HeavyHitters):
 
     After the prompt the cache is cut to the budget; from then on, with every new token, the least attended old token
     goes. Source: paper, algorithm 1; here per key/value head, summed over the group.
+
+    Examples:
+        >>> with lens.apply(interp.H2O(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [20]
     """
 
     name: ClassVar[str] = "h2o"
 
     def begin(self, prompt: Prompt) -> Plan:
-        return H2OPlan(self, prompt)
-
-
-class H2OPlan(EvictionPlan):
-    each_step = True
-    keeps_mass = True
+        return StepPlan(self, prompt)
 
 
 @dataclass(frozen=True)
 class H2OWindow(_HeavyHitters):
     """Attention received from the last `window` queries of the prompt; one eviction after the prompt.
 
+    Args:
+        window: queries at the prompt's end that count.
+
     Source: `h2o` in SalesforceAIResearch/ThinK, where the recent tokens are the window itself.
+
+    Examples:
+        >>> with lens.apply(interp.H2OWindow(budget=0.5, window=8)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "h2o_window"

@@ -18,7 +18,14 @@ Tensor = torch.Tensor
 class Knorm(Eviction):
     """Keep the tokens whose keys have the smallest L2 norm, without looking at any query; evicts once.
 
-    Args, besides `Eviction`'s: recent, newest tokens that always stay (the paper protects none).
+    Args:
+        recent: newest tokens that always stay (the paper protects none).
+
+    Examples:
+        >>> with lens.apply(interp.Knorm(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "knorm"
@@ -37,4 +44,5 @@ class Knorm(Eviction):
         return 0
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
-        return -event.k.float().norm(dim=-1)
+        norms: Tensor = event.k.float().norm(dim=-1)
+        return -norms

@@ -15,9 +15,18 @@ from interp.interventions.policies.snapkv import SnapKV
 class PyramidKV(SnapKV):
     """Budgets fall in equal steps from the first layer to the last; their mean is `budget`. Scores are SnapKV's.
 
+    Args:
+        beta: how steeply budgets fall; the last layer keeps (budget - W) / beta besides the window.
+
     Without the window W, the last layer keeps (budget - W) / beta and the first 2 (budget - W) minus that. No layer
     keeps more than the prompt, and what the first layers cannot use goes to the last. Source: KVCache-Factory, whose
     whole-number steps are kept; they leave the mean a little above `budget`.
+
+    Examples:
+        >>> with lens.apply(interp.PyramidKV(budget=0.5, window=4)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [7, 23, 39]
     """
 
     name: ClassVar[str] = "pyramidkv"

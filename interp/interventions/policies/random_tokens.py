@@ -19,7 +19,15 @@ Tensor = torch.Tensor
 class RandomTokens(_HeavyHitters):
     """Keep random tokens, others in every head and layer; the newest, and `sinks`, stay as in H2O. Evicts once.
 
-    Args, besides `Eviction`'s: recent_share, the part of the budget that goes to the newest tokens; seed.
+    Args:
+        recent_share: the part of the budget that goes to the newest tokens.
+        seed: of the draw.
+
+    Examples:
+        >>> with lens.apply(interp.RandomTokens(budget=0.5, seed=1)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "random"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from interp.cache.segments import POSITION, Segment, joined
+from interp.cache.segments import POSITION, Segment
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
 from interp.interventions.policies._eviction import EvictionPlan, chosen
@@ -41,10 +41,16 @@ class Recall(H2OPrefill):
     fifth of 8,192 tokens, a quarter of what the prompt's own attention takes. The working memory is that of one head
     at a time, M R numbers and a few blocks of 2 MB, beside the copy of the evicted tokens that every eviction makes.
 
-    Args, besides `H2OPrefill`'s (sinks 4, recent_share 1/4):
+    Args:
         summaries: share of the budget that goes to summary tokens.
         queries: share of the prompt, at its end, whose queries are fitted; 256 evenly spaced ones if it has more.
         ridge: strength of the pull towards the cluster's mean key, as a share of the mean query variance.
+
+    Examples:
+        >>> with lens.apply(interp.Recall(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "recall"
@@ -97,8 +103,8 @@ class RecallPlan(EvictionPlan):
         tokens, kv_heads = event.q.shape[2], event.k.shape[1]
         group = event.q.shape[1] // kv_heads
         at = self._positions(tokens).to(event.q.device)
-        rows = (event.q[:, :, at].float() * event.scale).unflatten(1, (kv_heads, group)).flatten(2, 3)
-        lse = event.lse[:, :, at].unflatten(1, (kv_heads, group)).flatten(2, 3)
+        rows = torch.unflatten(event.q[:, :, at].float() * event.scale, 1, (kv_heads, group)).flatten(2, 3)
+        lse = torch.unflatten(event.unedited.lse[:, :, at], 1, (kv_heads, group)).flatten(2, 3)
         real = event.facts.get("query_mask")
         at = at.expand(rows.shape[0], -1) if real is None else at.where(real[:, at].bool(), -1)
         self.readers[layer] = Readers(rows, lse.clamp_min(-1e4), at.repeat(1, group))
@@ -114,33 +120,43 @@ class RecallPlan(EvictionPlan):
         del self.readers[layer]
 
     def evict(self, layer: int, stored: StoredLayer, scores: Tensor, capacity: int, recent: int) -> None:
-        whole = joined(stored.segments)
         count = self.policy.summary_tokens(capacity)
         kept, dropped = chosen(scores, stored.padding, capacity - recent - count, recent, self.policy.sinks)
-        lost = replace(whole, mass=scores).take(dropped)
+        lost = replace(stored.whole(), mass=scores).take(dropped)
+        summaries, number, share = self._summaries(self.readers[layer], lost, stored.padding, count)
+        stored.summarise(kept, summaries, recent)
         self.note(layer, stored, lost)
-        summary = self._summary(self.readers[layer], lost, stored.padding, count)
-        tail = whole.part(slice(len(whole) - recent, len(whole)))
-        stored.segments = [whole.take(kept), summary, tail]
+        if self.ledger is not None:
+            self.ledger[-1] = replace(self.ledger[-1], summary=number, share=share)
 
-    def _summary(self, readers: Readers, lost: Segment, padding: Tensor | None, count: int) -> Segment:
-        """`count` tokens in place of the evicted ones; each stands at the mean position of its cluster."""
+    def _summaries(
+        self, readers: Readers, lost: Segment, padding: Tensor | None, count: int
+    ) -> tuple[Segment, Tensor, Tensor]:
+        """`count` tokens in place of the evicted ones; each stands at the mean position of its cluster.
+
+        Also, of each evicted token `[batch, head, E]`, the number of its summary, -1 for padding, and how much of that
+        it is.
+        """
         at = lost.at()
         real = torch.ones_like(at, dtype=torch.bool) if padding is None else at >= padding[:, None, None]
         visible_from = at.masked_fill(~real, torch.iinfo(at.dtype).max)
         made, places = [], []
+        number, share = torch.full(at.shape, -1, device=at.device), torch.zeros(at.shape, device=at.device)
         for b, h in product(*map(range, at.shape[:2])):  # one after the other, for the memory
             some = real[b, h] | ~real[b, h].any()  # padding only where there is nothing else
             keys, values = lost.keys[b, h, some].float(), lost.values[b, h, some].float()
             group = clusters(keys, count)
-            made.append(
-                summarised(readers.head(b, h), keys, values, visible_from[b, h, some], group, count, self.policy.ridge)
+            *token, of_group = summarised(
+                readers.head(b, h), keys, values, visible_from[b, h, some], group, count, self.policy.ridge
             )
+            made.append(token)
+            number[b, h, some], share[b, h, some] = group.masked_fill(~real[b, h, some], -1), of_group.detach()
             weight = real[b, h, some].float()
             total, size = group_sums(torch.stack([weight * at[b, h, some], weight], -1), group, count).unbind(-1)
             places.append(total / size.clamp_min(1))
         keys, values, bias, place = (
-            torch.stack(list(parts)).unflatten(0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)
+            torch.unflatten(torch.stack(list(parts)), 0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)
         )
         dtype = lost.keys.dtype
-        return Segment(keys.to(dtype), values.to(dtype), place.to(POSITION), log_count=bias)
+        summaries = Segment(keys.to(dtype), values.to(dtype), place.to(POSITION), log_count=bias)
+        return summaries, number, share

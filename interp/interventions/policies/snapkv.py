@@ -23,12 +23,19 @@ class SnapKV(Eviction):
     A token's score is the attention it receives from the window, summed over queries and the group's heads, after a 1-D
     pooling over neighbours so that what stands together stays together. Evicts once, after the prompt.
 
-    Args, besides `Eviction`'s:
+    Args:
         window: queries that judge; their own tokens always stay.
-        kernel: width of the pooling, odd; 1 is none. pool: "max" or "avg".
+        kernel: width of the pooling, odd; 1 is none.
+        pool: "max" or "avg".
 
     Source: as run by ThinK and KVCache-Factory (window 32, max-pooling over 7); kvpress takes window 64, kernel 5. Here
     the heads of a group vote before the pooling, because the cache holds one set of tokens a key/value head.
+
+    Examples:
+        >>> with lens.apply(interp.SnapKV(budget=0.5, window=8)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "snapkv"
@@ -55,9 +62,10 @@ class SnapKV(Eviction):
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         mass = window_mass(event, self.window)
-        mass = mass.unflatten(1, (event.k.shape[1], -1)).sum(2)
+        mass = torch.unflatten(mass, 1, (event.k.shape[1], -1)).sum(2)
         before = mass[..., : mass.shape[-1] - self.window]  # the window's own tokens stay anyway
         if before.shape[-1] == 0:
             return mass
         pooling = torch.nn.functional.max_pool1d if self.pool == "max" else torch.nn.functional.avg_pool1d
-        return torch.cat([pooling(before, self.kernel, 1, self.kernel // 2), mass[..., before.shape[-1] :]], -1)
+        smoothed: Tensor = pooling(before, self.kernel, 1, self.kernel // 2)
+        return torch.cat([smoothed, mass[..., before.shape[-1] :]], -1)

@@ -17,8 +17,17 @@ Tensor = torch.Tensor
 class StreamingLLM(Eviction):
     """Keep the first `sinks` tokens and the newest of the prompt, `budget` in all; evicts once, after the prompt.
 
+    Args:
+        sinks: tokens at the text's beginning that stay.
+
     Differs from the release: kept keys stay at their true positions instead of being rotated to contiguous ones, and
     generated tokens are added without dropping old ones.
+
+    Examples:
+        >>> with lens.apply(interp.StreamingLLM(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [23]
     """
 
     name: ClassVar[str] = "streaming_llm"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from interp_kernels import channel_gram
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from interp.cache.segments import Segment, joined, others
+from interp.cache.segments import Segment, others
 from interp.errors import InterpError
-from interp.interventions.base import CachePolicy, Plan, Prompt
+from interp.interventions.base import CachePolicy, ChannelEntry, Plan, Prompt
 from interp.interventions.policies import _channels
 from interp.interventions.policies._window import window_read
 from interp.seam.event import AttentionEvent
@@ -57,6 +57,14 @@ class ThinK(CachePolicy):
 
     Differs from the release: keys are stored at key/value-head granularity and what is pruned is freed (its flash build
     fills zeros in again at every step); batches, left padding and chunked prefill work.
+
+    Examples:
+        >>> text = lens.generate(prompt, max_new_tokens=4)
+        >>> dense = lens.last_cache.nbytes()
+        >>> with lens.apply(interp.ThinK(ratio=0.5, window=8, recent=8)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> lens.last_cache.nbytes() < 0.9 * dense
+        True
     """
 
     name: ClassVar[str] = "think"
@@ -102,6 +110,10 @@ class ThinK(CachePolicy):
         Against ThinK as published the loss of 256 tokens after 1,024 rose by 0.016 in place of 0.023 nats a token at
         ratio 0.5, by 0.080 in place of 0.174 at 0.7, and by 0.213 in place of 0.306 at 0.9 (mean of sixteen excerpts;
         less in 9, 16 and 16 of them). It costs the bytes of four dense tokens and one mean a pruned channel.
+
+        Examples:
+            >>> interp.ThinK.recommended(0.7).selector
+            'surgeon'
         """
         ours: dict[str, Any] = {
             "sinks": 4, "compensate": True, "selector": "surgeon", "fill": "mean", "weigh": "attention",
@@ -118,6 +130,21 @@ class ThinK(CachePolicy):
         return _ThinKPlan(self, prompt)
 
 
+BY_SELECTOR = {
+    "think": "mean q² of the last queries times mean k²",
+    "gram": "what dropping the channel adds to the squared error of q·k, given the channels dropped before it",
+    "surgeon": "the square of what other channels cannot take over of its q·k, given the channels dropped before it",
+    "key_norm": "mean k²",
+    "random": "a random number",
+}
+"""What the score of each selector is: a mean over tokens, as `weigh` weighs them, of keys less what `fill` fills in."""
+BY_VALUE_SCORE = {
+    "magnitude": "mean v²",
+    "attn": "squared norm of what the last queries read from the channel",
+    "attn_wo": "squared norm of what the last queries read from the channel, times that of its row of W_O",
+}
+
+
 class _ThinKPlan(Plan):
     def __init__(self, policy: ThinK, prompt: Prompt) -> None:
         self.policy, self.prompt = policy, prompt
@@ -130,43 +157,49 @@ class _ThinKPlan(Plan):
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         policy, judge = self.policy, self.judges.pop(layer)
-        whole = joined(stored.segments)
-        if policy.granularity == "query_head":
-            whole = whole.per_head(self.prompt.cfg.n_heads)
-        old, dense = protect(whole, stored.padding, policy.sinks, policy.recent)
         k = _channels.pruned_count(stored.d_head, policy.ratio, policy.rounding)
         k_value = _channels.pruned_count(stored.d_value, policy.value_ratio, policy.rounding)
-        if len(old) == 0 or k + k_value == 0:
+        if k + k_value == 0:
             return
-        packed = old
+        heads = self.prompt.cfg.n_heads if policy.granularity == "query_head" else None
+        whole = stored.whole(heads)
+        old = stored.protect(policy.sinks, policy.recent, heads)
+        if len(old) == 0:
+            return
         if k:
             judged = whole if policy.score_tokens == "all" else old
-            packed = self._pack_keys(layer, judge, judged, old, k, stored.padding)
+            self._pack_keys(layer, judge, judged, old, k, stored)
         if k_value:
-            packed = packed.pack_values(judge.values(real(whole.values, whole, stored.padding), k_value))
-        stored.segments = [packed, *dense]
+            chosen = judge.values(real(whole.values, whole, stored.padding), k_value)
+            self._note(layer, "values", chosen)
+            stored.pack(value_channels=chosen.kept)
+
+    def _note(self, layer: int, of: Literal["keys", "values"], chosen: _channels.Chosen) -> None:
+        """Write down what channels were chosen by, if somebody keeps account."""
+        if self.channel_ledger is not None:
+            about = BY_SELECTOR[self.policy.selector] if of == "keys" else BY_VALUE_SCORE[self.policy.value_score]
+            self.channel_ledger.append(ChannelEntry(layer, of, chosen.score.clone(), about))
 
     def reorder(self, rows: Tensor) -> None:
         # judges are there from the prompt until a token policy that waits has compressed
         self.judges = {layer: judge.of_rows(rows) for layer, judge in self.judges.items()}
 
-    def _pack_keys(
-        self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, padding: Tensor | None
-    ) -> Segment:
-        """`old` with k of its key channels dropped, chosen by how the keys of `judged` spread."""
-        policy = self.policy
+    def _pack_keys(self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, stored: StoredLayer) -> None:
+        """Drop k key channels of `old`, chosen by how the keys of `judged` spread."""
+        policy, padding = self.policy, stored.padding
         spread = judged.keys.float() - judge.centre(judged, padding)
         spread *= judge.weights(judged, padding).sqrt()[..., None]
-        kept = judge.keys(spread, k, (policy.seed, layer))
+        chosen = judge.keys(spread, k, (policy.seed, layer))
+        self._note(layer, "keys", chosen)
+        kept = chosen.kept
         centre = judge.centre(old, padding)
         keys = old.keys.float() - centre
         if policy.compensate:
             keys = _channels.compensated(keys, kept, judge.all_gram, policy.ridge)
-        packed = replace(old, keys=(keys + centre).to(old.keys.dtype)).pack(kept)
-        if policy.fill == "zero":
-            return packed
-        dropped = others(kept, keys.shape[-1])
-        return replace(packed, key_mean=centre[:, :, 0].gather(-1, dropped).to(old.keys.dtype))
+        mean = None
+        if policy.fill == "mean":
+            mean = centre[:, :, 0].gather(-1, others(kept, keys.shape[-1])).to(old.keys.dtype)
+        stored.pack(kept, keys=(keys + centre).to(old.keys.dtype), key_mean=mean)
 
 
 @dataclass(frozen=True)
@@ -191,12 +224,12 @@ class _Judge:
         if (rows := event.facts.get("query_mask")) is not None:
             q = q.masked_fill(~rows[:, None, :, None], 0.0)
         group = 1 if policy.granularity == "query_head" else q.shape[1] // event.k.shape[1]
-        grouped = q.unflatten(1, (-1, group))  # [batch, head, group, query, d]
+        grouped = torch.unflatten(q, 1, (-1, group))  # [batch, head, group, query, d]
         last = grouped if policy.window is None else grouped[:, :, :, -policy.window :]
         empty = q.new_empty(0)
         return cls(
             policy,
-            mass=event.column_mass.unflatten(1, (-1, group)).sum(2) if policy.weigh == "attention" else empty,
+            mass=torch.unflatten(event.column_mass, 1, (-1, group)).sum(2) if policy.weigh == "attention" else empty,
             energy=last.square().mean((2, 3)),
             gram=channel_gram(last.flatten(1, 2), heads=last.shape[1]) if policy.selector == "gram" else empty,
             all_gram=channel_gram(q, heads=last.shape[1]) if policy.takes_over else empty,
@@ -214,14 +247,16 @@ class _Judge:
         return replace(self, **chosen)
 
     @staticmethod
-    def _read(event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable) -> Tensor | None:
+    def _read(
+        event: AttentionEvent, policy: ThinK, group: int, layer: int, norms: Callable[[int], Tensor]
+    ) -> Tensor | None:
         if not policy.value_ratio or policy.value_score == "magnitude":
             return None
         z = window_read(event, policy.window or event.q.shape[2])
         read = z.square().sum(2)
         if policy.value_score == "attn_wo":
             read = read * norms(layer).to(read.dtype).square()
-        return read.unflatten(1, (-1, group)).sum(2)
+        return torch.unflatten(read, 1, (-1, group)).sum(2)
 
     def weights(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head token"]:
         """How much each token's key counts: all alike, or as the attention it received; 0 for padding, sum 1."""
@@ -241,47 +276,24 @@ class _Judge:
             return torch.zeros_like(segment.keys[:, :, :1], dtype=torch.float32)
         return (self.weights(segment, padding)[..., None] * segment.keys).sum(2, keepdim=True)
 
-    def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> Int[Tensor, "batch head kept"]:
+    def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> _channels.Chosen:
         """Key channels that stay, from keys `[batch, head, token, d]` multiplied by the roots of their weights."""
         if self.policy.selector == "gram":
-            return _channels.kept_by_elimination(_channels.loss_matrix(self.gram, keys.mT @ keys), k)
+            return _channels.by_elimination(_channels.loss_matrix(self.gram, keys.mT @ keys), k)
         if self.policy.selector == "surgeon":
-            return _channels.kept_by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
+            return _channels.by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
         if self.policy.selector == "random":
             draw = np.random.default_rng(seed).random((*keys.shape[:2], keys.shape[-1]), np.float32)
-            return _channels.kept_after_pruning_smallest(torch.from_numpy(draw).to(keys.device), k)
+            return _channels.without_smallest(torch.from_numpy(draw).to(keys.device), k)
         score = keys.square().sum(2)
         if self.policy.selector == "think":
             score = score * self.energy
-        return _channels.kept_after_pruning_smallest(score, k)
+        return _channels.without_smallest(score, k)
 
-    def values(self, values: Tensor, k: int) -> Int[Tensor, "batch head kept"]:
+    def values(self, values: Tensor, k: int) -> _channels.Chosen:
         """Value channels that stay."""
         score = values.square().mean(2) if self.read is None else self.read
-        return _channels.kept_after_pruning_smallest(score, k)
-
-
-def protect(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -> tuple[Segment, list[Segment]]:
-    """(tokens that lose channels, [sinks, recent]) of a dense segment whose tokens stand in the text's order.
-
-    Padding on the left counts as old. Where sinks and recent tokens are all there is, the first segment is empty.
-    """
-    total = len(whole)
-    recent = min(recent, total)
-    first = torch.zeros(whole.keys.shape[:2], dtype=torch.long, device=whole.keys.device)
-    if padding is not None:
-        first = (whole.at() < padding[:, None, None]).sum(-1).expand(whole.keys.shape[:2])
-    sinks = max(0, min(sinks, total - recent - int(first.max())))
-    if not bool(first.any()):
-        pieces = [slice(sinks, total - recent), slice(0, sinks), slice(total - recent, total)]
-        old, front, tail = (whole.part(piece) for piece in pieces)
-    else:
-        place = torch.arange(total - recent, device=first.device).expand(*first.shape, -1)
-        is_sink = (place >= first[..., None]) & (place < first[..., None] + sinks)
-        order = is_sink.sort(dim=-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
-        old, front = whole.take(order[..., : total - recent - sinks]), whole.take(order[..., total - recent - sinks :])
-        tail = whole.part(slice(total - recent, total))
-    return old, [front, tail] if sinks else [tail]
+        return _channels.without_smallest(score, k)
 
 
 def real(x: Tensor, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head token d"]:

@@ -13,6 +13,8 @@ from ..dispatch import choose, kernel
 from ..facts import MaskFacts, resolve
 from . import cpu, reference
 
+__all__ = ["Attended", "attention_apply"]
+
 PATHS = {
     "reference": reference.attention_apply,
     "cpu": cpu.attention_apply,
@@ -47,17 +49,28 @@ def attention_apply(
 ) -> Attended:
     """Attention output and sums over rows and columns: z = A @ v with A = softmax(scale * q @ k^T + mask).
 
-    q [B, H, N, D], k [B, Hk, S, D], v [B, Hk or H, S, R] or None: fp64, fp32, bf16 or fp16, any R. Hk divides H;
-        query head h reads kv head h // (H // Hk).
-    statistics: any of "lse" (always returned), "entropy", "square", "column_mass".
-    facts: see `MaskFacts`.
-    Returns `Attended`, summed and returned in fp32 (fp64 where q is fp64, whatever k and v are).
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+    Args:
+        q: `[B, H, N, D]`, fp64, fp32, bf16 or fp16.
+        k: `[B, Hk, S, D]`, the same dtypes. Hk divides H; query head h reads kv head h // (H // Hk).
+        v: `[B, Hk or H, S, R]`, any R, or None.
+        statistics: any of "lse" (always returned), "entropy", "square", "column_mass".
+        facts: see `MaskFacts`.
+
+    Returns:
+        `Attended`, summed and returned in fp32 (fp64 where q is fp64, whatever k and v are).
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
 
     Cost for P visible (query, key) pairs a head: 2 H P (D + R) FLOPs, and H P exponentials; reads q, k, v once a head
     and writes H (N (R + 3) + S) numbers; extra memory O((N + S) (D + R)) and one block of scores.
     "column_mass" takes a second pass over the scores on the Triton path.
     Source: Dao et al. 2022, "FlashAttention" (arXiv:2205.14135), for computing in blocks with lse kept.
+
+    Examples:
+        >>> found = interp_kernels.attention_apply(q, k, v, statistics=["column_mass"])
+        >>> found.z.shape, found.column_mass.shape
+        (torch.Size([1, 4, 6, 8]), torch.Size([1, 4, 6]))
     """
     operation = "attention_apply"
     resolved = resolve(operation, q, k, **facts)

@@ -7,28 +7,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import config, power_of_two, tuned
-from ..score_block import keep_bytes, real_rows
+from ..arguments import keep_bytes, strided
+from ..launch import config, tuned
+from ..score_block import head_start, load_rows, real_rows
 
 SLICE = 4096
 """Tokens that one program sums; the slices' sums are added up afterwards, always in the same order."""
 
 
-@tuned([config(BLOCK=64), config(BLOCK=128), config(BLOCK=256, warps=8)], key=["D"])
+@tuned([config(tokens=64), config(tokens=128), config(tokens=256, warps=8)])
 @triton.jit
-def _sum_of_squares(
-    X, Keep, Out, N, H, slices, D: tl.constexpr, WIDTH: tl.constexpr, SLICE: tl.constexpr, BLOCK: tl.constexpr
-):
+def _sum_of_squares(X, Keep, Out, N, length, BLOCK_TOKENS: tl.constexpr):
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    base = (batch * H + head).to(tl.int64)
-    channel = tl.arange(0, WIDTH)
-    total = tl.zeros([WIDTH], tl.float32)
-    for start in range(part * SLICE, tl.minimum(N, (part + 1) * SLICE), BLOCK):
-        rows = start + tl.arange(0, BLOCK)
-        real = real_rows(batch, rows, N, Keep)[:, None] & (channel < D)[None, :]
-        x = tl.load(X + base * N * D + rows[:, None] * D + channel[None, :], mask=real, other=0.0).to(tl.float32)
+    channel, x_start = tl.arange(0, X.width), head_start(X, batch, head)
+    total = tl.zeros([X.width], tl.float32)
+    for start in range(part * length, tl.minimum(N, (part + 1) * length), BLOCK_TOKENS):
+        rows = start + tl.arange(0, BLOCK_TOKENS)
+        x = load_rows(X, x_start, rows, real_rows(batch, rows, N, Keep)).to(tl.float32)
         total += tl.sum(x * x, 0)
-    tl.store(Out + (base * slices + part) * D + channel, total, mask=channel < D)
+    pair = (batch * tl.num_programs(1) + head).to(tl.int64)
+    at = (pair * tl.num_programs(0) + part) * X.columns + channel
+    tl.store(Out + at, total, mask=channel < X.columns)
 
 
 def channel_energy(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -37,9 +36,7 @@ def channel_energy(x: Tensor, mask: Tensor | None) -> Tensor:
     slices = triton.cdiv(tokens, SLICE)
     sums = x.new_empty(batch, heads, slices, size, dtype=torch.float32)
     if sums.numel():
-        _sum_of_squares[slices, heads, batch](
-            x.contiguous(), keep_bytes(mask), sums, tokens, heads, slices, D=size, WIDTH=power_of_two(size), SLICE=SLICE
-        )
+        _sum_of_squares[slices, heads, batch](strided(x), keep_bytes(mask), sums, tokens, SLICE)
     if mask is None:
         return sums.sum(2) / max(1, tokens)
     return sums.sum(2) / mask.sum(1)[:, None, None].clamp(min=1)

@@ -51,19 +51,26 @@ def decode_step(
     and `positions`: afterwards slots 0 .. n - 2 are the cache and the last is free for the next token. In a head
     where every token is to be kept, or where the new token itself goes, nothing moves and its slot is n - 1.
 
-    q [B, H, 1, D], keys [B, Hs, n, D], values [B, Hs, n, Dv]: fp64, fp32, bf16 or fp16. Hs divides H; query head h
-        reads stored head h // (H // Hs).
-    mass [B, Hs, n]: attention that each token has received so far, summed over the heads that read it, fp32 (fp64 is
-        allowed with fp64 q); what the last slot holds counts as 0.
-    positions [B, Hs, n]: integers, where in the text each token stands; slots are in no particular order.
-    Of these four every slot has its own memory: expanded tensors are refused.
-    keep_oldest: tokens at the text's beginning that never go. keep_newest: how many of the newest never go, counted
-        back from the new token's position.
-    padding: integers [B]; tokens at positions below it are padding on the text's left, which is not attended to,
-        whatever it contains, and goes first. keep_oldest counts from it. The new token is none.
-    scale: default D ** -0.5. softcap, sinks (learned logits [H]): see `MaskFacts`.
-    merge: what becomes of the evicted token, see `Merge`; None: it is gone.
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+    Args:
+        q: `[B, H, 1, D]`, fp64, fp32, bf16 or fp16.
+        keys: `[B, Hs, n, D]`. Hs divides H; query head h reads stored head h // (H // Hs).
+        values: `[B, Hs, n, Dv]`.
+        mass: `[B, Hs, n]`, attention that each token has received so far, summed over the heads that read it, fp32
+            (fp64 is allowed with fp64 q); what the last slot holds counts as 0.
+        positions: integers `[B, Hs, n]`, where in the text each token stands; slots are in no particular order.
+        keep_oldest: tokens at the text's beginning that never go.
+        keep_newest: how many of the newest never go, counted back from the new token's position.
+        padding: integers `[B]`; tokens at positions below it are padding on the text's left, which is not attended to,
+            whatever it contains, and goes first. keep_oldest counts from it. The new token is none.
+        scale: default D ** -0.5.
+        softcap: see `MaskFacts`.
+        sinks: learned logits `[H]`, see `MaskFacts`.
+        merge: what becomes of the evicted token, see `Merge`; None: it is gone.
+
+    Of keys, values, mass and positions every slot has its own memory: expanded tensors are refused.
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
 
     Cost: 2 H n (D + Dv) FLOPs; reads keys and values once, writes one token. A merge reads the keys once more.
     On a GPU it is two launches: the first cuts the slots into parts, reads each key and value once for all heads that
@@ -71,6 +78,12 @@ def decode_step(
     scores into attention received, finds the token that goes and puts the new one in its place. A merge adds
     `nearest_key` for one token a head, and a few sums over one row.
     Source: H2O (Zhang et al. 2023, arXiv:2306.14048), algorithm 1; D2O (Wan et al. 2025, arXiv:2406.13035) merges.
+
+    Examples:
+        >>> mass, positions = torch.ones(1, 2, 6), torch.arange(6).repeat(1, 2, 1)
+        >>> z, lost, merged = interp_kernels.decode_step(q[:, :, -1:], k, v, mass, positions, keep_newest=2)
+        >>> z.shape, lost.position.shape
+        (torch.Size([1, 4, 1, 8]), torch.Size([1, 2]))
     """
     operation = "decode_step"
     expect_float(operation, q=q, keys=keys, values=values, mass=mass)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
+from ..explicit import capped
 from .slots import Evicted, StepCall, least_attended, replace
 
 BLOCK_SLOTS = 4096
@@ -21,9 +22,7 @@ def decode_step(call: StepCall) -> tuple[Tensor, Evicted]:
     stored, n = keys.shape[1:3]
     grouped = q.to(accumulator(q)).reshape(batch, stored, -1, size) * scale
     blocks = [slice(start, start + BLOCK_SLOTS) for start in range(0, n, BLOCK_SLOTS)]
-    scores = torch.cat([grouped @ keys[:, :, block].to(grouped.dtype).mT for block in blocks], -1)
-    if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
+    scores = capped(torch.cat([grouped @ keys[:, :, block].to(grouped.dtype).mT for block in blocks], -1), softcap)
     hidden = None if padding is None else positions < padding[:, None, None]
     if hidden is not None:
         scores.masked_fill_(hidden[:, :, None], -torch.inf)

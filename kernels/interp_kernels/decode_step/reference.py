@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
-from ..explicit import per_query_head
+from ..explicit import capped, per_query_head
 from .slots import Evicted, StepCall, least_attended, replace
 
 
@@ -15,10 +15,8 @@ def decode_step(call: StepCall) -> tuple[Tensor, Evicted]:
     q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks = call
     batch, heads, _, _ = q.shape
     stored, n = keys.shape[1:3]
-    scores = scale * q.to(accumulator(q)) @ per_query_head(keys, heads).mT
+    scores = capped(scale * q.to(accumulator(q)) @ per_query_head(keys, heads).mT, softcap)
     wide = per_query_head(values, heads)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
     if padding is not None:
         hidden = per_query_head(positions < padding[:, None, None], heads) > 0
         scores = scores.masked_fill(hidden[:, :, None], -torch.inf)

@@ -14,7 +14,7 @@ from .edit import Edit, Rule, checked_groups
 from .forms import check_form
 from .rules import knock_out, visual_redistribution
 
-__all__ = ["Reweighted", "Rule", "group_reweighted_attention", "knock_out", "visual_redistribution"]
+__all__ = ["Reweighted", "group_reweighted_attention", "knock_out", "visual_redistribution"]
 
 PATHS = {
     "reference": reference.group_reweighted_attention,
@@ -49,23 +49,30 @@ def group_reweighted_attention(
 ) -> Reweighted:
     """z = A' @ v, where A'_ij is c_{i, g(j)} A_ij, each row scaled to the sum that it had in A.
 
-    q [B, H, N, D], k [B, Hk, S, D], v [B, Hk or H, S, R]: fp64, fp32, bf16 or fp16, any R. Hk divides H; query head h
-        reads kv head h // (H // Hk).
-    groups: which group every key is in, integers 0 .. G-1 with G <= 8: [B, S] or [B, 1, S], or [B, H, S] to differ by
-        query head.
-        At padding keys it may hold anything.
-    rule: the factors c, [B or 1, H or 1, N or 1, G]; or a function from the masses [B, H, N, G] to such factors. It is
-        called once, after all masses are known, and may run any torch code. c = 0 removes a group from a row.
-    rows: Bool [B, H, N] or [B, N], False for rows that stay as they are; None: all rows are edited.
-    renormalise: False leaves A' = c A as it is. A row of which nothing is left is zero either way.
-    form: "one_pass" keeps z of each group apart until the rule has spoken: q @ k^T is computed once, and memory is G
-        times z. "two_pass" computes the masses first and then q @ k^T again. "auto" takes one pass while B H N G R is
-        at most 2^22 (16 MB in fp32), as in decoding, else two. The results are the same up to rounding.
-    group_count: G for a rule that is a function; None: the largest group in `groups`, and one.
-    facts: see `MaskFacts`. With `sinks` the dropped column keeps the probability that it had: only the real keys are
-        scaled back to their own sum, so that they and the sink's column sum to 1 as before.
-    Returns `Reweighted`, summed and returned in fp32 (fp64 for fp64 inputs).
-    Raises ValueError or TypeError, in one sentence, on shapes, dtypes and values that do not fit.
+    Args:
+        q: `[B, H, N, D]`, fp64, fp32, bf16 or fp16.
+        k: `[B, Hk, S, D]`, the same dtypes. Hk divides H; query head h reads kv head h // (H // Hk).
+        v: `[B, Hk or H, S, R]`, any R.
+        groups: which group every key is in, integers 0 .. G-1 with G <= 8: `[B, S]` or `[B, 1, S]`, or `[B, H, S]` to
+            differ by query head. At padding keys it may hold anything.
+        rule: the factors c, `[B or 1, H or 1, N or 1, G]`; or a function from the masses `[B, H, N, G]` to such
+            factors. It is called once, after all masses are known, and may run any torch code. c = 0 removes a group
+            from a row.
+        rows: bool `[B, H, N]` or `[B, N]`, False for rows that stay as they are; None: all rows are edited.
+        renormalise: False leaves A' = c A as it is. A row of which nothing is left is zero either way.
+        form: "one_pass" keeps z of each group apart until the rule has spoken: q @ k^T is computed once, and memory is
+            G times z. "two_pass" computes the masses first and then q @ k^T again. "auto" takes one pass while
+            B H N G R is at most 2^22 (16 MB in fp32), as in decoding, else two. The results are the same up to
+            rounding.
+        group_count: G for a rule that is a function; None: the largest group in `groups`, and one.
+        facts: see `MaskFacts`. With `sinks` the dropped column keeps the probability that it had: only the real keys
+            are scaled back to their own sum, so that they and the sink's column sum to 1 as before.
+
+    Returns:
+        `Reweighted`, summed and returned in fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes, dtypes and values that do not fit.
 
     Gradients flow from all three results to q, k, v, sinks and factors given outright, and through a rule that is
     differentiable. Backward rebuilds A in blocks (in torch, for Triton's path too); there are no second derivatives.
@@ -76,6 +83,12 @@ def group_reweighted_attention(
     scores. Backward: 12 H P D + 4 H P R FLOPs. That the groups lie in range is looked up, which waits for a GPU once.
     Source: visual attention redistribution (Kang et al. 2025, arXiv:2503.03321) for masses of groups that decide
     factors; adding log c to the scores and taking the softmax again is the same edit.
+
+    Examples:
+        >>> groups = torch.tensor([[1, 0, 0, 0, 0, 0]])  # the first key by itself
+        >>> edited = interp_kernels.group_reweighted_attention(q, k, v, groups, interp_kernels.knock_out(1))
+        >>> edited.z.shape
+        torch.Size([1, 4, 6, 8])
     """
     operation = "group_reweighted_attention"
     resolved = resolve(operation, q, k, **facts)

@@ -7,6 +7,7 @@ times dz_i . v_j.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -58,6 +59,10 @@ class OutputGradient(Function):
         found = score_gradients(q, k, v, d_z, scaling, lse, ctx.edit, ctx.facts)
         d_lse = -(scaling * found.cells).sum(-1)
         return None, found.q, found.k, found.v, found.cells, d_lse, None, None
+
+
+shares_with_gradient: Callable[..., tuple[Tensor, Tensor]] = SharesGradient.apply
+output_with_gradient: Callable[..., Tensor] = OutputGradient.apply
 
 
 class Gradients(NamedTuple):
@@ -132,4 +137,4 @@ def score_gradients(
 
 def _per_stored_head(gradient: Tensor, x: Tensor) -> Tensor:
     """[B, H, S, R] summed over the query heads that read each head of x [B, Hk, S, R], in x's dtype."""
-    return gradient.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
+    return torch.unflatten(gradient, 1, (x.shape[1], -1)).sum(2).to(x.dtype)

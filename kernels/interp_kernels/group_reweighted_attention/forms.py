@@ -14,10 +14,10 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from ..blocks import HALF_LIFT
+from ..blocks import HALF_LIFT, lift
 from ..checks import accumulator
 from ..facts import Facts
-from .backward import OutputGradient, SharesGradient
+from .backward import output_with_gradient, shares_with_gradient
 from .edit import Edit
 
 FORMS = ("auto", "one_pass", "two_pass")
@@ -46,17 +46,17 @@ def reweight(
     with torch.no_grad():
         parts, shares, lse = sums(q, k, v if one_pass else None, edit, keys_only)
     q_wide, k_wide = _wide(q), _wide(k)
-    shares, lse = SharesGradient.apply(shares, lse, q_wide, k_wide, edit, keys_only)
+    shares, lse = shares_with_gradient(shares, lse, q_wide, k_wide, edit, keys_only)
     kept = _beside_sink(lse, facts)
     masses = shares * kept
     scaling = _scaling(edit, edit.factors(masses), shares) * kept
     with torch.no_grad():
         if parts is None:
-            lift = _lift(scaling, shares) if rounds_to_half(v) else 1.0
-            z = output(q, k, v, edit, scaling * lift, lse, keys_only) / lift
+            factor = 1.0 if lift(v) is None else _row_lift(scaling, shares)
+            z = output(q, k, v, edit, scaling * factor, lse, keys_only) / factor
         else:
             z = _combined(parts, scaling)
-    return OutputGradient.apply(z, q_wide, k_wide, v, scaling, lse, edit, keys_only), lse, masses
+    return output_with_gradient(z, q_wide, k_wide, v, scaling, lse, edit, keys_only), lse, masses
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -64,12 +64,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(accumulator(x)) if x.requires_grad else x
 
 
-def rounds_to_half(v: Tensor) -> bool:
-    """Whether A may be rounded to fp16 before it meets v."""
-    return v.dtype == torch.float16
-
-
-def _lift(scaling: Tensor, shares: Tensor) -> Tensor:
+def _row_lift(scaling: Tensor, shares: Tensor) -> Tensor:
     """A power of 2 for each row [B, H, N, 1] that lifts its cells as far as fp16 reaches.
 
     No cell is more than the edited share of its group, so none becomes more than 2 ** HALF_LIFT.

@@ -16,11 +16,19 @@ TEXT_SINK, VISUAL_SINK, VISUAL, OTHER = range(4)
 def knock_out(groups_removed: int | Sequence[int]) -> Rule:
     """Cut the attention to some groups: their factor is 0, the others' 1.
 
-    groups_removed: one group or several.
-    Raises ValueError, when it meets masses, on a group that they do not have.
+    Args:
+        groups_removed: one group or several.
+
+    Raises:
+        ValueError: when it meets masses, on a group that they do not have.
+
     Source: attention knockout (Geva et al. 2023, "Dissecting Recall of Factual Associations in Auto-Regressive Language
     Models", arXiv:2304.14767), which sets the edges' scores to -inf before the softmax: the same as this rule with
     `renormalise=True`. Without sinks, that is; with them the sink's column keeps its probability here and grows there.
+
+    Examples:
+        >>> interp_kernels.knock_out(1)(torch.tensor([[[[0.7, 0.3]]]]))
+        tensor([[[[1., 0.]]]])
     """
     removed = [groups_removed] if isinstance(groups_removed, int) else list(groups_removed)
 
@@ -48,12 +56,22 @@ def visual_redistribution(
     A text without visual sinks in the layer is left alone. Which rows may be edited at all (text after the image, and
     decoding) is the caller's `rows`.
 
-    remove_fraction: p of the paper, in 0 to 1; 0 changes nothing. The released code's p is 1 minus this.
-    min_nonsink_ratio: rho of the paper, above 0 and up to 1: 0.8 in general, 0.5 against hallucination, 0.9 for
-        vision-centric tasks. The released code's rho is 1 minus this.
-    Raises ValueError on numbers out of range, and on masses that are not of four groups.
+    Args:
+        remove_fraction: p of the paper, in 0 to 1; 0 changes nothing. The released code's p is 1 minus this.
+        min_nonsink_ratio: rho of the paper, above 0 and up to 1: 0.8 in general, 0.5 against hallucination, 0.9 for
+            vision-centric tasks. The released code's rho is 1 minus this.
+        min_visual_mass: the least visual mass of a row that is selected, 0 to 1.
+
+    Raises:
+        ValueError: on numbers out of range, and on masses that are not of four groups.
+
     Source: VAR (Kang et al. 2025, "See What You Are Told: Visual Attention Sink in Large Multimodal Models",
     arXiv:2503.03321). The released code adds 1e-6 a key to the ratio's denominator, which is left out here.
+
+    Examples:
+        >>> rule = interp_kernels.visual_redistribution(remove_fraction=0.5)
+        >>> rule(torch.tensor([[[[0.2, 0.05, 0.45, 0.3]]]])).shape
+        torch.Size([1, 1, 1, 4])
     """
     if not 0 <= remove_fraction <= 1:
         raise ValueError(f"visual_redistribution: remove_fraction should be in 0 to 1, found {remove_fraction}.")

@@ -8,35 +8,52 @@ holds little is as precise as one that holds almost all.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..blocks import HALF_LIFT
+from ..arguments import Strided, kind, mask_tuple, strided, whole_rows
+from ..blocks import lift
 from ..facts import Facts
-from ..launch import config, power_of_two, tuned
+from ..launch import config, power_of_two, split, tuned, widened
 from ..score_block import (
     LOG2E,
-    fact_arguments,
+    attended,
     head_start,
-    in_fp32,
     key_range,
     load_rows,
+    masked_scores,
     raised,
     real_rows,
-    score_block,
-    strided,
-    strides,
+    store_rows,
+    unlifted,
 )
 from .edit import Edit
-from .forms import reweight, rounds_to_half
+from .forms import reweight
 
-FEW_ROWS = 16
-PIECE = 512
-"""Keys that one program of the one pass reads when rows are few: a GPU is filled by pieces of the keys then."""
+PROGRAMS = 2048
+"""As many as keep a large GPU busy; with few rows, the one pass cuts the keys into parts accordingly."""
+LEAST_PART = 512
+"""Keys below which a part is not worth a program."""
+
+
+class _Groups(NamedTuple):
+    """The group of each key, bytes [B, H or 1, S]."""
+
+    x: Tensor
+    batch: int
+    head: int
+    count: tl.constexpr
+    """G."""
+    width: tl.constexpr
+    """The power of two in which a kernel holds a number for each group."""
+
+    @property
+    def dtype(self) -> str:
+        return kind(self)
 
 
 def group_reweighted_attention(
@@ -47,47 +64,43 @@ def group_reweighted_attention(
 
 
 TABLE = [
-    config(BLOCK_M=32, BLOCK_N=32),
-    config(BLOCK_M=64, BLOCK_N=32),
-    config(BLOCK_M=64, BLOCK_N=64),
-    config(BLOCK_M=128, BLOCK_N=64, warps=8),
-    config(BLOCK_M=128, BLOCK_N=64, warps=8, stages=3),
+    config(queries=32, keys=32),
+    config(queries=64, keys=32),
+    config(queries=64, keys=64),
+    config(queries=128, keys=64, warps=8),
+    config(queries=128, keys=64, warps=8, stages=3),
 ]
 
 
-@tuned(TABLE, key=["D", "G"])
 @triton.jit
-def _shares(
-    Q, K, Groups, Share, Lse, N, S, H, kv_ratio, group_batch, group_head,
-    q_batch, q_head, q_row, k_batch, k_head, k_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
-    scale, softcap, offset, window,
-    D: tl.constexpr, D_WIDTH: tl.constexpr, G: tl.constexpr, LANES: tl.constexpr,
-    CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    query_base = (batch * H + head) * N
-    k_start = head_start(K, batch, head // kv_ratio, k_batch, k_head)
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    lane = tl.arange(0, LANES)
-    kept = real_rows(batch, rows, N, QueryMask)
-    q = load_rows(head_start(Q, batch, head, q_batch, q_head), rows, kept, q_row, D, D_WIDTH, IN_FP32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    sums = tl.zeros([BLOCK_M, LANES], tl.float32)
-    low, high = key_range(block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, N) - 1, S, offset, window, CAUSAL)
-    for start in range(low, high, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        k = load_rows(k_start, keys, keys < S, k_row, D, D_WIDTH, IN_FP32)
-        group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
-        scores = score_block(
-            q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
-            scale, softcap, offset, window, CAUSAL,
-        )  # fmt: skip
+def _groups_of(Groups, batch, head, keys, N):
+    """The groups of `keys`; 0 for those beyond the last."""
+    start = Groups.x + tl.cast(batch, tl.int64) * Groups.batch + tl.cast(head, tl.int64) * Groups.head
+    return tl.load(start + keys, mask=keys < N, other=0)
+
+
+@tuned(TABLE)
+@triton.jit
+def _shares(Q, K, Groups, Share, Lse, facts, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr):
+    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    rows, lane = block * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES), tl.arange(0, Groups.width)
+    kept = real_rows(batch, rows, facts.queries, facts.query_mask)
+    q = load_rows(Q, head_start(Q, batch, head), rows, kept)
+    k_start = head_start(K, batch, head // K.readers)
+    top = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)
+    sums = tl.zeros([BLOCK_QUERIES, Groups.width], tl.float32)
+    last = tl.minimum(facts.queries, (block + 1) * BLOCK_QUERIES) - 1
+    low, high = key_range(block * BLOCK_QUERIES, last, facts)
+    for start in range(low, high, BLOCK_KEYS):
+        keys = start + tl.arange(0, BLOCK_KEYS)
+        k = load_rows(K, k_start, keys, keys < facts.keys)
+        group = _groups_of(Groups, batch, head, keys, facts.keys)
+        products = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = masked_scores(products, batch, head, rows[:, None], keys[None, :], facts)
         top, level, fade = raised(top, tl.max(scores, 1))
         p = tl.exp2(scores - level[:, None])
         sums = sums * fade[:, None]
-        for g in tl.static_range(G):
+        for g in tl.static_range(Groups.count):
             of_group = tl.sum(tl.where((group == g)[None, :], p, 0.0), 1)
             sums += tl.where((lane == g)[None, :], of_group[:, None], 0.0)
     total = tl.sum(sums, 1)
@@ -95,115 +108,87 @@ def _shares(
     total = tl.where(some, total, 1.0)
     share = tl.where(some[:, None], sums / total[:, None], 0.0)
     lse = tl.where(some, (top + tl.log2(total)) / LOG2E, float("-inf"))
-    inside = (rows < N)[:, None] & (lane < G)[None, :]
-    tl.store(Share + (query_base + rows)[:, None] * G + lane[None, :], share, mask=inside)
-    tl.store(Lse + query_base + rows, lse, mask=rows < N)
+    inside = rows < facts.queries
+    at = (batch.to(tl.int64) * facts.heads + head) * facts.queries + rows
+    cells = at[:, None] * Groups.count + lane[None, :]
+    tl.store(Share + cells, share, mask=inside[:, None] & (lane < Groups.count)[None, :])
+    tl.store(Lse + at, lse, mask=inside)
 
 
-@tuned(TABLE, key=["D", "R", "G"])
+@tuned(TABLE)
 @triton.jit
-def _reweighted(
-    Q, K, V, Groups, Scaling, Lse, Out, N, S, H, kv_ratio, v_ratio, group_batch, group_head,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
-    scale, softcap, offset, window,
-    D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
-    CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    query_base = (batch * H + head) * N
-    k_start = head_start(K, batch, head // kv_ratio, k_batch, k_head)
-    v_start = head_start(V, batch, head // v_ratio, v_batch, v_head)
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.arange(0, R_WIDTH)
-    kept = real_rows(batch, rows, N, QueryMask)
-    q = load_rows(head_start(Q, batch, head, q_batch, q_head), rows, kept, q_row, D, D_WIDTH, IN_FP32)
-    lse = tl.load(Lse + query_base + rows, mask=kept, other=float("-inf"))
+def _reweighted(Q, K, V, Groups, Scaling, Lse, Out, facts, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr):
+    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    rows = block * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    kept = real_rows(batch, rows, facts.queries, facts.query_mask)
+    q = load_rows(Q, head_start(Q, batch, head), rows, kept)
+    k_start, v_start = head_start(K, batch, head // K.readers), head_start(V, batch, head // V.readers)
+    at = (batch.to(tl.int64) * facts.heads + head) * facts.queries + rows
+    lse = tl.load(Lse + at, mask=kept, other=float("-inf"))
     some = lse > float("-inf")
     shift = tl.where(some, lse * LOG2E, 0.0)
-    scaling = Scaling + (query_base + rows) * G
-    z = tl.zeros([BLOCK_M, R_WIDTH], tl.float32)
-    low, high = key_range(block * BLOCK_M, tl.minimum(block * BLOCK_M + BLOCK_M, N) - 1, S, offset, window, CAUSAL)
-    for start in range(low, high, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        real = real_rows(batch, keys, S, KeyMask)  # padding's values may be NaN, which 0 * v would keep
-        k = load_rows(k_start, keys, real, k_row, D, D_WIDTH, IN_FP32)
-        v = load_rows(v_start, keys, real, v_row, R, R_WIDTH, V_IN_FP32)
-        group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
-        scores = score_block(
-            q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
-            scale, softcap, offset, window, CAUSAL,
-        )  # fmt: skip
+    z = tl.zeros([BLOCK_QUERIES, V.width], tl.float32)
+    last = tl.minimum(facts.queries, (block + 1) * BLOCK_QUERIES) - 1
+    low, high = key_range(block * BLOCK_QUERIES, last, facts)
+    for start in range(low, high, BLOCK_KEYS):
+        keys = start + tl.arange(0, BLOCK_KEYS)
+        real = real_rows(batch, keys, facts.keys, facts.key_mask)  # padding's values may be NaN, which 0 * v would keep
+        k, v = load_rows(K, k_start, keys, real), load_rows(V, v_start, keys, real)
+        group = _groups_of(Groups, batch, head, keys, facts.keys)
+        products = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = masked_scores(products, batch, head, rows[:, None], keys[None, :], facts)
         scaled = tl.exp2(scores - shift[:, None])
-        factor = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for g in tl.static_range(G):
-            of_group = tl.load(scaling + g, mask=some, other=0.0)
+        factor = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
+        for g in tl.static_range(Groups.count):
+            of_group = tl.load(Scaling + at * Groups.count + g, mask=some, other=0.0)
             factor = tl.where((group == g)[None, :], of_group[:, None], factor)
         z += tl.dot((scaled * factor).to(v.dtype), v, input_precision="ieee")
-    inside = (rows < N)[:, None] & (column < R)[None, :]
-    tl.store(Out + (query_base + rows)[:, None] * R + column[None, :], z, mask=inside)
+    store_rows(Out, head_start(Out, batch, head), rows, z, rows < facts.queries)
 
 
-@tuned(
-    [
-        config(BLOCK_M=16, BLOCK_N=32),
-        config(BLOCK_M=16, BLOCK_N=64),
-        config(BLOCK_M=32, BLOCK_N=64),
-        config(BLOCK_M=64, BLOCK_N=64),
-    ],
-    key=["D", "R", "LANES"],
-)
+@tuned([
+    config(queries=16, keys=32),
+    config(queries=16, keys=64),
+    config(queries=32, keys=64),
+    config(queries=64, keys=64),
+])  # fmt: skip
 @triton.jit
 def _parts(
-    Q, K, V, Groups, Part, PartLse, N, S, H, kv_ratio, v_ratio, group_batch, group_head, pieces, piece_keys,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    KeyMask, QueryMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
-    scale, softcap, offset, window,
-    lift, D: tl.constexpr, D_WIDTH: tl.constexpr, R: tl.constexpr, R_WIDTH: tl.constexpr, G: tl.constexpr,
-    LANES: tl.constexpr, CAUSAL: tl.constexpr, IN_FP32: tl.constexpr, V_IN_FP32: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    Q, K, V, Groups, Part, PartLse, facts, lift, parts, length, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr
 ):  # fmt: skip
-    block, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
-    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    query_base = (batch * H + head) * N
-    k_start = head_start(K, batch, head // kv_ratio, k_batch, k_head)
-    v_start = head_start(V, batch, head // v_ratio, v_batch, v_head)
-    copies = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows, lane = copies // LANES, copies % LANES
-    column = tl.arange(0, R_WIDTH)
-    kept = real_rows(batch, rows, N, QueryMask)
-    q = load_rows(head_start(Q, batch, head, q_batch, q_head), rows, kept, q_row, D, D_WIDTH, IN_FP32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    y = tl.zeros([BLOCK_M, R_WIDTH], tl.float32)
-    first, last = block * BLOCK_M // LANES, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // LANES, N - 1)
-    low, high = key_range(first, last, S, offset, window, CAUSAL)
-    low, high = tl.maximum(low, piece * piece_keys), tl.minimum(high, (piece + 1) * piece_keys)
-    for start in range(low, high, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        real = real_rows(batch, keys, S, KeyMask)  # padding's values may be NaN, which 0 * v would keep
-        k = load_rows(k_start, keys, real, k_row, D, D_WIDTH, IN_FP32)
-        v = load_rows(v_start, keys, real, v_row, R, R_WIDTH, V_IN_FP32)
-        group = tl.load(Groups + batch * group_batch + head * group_head + keys, mask=keys < S, other=0)
-        scores = score_block(
-            q, k, batch, head, rows, keys, N, S,
-            KeyMask, Mask, mask_batch, mask_head, Bias, bias_batch, bias_head, bias_row,
-            scale, softcap, offset, window, CAUSAL,
-        )  # fmt: skip
+    block, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    head, batch = tl.program_id(1), tl.program_id(2)
+    copies = block * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    rows, lane, column = copies // Groups.width, copies % Groups.width, tl.arange(0, V.width)
+    kept = real_rows(batch, rows, facts.queries, facts.query_mask)
+    q = load_rows(Q, head_start(Q, batch, head), rows, kept)
+    k_start, v_start = head_start(K, batch, head // K.readers), head_start(V, batch, head // V.readers)
+    top = tl.full([BLOCK_QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_QUERIES], tl.float32)
+    y = tl.zeros([BLOCK_QUERIES, V.width], tl.float32)
+    first = block * BLOCK_QUERIES // Groups.width
+    last = tl.minimum(facts.queries - 1, (block * BLOCK_QUERIES + BLOCK_QUERIES - 1) // Groups.width)
+    low, high = key_range(first, last, facts)
+    low, high = tl.maximum(low, part * length), tl.minimum(high, (part + 1) * length)
+    for start in range(low, high, BLOCK_KEYS):
+        keys = start + tl.arange(0, BLOCK_KEYS)
+        real = real_rows(batch, keys, facts.keys, facts.key_mask)  # padding's values may be NaN, which 0 * v would keep
+        k, v = load_rows(K, k_start, keys, real), load_rows(V, v_start, keys, real)
+        group = _groups_of(Groups, batch, head, keys, facts.keys)
         mine = (keys < high)[None, :] & (group[None, :] == lane[:, None])
+        products = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = masked_scores(products, batch, head, rows[:, None], keys[None, :], facts)
         scores = tl.where(mine, scores, float("-inf"))
-        top, level, fade = raised(top, tl.max(scores, 1))
-        t = scores - level[:, None]
-        total = total * fade + tl.sum(tl.exp2(t), 1)
-        y = y * fade[:, None] + tl.dot(tl.exp2(t + lift).to(v.dtype), v, input_precision="ieee")
+        top, total, y = attended(top, total, y, scores, v, lift)
     some = kept & (total > 0.0)
     total = tl.where(some, total, 1.0)
-    y = tl.where(some[:, None], y * (tl.exp2(-lift) / total)[:, None], 0.0)
+    y = tl.where(some[:, None], y * unlifted(1 / total, lift)[:, None], 0.0)
     lse = tl.where(some, top + tl.log2(total), float("-inf"))
-    inside = (rows < N) & (lane < G)
-    place = (piece * tl.num_programs(2).to(tl.int64) * H * N + query_base + rows) * G + lane
-    tl.store(Part + place[:, None] * R + column[None, :], y, mask=inside[:, None] & (column < R)[None, :])
+    inside = (rows < facts.queries) & (lane < Groups.count)
+    text = part * tl.num_programs(2).to(tl.int64) + batch
+    place = ((text * facts.heads + head) * facts.queries + rows) * Groups.count + lane
+    cells = place[:, None] * V.columns + column[None, :]
+    tl.store(Part + cells, y, mask=inside[:, None] & (column < V.columns)[None, :])
     tl.store(PartLse + place, lse, mask=inside)
 
 
@@ -217,8 +202,8 @@ def group_sums(
     shares = q.new_empty(batch, heads, queries, edit.count, dtype=torch.float32)
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     if lse.numel():
-        _shares[lambda block: (triton.cdiv(queries, block["BLOCK_M"]), heads, batch)](
-            Share=shares, Lse=lse, LANES=power_of_two(edit.count, 2), **_arguments(q, k, edit, facts)
+        _shares[lambda block: (triton.cdiv(queries, block["BLOCK_QUERIES"]), heads, batch)](
+            *_pairs(q, k, heads), _told(edit.groups, edit.count, least=2), shares, lse, mask_tuple(facts)
         )
     return None, shares, lse
 
@@ -228,62 +213,38 @@ def reweighted_sum(q: Tensor, k: Tensor, v: Tensor, edit: Edit, scaling: Tensor,
     batch, heads, queries, _ = facts.shape
     z = q.new_empty(batch, heads, queries, v.shape[-1], dtype=torch.float32)
     if z.numel():
-        _reweighted[lambda block: (triton.cdiv(queries, block["BLOCK_M"]), heads, batch)](
-            Scaling=scaling.contiguous(), Lse=lse, Out=z, **_value_arguments(v, heads), **_arguments(q, k, edit, facts)
-        )
+        _reweighted[lambda block: (triton.cdiv(queries, block["BLOCK_QUERIES"]), heads, batch)](
+            *_pairs(q, k, heads), strided(whole_rows(v), heads), _told(edit.groups, edit.count),
+            scaling.contiguous(), lse, strided(z), mask_tuple(facts),
+        )  # fmt: skip
     return z
 
 
 def _one_pass(q: Tensor, k: Tensor, v: Tensor, edit: Edit, facts: Facts) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, queries, keys = facts.shape
-    pieces = max(1, triton.cdiv(keys, PIECE)) if queries <= FEW_ROWS else 1
-    lanes = power_of_two(edit.count, 1)
-    parts = q.new_empty(pieces, batch, heads, queries, edit.count, v.shape[-1], dtype=torch.float32)
-    part_lse = q.new_empty(parts.shape[:-1], dtype=torch.float32)
-    if part_lse.numel():
-        _parts[lambda block: (triton.cdiv(queries * lanes, block["BLOCK_M"]) * pieces, heads, batch)](
-            Part=parts, PartLse=part_lse, LANES=lanes, pieces=pieces, piece_keys=PIECE if pieces > 1 else keys,
-            lift=HALF_LIFT if rounds_to_half(v) else 0.0,
-            **_value_arguments(v, heads), **_arguments(q, k, edit, facts),
+    groups = _told(edit.groups, edit.count)
+    rows = queries * groups.width.value
+    parts, length = split(keys, batch * heads * triton.cdiv(rows, 64), LEAST_PART, PROGRAMS)
+    y = q.new_empty(parts, batch, heads, queries, edit.count, v.shape[-1], dtype=torch.float32)
+    y_lse = q.new_empty(y.shape[:-1], dtype=torch.float32)
+    if y_lse.numel():
+        _parts[lambda block: (triton.cdiv(rows, block["BLOCK_QUERIES"]) * parts, heads, batch)](
+            *_pairs(q, k, heads), strided(whole_rows(v), heads), groups, y, y_lse, mask_tuple(facts),
+            lift(v), parts, length,
         )  # fmt: skip
-    top = part_lse.amax((0, -1)).clamp(min=torch.finfo(torch.float32).min)  # an empty row's -inf would give NaN
-    weights = torch.exp2(part_lse - top[..., None])
+    top = y_lse.amax((0, -1)).clamp(min=torch.finfo(torch.float32).min)  # an empty row's -inf would give NaN
+    weights = torch.exp2(y_lse - top[..., None])
     total = weights.sum((0, -1))
     weights *= torch.where(total > 0, 1 / total, 0.0)[..., None]
-    return (parts * weights[..., None]).sum(0), weights.sum(0), (top + total.log2()) / LOG2E.value
+    return (y * weights[..., None]).sum(0), weights.sum(0), (top + total.log2()) / LOG2E.value
 
 
-def _arguments(q: Tensor, k: Tensor, edit: Edit, facts: Facts) -> dict[str, Any]:
-    """What all three kernels are told."""
-    _, heads, queries, keys = facts.shape
-    q, k = strided(q), strided(k)
-    groups = edit.groups.to(torch.uint8).contiguous()
-    return {
-        "Q": q,
-        "K": k,
-        "Groups": groups,
-        "group_batch": groups.stride(0),
-        "group_head": 0 if groups.shape[1] == 1 else keys,
-        "N": queries,
-        "S": keys,
-        "H": heads,
-        "kv_ratio": heads // k.shape[1],
-        "D": q.shape[-1],
-        "D_WIDTH": power_of_two(q.shape[-1]),
-        "G": edit.count,
-        "IN_FP32": in_fp32(q, k),
-        **strides(q=q, k=k),
-        **fact_arguments(facts),
-    }
+def _pairs(q: Tensor, k: Tensor, heads: int) -> tuple[Strided, Strided]:
+    widen = widened(q, k)
+    return strided(whole_rows(q), widen=widen), strided(whole_rows(k), heads, widen=widen)
 
 
-def _value_arguments(v: Tensor, heads: int) -> dict[str, Any]:
-    v = strided(v)
-    return {
-        "V": v,
-        "v_ratio": heads // v.shape[1],
-        "R": v.shape[-1],
-        "R_WIDTH": power_of_two(v.shape[-1]),
-        "V_IN_FP32": in_fp32(v),
-        **strides(v=v),
-    }
+def _told(groups: Tensor, count: int, least: int = 1) -> _Groups:
+    groups = groups.to(torch.uint8).contiguous()
+    of_head = 0 if groups.shape[1] == 1 else groups.stride(1)
+    return _Groups(groups, groups.stride(0), of_head, tl.constexpr(count), tl.constexpr(power_of_two(count, least)))

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator, expect_bool, expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from . import cpu, reference
+
+__all__ = ["Nearest", "merge_tokens", "nearest_key"]
 
 PATHS = {
     "reference": reference.nearest_key,
     "cpu": cpu.nearest_key,
     "triton": kernel(__name__, "nearest_key"),
 }
-MERGE_PATHS = {
+MERGE_PATHS: Paths[Tensor] = {
     "reference": reference.merge_tokens,
     "cpu": cpu.merge_tokens,
     "triton": kernel(__name__, "merge_tokens"),
@@ -38,17 +40,26 @@ def nearest_key(
 ) -> Nearest:
     """The most similar retained key of every evicted one, by the cosine of the two vectors.
 
-    evicted [B, H, E, D], retained [B, H, R, D]: keys of one dtype: fp64, fp32, bf16 or fp16. A key of zeros has cosine
-        0 with all others.
-    evicted_mask, retained_mask: Bool [B, H, E] and [B, H, R], False for what does not take part, whatever it contains;
-        None: everything takes part.
+    Args:
+        evicted: `[B, H, E, D]`, keys, fp64, fp32, bf16 or fp16. A key of zeros has cosine 0 with all others.
+        retained: `[B, H, R, D]`, keys of the same dtype.
+        evicted_mask, retained_mask: bool `[B, H, E]` and `[B, H, R]`, False for what does not take part, whatever it
+            contains; None: everything takes part.
+
     A key that holds NaN or infinity has no cosine: it takes no part either.
     Returns `Nearest`. "Equals" are cosines that agree to the last bit as they were summed.
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
 
     Cost: 2 B H E R D FLOPs; reads the retained keys once for every block of evicted ones; memory one block of evicted
     keys by R (on a GPU: one candidate for every evicted key and slice of the retained ones), never E by R.
     Source: D2O (Wan et al. 2025, arXiv:2406.13035), section 3.3.
+
+    Examples:
+        >>> retained = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+        >>> interp_kernels.nearest_key(torch.tensor([[[[0.1, 3.0]]]]), retained).target
+        tensor([[[1]]])
     """
     operation = "nearest_key"
     expect_float(operation, evicted=evicted, retained=retained)
@@ -94,17 +105,31 @@ def merge_tokens(
     and tokens into which nothing is merged stay as they are, to the last bit. With u the similarity, D2O's equations
     are `weight=u.exp(), own=e`, whose weights sum to 1; its release is `weight=u, counted=torch.ones_like(u)`.
 
-    x [B, H, R, D], evicted [B, H, E, D]: keys or values, retained and evicted, fp64, fp32, bf16 or fp16.
-    target: [B, H, E] integers, the place in x that an evicted token goes to; one outside of 0 .. R - 1 is not merged.
-    weight: [B, H, E], factor of every evicted token. counted: [B, H, E], what it adds to the divisor; None: `weight`.
-    own: the retained token's own weight, above 0.
-    merged: Bool [B, H, E], which evicted tokens are merged; what the others contain does not matter. None: all.
-    Returns a new tensor like x; sums are in fp32 (fp64 for fp64 x) and in the order of the evicted tokens, so that
-        equal inputs give equal results to the last bit.
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+    Args:
+        x: `[B, H, R, D]`, keys or values that are retained, fp64, fp32, bf16 or fp16.
+        evicted: `[B, H, E, D]`, those that are evicted.
+        target: integers `[B, H, E]`, the place in x that an evicted token goes to; one outside of 0 .. R - 1 is not
+            merged.
+        weight: `[B, H, E]`, factor of every evicted token.
+        counted: `[B, H, E]`, what it adds to the divisor; None: `weight`.
+        own: the retained token's own weight, above 0.
+        merged: bool `[B, H, E]`, which evicted tokens are merged; what the others contain does not matter. None: all.
+
+    Returns:
+        A new tensor like x; sums are in fp32 (fp64 for fp64 x) and in the order of the evicted tokens, so that equal
+        inputs give equal results to the last bit.
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
 
     Cost: 2 B H E D FLOPs and one stable sort of the targets; reads x and the merged tokens once, writes x once.
     Source: D2O (Wan et al. 2025, arXiv:2406.13035), equations 11 and 12, and `weight` of its release.
+
+    Examples:
+        >>> x, evicted = torch.tensor([[[[2.0], [10.0]]]]), torch.tensor([[[[4.0]]]])
+        >>> interp_kernels.merge_tokens(x, evicted, target=torch.tensor([[[0]]]), weight=torch.ones(1, 1, 1))
+        tensor([[[[ 3.],
+                  [10.]]]])
     """
     operation = "merge_tokens"
     expect_float(operation, x=x, evicted=evicted, weight=weight)

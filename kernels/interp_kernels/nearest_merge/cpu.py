@@ -44,7 +44,8 @@ def nearest_key(
 
 def norm(x: Tensor) -> Tensor:
     """Lengths of vectors, kept off 0 for a division."""
-    return torch.linalg.vector_norm(x, dim=-1).clamp_min_(1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return lengths.clamp_min_(1e-12)
 
 
 def merge_tokens(
@@ -62,7 +63,7 @@ def merge_tokens(
         tokens = merged[some].flatten().nonzero()[:, 0]
         run, order = place[some].flatten()[tokens].sort(stable=True)
         tokens = tokens[order]
-        touched, lengths = run.unique_consecutive(return_counts=True)
+        touched, lengths = torch.unique_consecutive(run, return_counts=True)
         starts = lengths.cumsum(0) - lengths
         # a bag is a run of tokens: one thread adds its rows one after the other, so the result is always the same
         wide, factors = rows[some].flatten(0, 1).to(weight.dtype), weight[some].flatten()[tokens]

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..checks import expect_float, expect_shape
-from ..dispatch import choose, kernel
+from ..dispatch import Paths, choose, kernel
 from . import cpu, reference
 from .call import Decoded, KeySegment, PackedCall
+from .channels import cut, unpacked
 
-__all__ = ["Decoded", "KeySegment", "packed_decode"]
+__all__ = ["Decoded", "KeySegment", "cut", "packed_decode", "unpacked"]
 
-PATHS = {
+PATHS: Paths[Decoded] = {
     "reference": reference.packed_decode,
     "cpu": cpu.packed_decode,
     "triton": kernel(__name__, "packed_decode"),
@@ -34,13 +35,17 @@ def packed_decode(
 ) -> Decoded:
     """Attention of q over all segments at once: one softmax, values summed over the segments.
 
-    q [B, H, N, D]: the N newest tokens, whose own keys are the last N of the last segment; query i sees those up to its
-        own, and everything before. Hs divides H; query head h reads stored head h // (H // Hs).
-    segments: at least one; the order of tokens within and between segments does not matter, save for the newest N.
-    scale: default D ** -0.5, however many channels are stored (ThinK keeps it too). softcap, sinks: see `MaskFacts`.
-    mass: whether to return the attention received.
-    d_value: channels of a value; needed only if every segment has `value_channels`.
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+    Args:
+        q: `[B, H, N, D]`, the N newest tokens, whose own keys are the last N of the last segment; query i sees those up
+            to its own, and everything before. Hs divides H; query head h reads stored head h // (H // Hs).
+        segments: at least one; the order of tokens within and between segments does not matter, save for the newest N.
+        scale: default D ** -0.5, however many channels are stored (ThinK keeps it too).
+        softcap, sinks: see `MaskFacts`.
+        mass: whether to return the attention received.
+        d_value: channels of a value; needed only if every segment has `value_channels`.
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
 
     Cost for one query: 2 H (sum of n T + n Tv over segments) FLOPs. Reads all stored keys and values once a stored
     head, Hs (sum of n T + n Tv) numbers, which is what takes the time: of what dense keys and values of D channels
@@ -48,6 +53,12 @@ def packed_decode(
     channels stay, 0.75 for 64). Mass costs 8 bytes more for each token and query head on a GPU. A query from which
     all tokens are hidden gets NaN, unless there are sinks.
     Source: ThinK, Xu et al. 2025 (arXiv:2407.21018), section 3.3, where one dense segment follows one packed segment.
+
+    Examples:
+        >>> dense = interp_kernels.KeySegment(k, v)
+        >>> found = interp_kernels.packed_decode(q[:, :, -1:], [dense])
+        >>> torch.allclose(found.z, interp_kernels.attention_apply(q, k, v).z[:, :, -1:], atol=1e-5)
+        True
     """
     operation = "packed_decode"
     expect_float(operation, q=q)

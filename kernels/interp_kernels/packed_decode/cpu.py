@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import accumulator
+from ..explicit import capped
 from .call import Decoded, KeySegment, PackedCall, in_blocks
 from .channels import cut, unpacked
 
@@ -32,7 +33,7 @@ def _attend(call: PackedCall) -> Decoded:
     if call.sinks is not None:
         column = call.sinks.to(dtype).view(1, stored, -1, 1, 1).expand(batch, -1, -1, queries, 1)
         parts.append(column.reshape(batch, stored, -1, 1))
-    patterns = torch.cat(parts, -1).softmax(-1).split([part.shape[-1] for part in parts], -1)
+    patterns = torch.split(torch.cat(parts, -1).softmax(-1), [part.shape[-1] for part in parts], -1)
     z = None
     for s, pattern in zip(call.segments, patterns, strict=False):  # a column of learned sinks has no values
         read = unpacked(torch.matmul(pattern.to(s.values.dtype), s.values).to(dtype), s.value_channels, call.d_value)
@@ -47,6 +48,5 @@ def _scores(grouped: Tensor, s: KeySegment, softcap: float | None) -> Tensor:
     scores = torch.matmul(cut(grouped, s.channels), s.keys.mT)
     if s.offset is not None:
         scores += torch.matmul(grouped, s.offset.to(grouped.dtype)[..., None])
-    if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
+    scores = capped(scores, softcap)
     return scores if s.bias is None else scores + s.bias[:, :, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..checks import accumulator
+from ..explicit import capped
 from .call import Decoded, PackedCall
 from .channels import unpacked
 
@@ -19,9 +20,7 @@ def packed_decode(call: PackedCall) -> Decoded:
     offsets = [0.0 if s.offset is None else s.offset.to(dtype)[:, :, None] for s in segments]
     keys = torch.cat([k + offset for k, offset in zip(full, offsets, strict=True)], 2)
     values = torch.cat([unpacked(s.values.to(dtype), s.value_channels, call.d_value) for s in segments], 2)
-    scores = call.scale * q.to(dtype) @ keys.repeat_interleave(group, 1).mT
-    if call.softcap is not None:
-        scores = call.softcap * torch.tanh(scores / call.softcap)
+    scores = capped(call.scale * q.to(dtype) @ keys.repeat_interleave(group, 1).mT, call.softcap)
     biases = [q.new_zeros(1, 1, s.keys.shape[2], dtype=dtype) if s.bias is None else s.bias.to(dtype) for s in segments]
     bias = torch.cat([b.expand(batch, stored, -1) for b in biases], 2)
     scores = scores + bias.repeat_interleave(group, 1)[:, :, None]
@@ -34,4 +33,4 @@ def packed_decode(call: PackedCall) -> Decoded:
     pattern = scores.softmax(-1)[..., :total]
     z = pattern @ values.repeat_interleave(group, 1)
     received = pattern.sum(2).view(batch, stored, group, total).sum(2)
-    return Decoded(z, received.split([s.keys.shape[2] for s in segments], -1) if call.mass else None)
+    return Decoded(z, torch.split(received, [s.keys.shape[2] for s in segments], -1) if call.mass else None)

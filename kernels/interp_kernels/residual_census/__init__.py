@@ -12,6 +12,8 @@ from ..checks import expect_bool, expect_float, expect_shape
 from ..dispatch import choose, kernel
 from . import cpu, reference
 
+__all__ = ["ResidualCensus", "residual_census"]
+
 PATHS = {
     "reference": reference.residual_census,
     "cpu": cpu.residual_census,
@@ -56,19 +58,28 @@ def residual_census(
 ) -> ResidualCensus:
     """Norms, phi and largest entries of all tokens; largest entries, median and psi of all texts.
 
-    x [B, N, d_model]: the residual stream: fp64, fp32, bf16 or fp16.
-    channels: integers [C], the sink channels D_sink of phi; None: no phi.
-    top: how many of the largest |x| to name, 1 to 8. Of equal ones the first token, and then the lowest channel, is
-        named first. NaN counts as larger than inf.
-    mask: Bool [B, N], False for padding, whose content does not matter; None: all tokens are real.
+    Args:
+        x: `[B, N, d_model]`, the residual stream, fp64, fp32, bf16 or fp16.
+        channels: integers `[C]`, the sink channels D_sink of phi; None: no phi.
+        top: how many of the largest |x| to name, 1 to 8. Of equal ones the first token, and then the lowest channel,
+            is named first. NaN counts as larger than inf.
+        mask: bool `[B, N]`, False for padding, whose content does not matter; None: all tokens are real.
+
     Values, indices and the median are exact, the same bits on every path; norm, rms and phi are summed in fp32.
-    Raises ValueError or TypeError, in one sentence, on shapes and dtypes that do not fit.
+
+    Raises:
+        ValueError, TypeError: in one sentence, on shapes and dtypes that do not fit.
 
     Cost: 2 B N d_model FLOPs and (top + 2) B N d_model comparisons; memory traffic is what limits it. One pass over x
     finds all but the median, which is found from x's bits by counting: on a GPU one more reading of x for bf16,
     two for fp16, three for fp32. Extra memory O(B N top), and one block.
     Source: phi is from VAR (Kang et al. 2025, arXiv:2503.03321), where a token with phi > 20 is a sink; psi from Sun et
     al. 2024 (arXiv:2402.17762), whose code takes the lower one of two medians.
+
+    Examples:
+        >>> census = interp_kernels.residual_census(torch.tensor([[[1.0, -2.0, 3.0], [0.0, 200.0, 1.0]]]), top=1)
+        >>> census.text_value, census.text_token, census.text_channel
+        (tensor([[200.]]), tensor([[1]]), tensor([[1]]))
     """
     operation = "residual_census"
     expect_float(operation, x=x)

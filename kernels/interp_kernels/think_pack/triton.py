@@ -6,23 +6,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import strided
 from ..launch import config, power_of_two, tuned
+from ..score_block import head_start
 
 
-@tuned([config(BLOCK=64), config(BLOCK=32), config(BLOCK=128, warps=8)], key=["T", "WIDTH"])
+@tuned([config(tokens=64), config(tokens=32), config(tokens=128, warps=8)], key=["kept", "BLOCK_CHANNELS"])
 @triton.jit
-def _copy_channels(
-    K, Channels, Out, H, N, T, k_batch, k_head, k_token, k_channel, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
+def _copy_channels(K, Channels, Out, tokens, kept, BLOCK_CHANNELS: tl.constexpr, BLOCK_TOKENS: tl.constexpr):
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    pair = tl.cast(batch, tl.int64) * H + head
-    first = tl.cast(block, tl.int64) * BLOCK
-    token, place = tl.arange(0, BLOCK), tl.arange(0, WIDTH)
-    channel = tl.load(Channels + pair * T + place, mask=place < T, other=0).to(tl.int32)
-    here = (token < N - block * BLOCK)[:, None] & (place < T)[None, :]
-    source = K + tl.cast(batch, tl.int64) * k_batch + tl.cast(head, tl.int64) * k_head + first * k_token
-    bits = tl.load(source + token[:, None] * k_token + channel[None, :] * k_channel, mask=here, other=0)
-    tl.store(Out + (pair * N + first) * T + token[:, None] * T + place[None, :], bits, mask=here)
+    pair = tl.cast(batch, tl.int64) * tl.num_programs(1) + head
+    first = tl.cast(block, tl.int64) * BLOCK_TOKENS
+    token, place = tl.arange(0, BLOCK_TOKENS), tl.arange(0, BLOCK_CHANNELS)
+    channel = tl.load(Channels + pair * kept + place, mask=place < kept, other=0).to(tl.int32)
+    here = (token < tokens - block * BLOCK_TOKENS)[:, None] & (place < kept)[None, :]
+    source = head_start(K, batch, head) + first * K.row
+    bits = tl.load(source + token[:, None] * K.row + channel[None, :] * K.column, mask=here, other=0)
+    tl.store(Out + (pair * tokens + first) * kept + token[:, None] * kept + place[None, :], bits, mask=here)
 
 
 def think_pack(k: Tensor, channels: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def think_pack(k: Tensor, channels: Tensor) -> Tensor:
     kept = channels.shape[-1]
     packed = k.new_empty(batch, heads, tokens, kept)
     if packed.numel():
-        _copy_channels[lambda chosen: (triton.cdiv(tokens, chosen["BLOCK"]), heads, batch)](
-            k, channels.contiguous(), packed, heads, tokens, kept, *k.stride(), WIDTH=power_of_two(kept)
+        _copy_channels[lambda chosen: (triton.cdiv(tokens, chosen["BLOCK_TOKENS"]), heads, batch)](
+            strided(k), channels.contiguous(), packed, tokens, kept, BLOCK_CHANNELS=power_of_two(kept)
         )
     return packed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..checks import accumulator
@@ -11,4 +12,4 @@ from ..explicit import clear_padding
 def channel_gram(x: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     """x^T x over real tokens, summed over groups of heads, [B, heads, D, D]."""
     x = clear_padding(x.to(accumulator(x)), mask)
-    return (x.mT @ x).unflatten(1, (heads, -1)).sum(2)
+    return torch.unflatten(x.mT @ x, 1, (heads, -1)).sum(2)

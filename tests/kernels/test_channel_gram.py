@@ -1,4 +1,4 @@
-"""gram_product and its factors against loops over pairs of channels, and against the loss that they stand for."""
+"""channel_gram against loops over pairs of channels, and against the loss that two of them stand for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interp_kernels import channel_energy, use
-from interp_kernels.gram_product import channel_gram, gram_product
+from interp_kernels import channel_energy, channel_gram, use
 
 PATHS = ["reference", "cpu"]
 
@@ -35,10 +34,16 @@ def drawn(
     return SimpleNamespace(q=q, k=k, masks={"query_mask": query_mask, "key_mask": key_mask})
 
 
+def product(case: SimpleNamespace) -> torch.Tensor:
+    """M [B, Hk, D, D], the sum of (Q^T Q) * (K^T K), element by element, over the query heads Q of each key head K."""
+    queries = channel_gram(case.q, case.masks["query_mask"], heads=case.k.shape[1])
+    return queries * channel_gram(case.k, case.masks["key_mask"])
+
+
 def by_pairs(case: SimpleNamespace) -> torch.Tensor:
     """M, one pair of channels after the other, in Python's own numbers."""
     (batch, heads, _, size), kv_heads = case.q.shape, case.k.shape[1]
-    product = torch.zeros(batch, kv_heads, size, size, dtype=torch.float64)
+    total = torch.zeros(batch, kv_heads, size, size, dtype=torch.float64)
     for b in range(batch):
         for h in range(heads):
             stored = h // (heads // kv_heads)
@@ -46,8 +51,8 @@ def by_pairs(case: SimpleNamespace) -> torch.Tensor:
             key = case.k[b, stored][case.masks["key_mask"][b]].double().tolist()
             for i in range(size):
                 for j in range(size):
-                    product[b, stored, i, j] += sum(x[i] * x[j] for x in query) * sum(x[i] * x[j] for x in key)
-    return product
+                    total[b, stored, i, j] += sum(x[i] * x[j] for x in query) * sum(x[i] * x[j] for x in key)
+    return total
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -56,7 +61,7 @@ def by_pairs(case: SimpleNamespace) -> torch.Tensor:
 def test_product_follows_from_its_definition(path: str, heads, kv_heads, queries, keys, size) -> None:
     case = drawn(heads, kv_heads, queries, keys, size)
     with use(path):
-        found = gram_product(case.q, case.k, **case.masks)
+        found = product(case)
     torch.testing.assert_close(found, by_pairs(case), atol=1e-12, rtol=1e-12)
 
 
@@ -68,20 +73,11 @@ def test_the_form_is_the_loss_of_dropping_channels(path: str, seed: int, group: 
     case = drawn(2 * group, 2, 4, 5, size, seed=seed)
     z = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), dtype=torch.float64)
     with use(path):
-        m = gram_product(case.q, case.k, **case.masks)
+        m = product(case)
     q, k = (case.q.nan_to_num(0.0), case.k.nan_to_num(0.0).repeat_interleave(group, 1))
     lost = q @ k.mT - (q * (1 - z)) @ k.mT
     wanted = lost.square().sum((2, 3)).unflatten(1, (2, group)).sum(2)
     torch.testing.assert_close(torch.einsum("i,bhij,j->bh", z, m, z), wanted, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_factors_multiply_to_the_product(path: str) -> None:
-    case = drawn()
-    with use(path):
-        queries = channel_gram(case.q, case.masks["query_mask"], heads=2)
-        keys = channel_gram(case.k, case.masks["key_mask"])
-        assert torch.equal(queries * keys, gram_product(case.q, case.k, **case.masks))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -110,12 +106,12 @@ def test_a_group_is_summed_as_one_long_text(path: str) -> None:
 @pytest.mark.parametrize("tokens", [1, 3, 64])
 def test_the_two_paths_agree(dtype: torch.dtype, tolerance: float, tokens: int, monkeypatch) -> None:
     """In blocks of any number of tokens; sums are wide, so half precision costs nothing but its own rounding."""
-    monkeypatch.setattr(import_module("interp_kernels.gram_product.cpu"), "BLOCK_TOKENS", tokens)
+    monkeypatch.setattr(import_module("interp_kernels.channel_gram.cpu"), "BLOCK_TOKENS", tokens)
     case = drawn(queries=21, keys=33, size=20, dtype=dtype)
     with use("reference"):
-        wanted = gram_product(case.q, case.k, **case.masks)
+        wanted = product(case)
     with use("cpu"):
-        found = gram_product(case.q, case.k, **case.masks)
+        found = product(case)
     assert found.dtype == wanted.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
 
@@ -132,49 +128,30 @@ def test_runs_are_bit_identical_and_leave_inputs_alone() -> None:
     case = drawn(dtype=torch.float32)
     q, k = case.q.clone(), case.k.clone()
     with use("cpu"):
-        first, second = (gram_product(case.q, case.k, **case.masks) for _ in range(2))
+        first, second = (product(case) for _ in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close((case.q, case.k), (q, k), atol=0, rtol=0, equal_nan=True)
 
 
-Q, K = torch.zeros(2, 4, 5, 6), torch.zeros(2, 2, 7, 6)
-KEEP = torch.ones(2, 7, dtype=torch.bool)
-MISTAKES: list = [
-    ((Q[0], K), {}, "q should be [B, H, N, D], found [4, 5, 6]"),
-    ((Q, K[:1]), {}, "k should be [B=2, Hk, S, D=6], found [1, 2, 7, 6]"),
-    ((Q, K[..., :3]), {}, "k should be [B=2, Hk, S, D=6], found [2, 2, 7, 3]"),
-    ((Q[:, :3], K), {}, "2 heads should divide 3 heads evenly"),
-    ((Q, K[:, :0]), {}, "0 heads should divide 4 heads evenly"),
-    ((Q, K.long()), {}, "k must be floating point, found torch.int64"),
-    ((Q, K), {"key_mask": KEEP[:, :5]}, "key_mask should be [B=2, S=7], found [2, 5]"),
-    ((Q, K), {"query_mask": KEEP}, "query_mask should be [B=2, N=5], found [2, 7]"),
-    ((Q, K), {"key_mask": KEEP.float()}, "key_mask must be bool"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "keywords", "message"), MISTAKES)
-def test_mistakes_are_told_in_one_sentence(arguments, keywords, message) -> None:
-    with pytest.raises((TypeError, ValueError)) as caught:
-        gram_product(*arguments, **keywords)
-    told(str(caught.value), "gram_product: ", message)
+Q, KEEP = torch.zeros(2, 4, 5, 6), torch.ones(2, 7, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
     ("arguments", "keywords", "message"),
     [
         ((Q[0],), {}, "x should be [B, H, N, D], found [4, 5, 6]"),
+        ((Q.long(),), {}, "x must be floating point, found torch.int64"),
         ((Q,), {"heads": 3}, "3 heads should divide 4 heads evenly"),
+        ((Q,), {"heads": 0}, "0 heads should divide 4 heads evenly"),
         ((Q,), {"mask": KEEP}, "mask should be [B=2, N=5], found [2, 7]"),
+        ((Q,), {"mask": KEEP[:, :5].float()}, "mask must be bool"),
     ],
 )
-def test_mistakes_about_one_factor(arguments, keywords, message) -> None:
+def test_mistakes_are_told_in_one_sentence(arguments, keywords, message) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         channel_gram(*arguments, **keywords)
-    told(str(caught.value), "channel_gram: ", message)
-
-
-def told(sentence: str, beginning: str, message: str) -> None:
-    assert sentence.startswith(beginning)
-    assert message in sentence
-    assert "\n" not in sentence
-    assert sentence.endswith(".")
+    told = str(caught.value)
+    assert told.startswith("channel_gram: ")
+    assert message in told
+    assert "\n" not in told
+    assert told.endswith(".")

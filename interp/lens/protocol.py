@@ -1,0 +1,111 @@
+"""What others need of a Lens: hook points and text of any (`TextLens`), interventions of one (`InterventionLens`).
+
+A `Lens` is both and a `BridgeLens` the first; `interp.lens` has mypy see to it. Probes, runs and explanations name
+these in their signatures, so that an editor completes a lens there and mypy sees what is asked of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeGuard
+
+import torch
+from jaxtyping import Float, Int
+
+from interp.cache.lens_cache import LensCache
+from interp.interventions.base import CachePolicy, Intervention
+from interp.interventions.edits.base import AttentionEdit
+from interp.lens.anatomy import Anatomy
+from interp.lens.readout import FinalNorm
+from interp.lens.strict_hooks import HookPoint, Hooks
+from interp.seam.config import LensConfig
+from interp.seam.points import Point
+
+Tensor = torch.Tensor
+
+
+class TextLens(Protocol):
+    """A model that reads text, with hook points: a `Lens` or a `BridgeLens`."""
+
+    cfg: LensConfig
+    model: Any
+    """The transformers model, whose classes have no types that mypy could follow."""
+    tokenizer: Any
+    anatomy: Anatomy
+    point_table: dict[str, Point]
+    absent: dict[str, str]
+    ln_final: FinalNorm
+    """Missing where the model has no final norm that could be found."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]: ...
+
+    @property
+    def last_logits_only(self) -> Mapping[str, Any]: ...
+
+    @property
+    def edits_in_force(self) -> tuple[AttentionEdit, ...]: ...
+
+    @property
+    def policies_in_force(self) -> tuple[CachePolicy, ...]: ...
+
+    def __call__(self, input: Any, return_type: str | None = "logits", **kwargs: Any) -> Any: ...
+
+    def point_names(self, name: Any) -> list[str]: ...
+
+    def hooks(self, fwd_hooks: Hooks = ..., bwd_hooks: Hooks = ...) -> AbstractContextManager[Any]: ...
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = ..., bwd_hooks: Hooks = ..., **kwargs: Any) -> Any: ...
+
+    def run_with_cache(self, *args: Any, names_filter: Any = None, **kwargs: Any) -> Any: ...
+
+    def tokens_and_mask(
+        self, input: Any, attention_mask: Any = None, chat: bool = False
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def to_tokens(self, input: str | list[str], truncate: int | None = None) -> Int[Tensor, "batch pos"]: ...
+
+    def to_str_tokens(self, input: str | Tensor) -> list[str]: ...
+
+    def token_ids(self, text: str) -> list[int]: ...
+
+    def check_length(self, n_tokens: int) -> None: ...
+
+    def unembed(self, normalized: Tensor) -> Tensor: ...
+
+    def final_norm_frozen(self, resid: Tensor) -> Callable[[Tensor], Tensor]: ...
+
+    def output_norms(self, layer: int) -> Float[Tensor, "head d_head"]: ...
+
+    def head_contributions(self, layer: int, z: Tensor, pos: int = -1) -> Float[Tensor, "head d_model"]: ...
+
+
+class InterventionLens(TextLens, Protocol):
+    """A Lens whose attention and cache interventions can reach: a `Lens`."""
+
+    last_cache: LensCache | None
+
+    def apply(self, intervention: Intervention, *, ledger: bool = False) -> AbstractContextManager[Any]: ...
+
+    def policies_of(self, intervention: Intervention) -> tuple[CachePolicy, ...]: ...
+
+    def score(
+        self, prompt: str | Tensor, continuation: str | Tensor, *, chunk: int = 256
+    ) -> Float[Tensor, "batch token"]: ...
+
+    def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any: ...
+
+
+def reads_text(model: object) -> TypeGuard[TextLens]:
+    """Whether this is a lens at all; a model of regression tasks (`interp.icl.AttentionRegressor`) has hook points too,
+    and no text."""
+    return hasattr(model, "tokens_and_mask")
+
+
+def takes_interventions(lens: TextLens) -> TypeGuard[InterventionLens]:
+    """Whether interventions reach this lens; a TransformerBridge computes attention out of their reach."""
+    return hasattr(lens, "policies_of")

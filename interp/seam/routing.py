@@ -1,0 +1,141 @@
+"""How a model's attention calls reach their sites: our function behind the name that the model uses, for a while.
+
+transformers' models look their attention function up by the name in their config (`sdpa`, `eager`, ...). While a Lens
+call is on, that name leads to a function of ours in the registry, and so does the name of its mask function. Names and
+masks stay the model's own: some models ask for the name before they apply a sparse mask, or compute with their mask,
+and would silently be wrong under another. Modules that have no site, other models and other threads get what they would
+have got anyway.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from interp.errors import UnsupportedModelError
+from interp.seam.call import AttentionCall
+from interp.seam.masks import remembering
+
+Tensor = torch.Tensor
+
+
+class Attending(Protocol):
+    """What stands where a module's attention is called: a `Site`, or what looks on while a model is taken apart."""
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]: ...
+
+
+_sites: WeakKeyDictionary[nn.Module, Attending] = WeakKeyDictionary()
+
+
+@contextmanager
+def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Attending]) -> Iterator[None]:
+    """Route the attention of `model`'s modules through their `sites` while the block runs."""
+    with ExitStack() as stack:
+        for config in _configs_of(model):
+            for registry in _registries_of(model):
+                stack.enter_context(_routed(registry, config._attn_implementation))
+        for module, site in sites.items():
+            _sites[module] = site
+            stack.callback(_sites.pop, module, None)
+        yield
+
+
+_configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+_registries: WeakKeyDictionary[nn.Module, list[AttentionInterface]] = WeakKeyDictionary()
+
+
+def _configs_of(model: nn.Module) -> list[Any]:
+    """Configs of all parts that are models; looked up once, since generating asks at every token."""
+    if model not in _configs:
+        _configs[model] = list(
+            {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+        )
+    return _configs[model]
+
+
+def _registries_of(model: nn.Module) -> list[AttentionInterface]:
+    """transformers' registry and those that modelling files made for themselves (Doge)."""
+    if model not in _registries:
+        files = {type(module).__module__ for module in model.modules()}
+        own = [vars(sys.modules[file]).get("ALL_ATTENTION_FUNCTIONS") for file in sorted(files)]
+        found = [ALL_ATTENTION_FUNCTIONS, *(r for r in own if isinstance(r, AttentionInterface))]
+        _registries[model] = list({id(registry): registry for registry in found}.values())
+    return _registries[model]
+
+
+_lock = threading.Lock()
+_routes: Counter[tuple[int, str]] = Counter()
+"""Lens calls, of all threads, that need a name of a registry to lead to us."""
+
+
+@contextmanager
+def _routed(registry: AttentionInterface, name: str) -> Iterator[None]:
+    """Let a name of an attention registry, and that of its mask function, lead to us until the last one leaves."""
+    route = id(registry), name
+    with _lock:
+        if _routes[route] == 0:
+            before = registry._local_mapping.get(name)
+            registry._local_mapping[name] = partial(
+                _attention, name, before or registry._global_mapping.get(name), before
+            )
+            if name in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping and registry is ALL_ATTENTION_FUNCTIONS:
+                build = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping[name]
+                ALL_MASK_ATTENTION_FUNCTIONS._local_mapping[name] = remembering(build)
+        _routes[route] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _routes[route] -= 1
+            if _routes[route] == 0:
+                before = registry._local_mapping.pop(name).args[2]
+                if before is not None:
+                    registry._local_mapping[name] = before
+                if registry is ALL_ATTENTION_FUNCTIONS:
+                    ALL_MASK_ATTENTION_FUNCTIONS._local_mapping.pop(name, None)
+
+
+def _attention(
+    name: str, registered: Callable[..., Any] | None, before: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
+    scaling: float | None = None, **rest: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """What the registry holds during a Lens call: finds whose attention this is and lets its site attend."""
+    own = registered or _eager_of(cast(Hashable, type(module)))
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, rest, name, own)
+    site = _sites.get(module)
+    return call.answer() if site is None else site.attend(call)
+
+
+@cache
+def _eager_of(kind: Hashable) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The eager attention function of the file that defines a module's class or, for one that inherits it, its base."""
+    assert isinstance(kind, type)
+    for cls in kind.__mro__:
+        function = vars(sys.modules[cls.__module__]).get("eager_attention_forward")
+        if function is not None:
+            return cast(Callable[..., tuple[Tensor, Tensor]], function)
+    raise UnsupportedModelError(
+        f"{kind.__module__} defines no eager attention function; load the model with attn_implementation='sdpa'."
+    )
+
+
+def refusal(model: nn.Module) -> str:
+    """Why a model without the attention registry cannot be loaded."""
+    return (
+        f"{type(model).__name__} does not call transformers' attention registry, so a Lens cannot see its attention; "
+        "use an architecture that does (Llama, Qwen, Mistral, Gemma, Phi, OLMo, GPT-2, GPT-NeoX, gpt-oss, ...)."
+    )

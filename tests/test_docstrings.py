@@ -1,0 +1,56 @@
+"""The examples in docstrings, on a tiny random model: what they show is what comes out."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from functools import cache
+from typing import Any
+
+import interp_kernels
+import pytest
+import torch
+
+import interp
+from tests.example_results import example_results
+from tests.example_sides import example_sides
+from tests.explaining.example_answers import example_answers
+from tests.icl.example_measurements import example_measurements
+from tests.models import shared, tokenizer
+from tests.test_house import MODULES
+
+SHOWN = [module for module, path in MODULES.items() if ">>> " in path.read_text(encoding="utf-8")]
+SMALL = {"layers": 3, "heads": 4, "kv_heads": 2, "width": 8, "tokens": 40}
+
+
+@cache
+def lens() -> interp.Lens:
+    return interp.load(shared("llama"), tokenizer=tokenizer())
+
+
+@cache
+def results() -> dict[str, Any]:
+    return example_results(**SMALL) | example_answers(**SMALL) | example_measurements(**SMALL) | example_sides(**SMALL)
+
+
+def names() -> dict[str, Any]:
+    """What examples may use without saying where it comes from; the docs say so too (`docs/api_pages.py`)."""
+    numbers = torch.Generator().manual_seed(0)
+    prompt = " ".join(f"w{int(i)}" for i in torch.randint(4, 128, (39,), generator=numbers))  # 40 tokens with <bos>
+    q, k, v = (torch.randn(1, heads, 6, 8, generator=numbers) for heads in (4, 2, 2))
+    shared_names = {"interp": interp, "interp_kernels": interp_kernels, "torch": torch, "lens": lens()}
+    return shared_names | {"prompt": prompt, "results": results(), "q": q, "k": k, "v": v}
+
+
+@pytest.mark.parametrize("module", SHOWN)
+def test_examples_show_what_comes_out(module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    imported = importlib.import_module(module)
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    runner = doctest.DocTestRunner(optionflags=options)
+    said: list[str] = []
+    for example in doctest.DocTestFinder(exclude_empty=True).find(imported, module):
+        example.globs = names() | example.globs
+        runner.run(example, out=said.append)
+    assert runner.tries, f"no example of {module} was found"
+    assert not runner.failures, "".join(said)
