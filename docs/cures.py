@@ -68,16 +68,13 @@ CURES = {
     "cannot load ‹where›": "The reason is that of transformers; check the name, the folder and the network.",
     "the weights of ‹name› lack": "Download or save the model again.",
     "cannot read the": "See that the file is there and that you may read it.",
-    "attends through interp outside a Lens call":
-        "Call the Lens, and not the bare model, while a Lens call is open; load the "
-    "model with `interp.load`.",
+    "which scores, pattern and observables cannot read": "Load the model with `attn_implementation='sdpa'`.",
     # hooks, text, scores
     "this model has no ‹name›": "The words after the colon say why; hook a point that `lens.hook_dict` lists.",
     "the filter matches none": "Print `lens.hook_dict` and name one, such as `'blocks.0.attn.hook_pattern'`.",
     "outside the model's graph": "Hook the pattern, or q and k, whose values carry gradients.",
     "there is no layer": "Count layers from 0.",
     "is computed in single passes": "Call the lens itself, or load the transformers model for `generate`.",
-    "passes no mask to its attention": "Hook q, k, v or z of this model; those need no mask.",
     "is outside the vocabulary": "Tokenise with the Lens' own tokenizer: `lens.to_tokens(text)`.",
     "an attention mask goes with tokens": "Leave the mask out, or pass tokens.",
     "attention_mask goes with tokens": "Leave the mask out, or pass tokens.",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.interventions.edits.sink_removal import SinkRemoval as SinkRemoval
     from interp.interventions.edits.temperature import Temperature as Temperature
     from interp.interventions.policies.d2o import D2O as D2O
+    from interp.interventions.policies.expected_attention import ExpectedAttention as ExpectedAttention
     from interp.interventions.policies.h2o import H2O as H2O
     from interp.interventions.policies.h2o import H2OPrefill as H2OPrefill
     from interp.interventions.policies.h2o import H2OWindow as H2OWindow
@@ -58,3 +59,4 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.interventions.policies.snapkv import SnapKV as SnapKV
     from interp.interventions.policies.streaming_llm import StreamingLLM as StreamingLLM
     from interp.interventions.policies.think import ThinK as ThinK
+    from interp.interventions.policies.tova import TOVA as TOVA
