@@ -27,12 +27,18 @@ class TOVA(Eviction):
     tokens, the least attended one goes, and that may be the newest. With a whole number larger than the prompt a layer
     grows up to it first. Of equals the later goes.
 
-    Args, besides `Eviction`'s (sinks 0, as published):
+    Args:
         per: "layer", one set of tokens for all heads of a layer, from their mean, as released; "kv_head", a set
             for each key/value head, from the mean over the query heads that read it (ours).
 
     Source: schwartz-lab-NLP/TOVA, `tova_cache.py`. Differs from it: kept keys stay in the cache at their true
     positions, and of several tokens that come at once (another turn) the last one's row chooses what goes.
+
+    Examples:
+        >>> with lens.apply(interp.TOVA(budget=0.5)):
+        ...     text = lens.generate(prompt, max_new_tokens=4)
+        >>> sorted(set(lens.last_cache.report().kept.tolist()))
+        [20]
     """
 
     name: ClassVar[str] = "tova"
