@@ -88,7 +88,7 @@ class CachePolicy(Intervention, ABC):
     """Decides what the cache of a full-attention layer keeps."""
 
     stage: ClassVar[Literal["tokens", "channels"]]
-    granularity: str = "kv_head"
+    granularity: ClassVar[str] = "kv_head"
     """Whether tokens or channels are stored for every key/value head or, with "query_head", for every query head. A
     method that leaves the choice to its user makes it a field."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -23,6 +22,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import GeneralInterface
 
 from interp.errors import UnsupportedModelError
 from interp.seam.call import AttentionCall
@@ -44,9 +44,11 @@ _sites: WeakKeyDictionary[nn.Module, Attending] = WeakKeyDictionary()
 def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Attending]) -> Iterator[None]:
     """Route the attention of `model`'s modules through their `sites` while the block runs."""
     with ExitStack() as stack:
-        for config in _configs_of(model):
+        for name in dict.fromkeys(config._attn_implementation for config in _configs_of(model)):
             for registry in _registries_of(model):
-                stack.enter_context(_routed(registry, config._attn_implementation))
+                stack.enter_context(_routed(registry, name, partial(partial, _attention, name)))
+            if name in ALL_MASK_ATTENTION_FUNCTIONS:
+                stack.enter_context(_routed(ALL_MASK_ATTENTION_FUNCTIONS, name, remembering))
         for module, site in sites.items():
             _sites[module] = site
             stack.callback(_sites.pop, module, None)
@@ -76,44 +78,49 @@ def _registries_of(model: nn.Module) -> list[AttentionInterface]:
     return _registries[model]
 
 
+class _Route:
+    """One name of a registry while Lens calls need it to lead elsewhere, and what it led to before."""
+
+    def __init__(self, registry: GeneralInterface, name: str, ours: Callable[..., Any]) -> None:
+        self.registry, self.name = registry, name
+        self.before = registry._local_mapping.get(name)
+        registry._local_mapping[name] = ours
+        self.users = 0
+
+    def leave(self) -> None:
+        del self.registry._local_mapping[self.name]
+        if self.before is not None:
+            self.registry._local_mapping[self.name] = self.before
+
+
 _lock = threading.Lock()
-_routes: Counter[tuple[int, str]] = Counter()
-"""Lens calls, of all threads, that need a name of a registry to lead to us."""
+_routes: dict[tuple[int, str], _Route] = {}
+"""Names that lead to us now, of all threads' calls; the last call that needs one takes it away."""
 
 
 @contextmanager
-def _routed(registry: AttentionInterface, name: str) -> Iterator[None]:
-    """Let a name of an attention registry, and that of its mask function, lead to us until the last one leaves."""
-    route = id(registry), name
+def _routed(registry: GeneralInterface, name: str, ours: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """Let a name of a registry lead to `ours(what it led to)` while the block runs; it led to None where it is absent."""
+    key = id(registry), name
     with _lock:
-        if _routes[route] == 0:
-            before = registry._local_mapping.get(name)
-            registry._local_mapping[name] = partial(
-                _attention, name, before or registry._global_mapping.get(name), before
-            )
-            if name in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping and registry is ALL_ATTENTION_FUNCTIONS:
-                build = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping[name]
-                ALL_MASK_ATTENTION_FUNCTIONS._local_mapping[name] = remembering(build)
-        _routes[route] += 1
+        if key not in _routes:
+            _routes[key] = _Route(registry, name, ours(registry.get(name)))
+        _routes[key].users += 1
     try:
         yield
     finally:
         with _lock:
-            _routes[route] -= 1
-            if _routes[route] == 0:
-                before = registry._local_mapping.pop(name).args[2]
-                if before is not None:
-                    registry._local_mapping[name] = before
-                if registry is ALL_ATTENTION_FUNCTIONS:
-                    ALL_MASK_ATTENTION_FUNCTIONS._local_mapping.pop(name, None)
+            _routes[key].users -= 1
+            if _routes[key].users == 0:
+                _routes.pop(key).leave()
 
 
 def _attention(
-    name: str, registered: Callable[..., Any] | None, before: Any,
+    name: str, registered: Callable[..., Any] | None,
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any,
     scaling: float | None = None, **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """What the registry holds during a Lens call: finds whose attention this is and lets its site attend."""
+    """What a name of the attention registry leads to: finds whose attention this is and lets its site attend."""
     own = registered or _eager_of(cast(Hashable, type(module)))
     call = AttentionCall(module, query, key, value, attention_mask, scaling, rest, name, own)
     site = _sites.get(module)

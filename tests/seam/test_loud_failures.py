@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -216,6 +217,33 @@ def test_two_calls_that_overlap_leave_the_registry_when_both_have_ended() -> Non
     for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
         assert not {"sdpa", "eager"} & registry._local_mapping.keys()
     assert torch.equal(two.model(tokens()).logits, bare)
+
+
+def test_a_users_own_functions_are_called_and_left_in_place(lens: interp.Lens) -> None:
+    """Somebody may have put a function of their own behind a name, for attention or for masks."""
+    called: list[str] = []
+
+    def noting(name: str, function: Any) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            called.append(name)
+            return function(*args, **kwargs)
+
+        return noted
+
+    registries = {"attention": ALL_ATTENTION_FUNCTIONS, "mask": ALL_MASK_ATTENTION_FUNCTIONS}
+    own = {kind: noting(kind, registry["sdpa"]) for kind, registry in registries.items()}
+    try:
+        for kind, registry in registries.items():
+            registry["sdpa"] = own[kind]
+        lens.model(tokens())
+        bare = called.copy()
+        lens.run_with_hooks(tokens(), fwd_hooks=[("blocks.0.attn.hook_z", nothing)])
+        assert bare
+        assert called == [*bare, *bare]
+        assert {kind: registry._local_mapping["sdpa"] for kind, registry in registries.items()} == own
+    finally:
+        for registry in registries.values():
+            registry._local_mapping.pop("sdpa", None)
 
 
 def test_calling_the_lens_from_its_own_hook(lens: interp.Lens) -> None:

@@ -41,6 +41,7 @@ class Eviction(CachePolicy):
     """
 
     stage: ClassVar[Literal["tokens", "channels"]] = "tokens"
+    granularity: ClassVar[str] = "kv_head"
     budget: float | int = 0.2
     sinks: int = 0
 

@@ -65,7 +65,7 @@ class D2O(Eviction):
     """
 
     name: ClassVar[str] = "d2o"
-    granularity: Literal["kv_head", "query_head"] = "kv_head"
+    granularity: Literal["kv_head", "query_head"] = "kv_head"  # type: ignore[misc]  # a setting here, fixed elsewhere
     sinks: int = 4
     variant: Literal["paper", "code"] = "code"
     metric: budgets.Metric | None = None

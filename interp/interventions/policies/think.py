@@ -78,7 +78,7 @@ class ThinK(CachePolicy):
     selector: Literal["think", "gram", "surgeon", "key_norm", "random"] = "think"
     fill: Literal["zero", "mean"] = "zero"
     weigh: Literal["tokens", "attention"] = "tokens"
-    granularity: Literal["kv_head", "query_head"] = "kv_head"
+    granularity: Literal["kv_head", "query_head"] = "kv_head"  # type: ignore[misc]  # a setting here, fixed elsewhere
     score_tokens: Literal["all", "prunable"] = "all"
     rounding: Literal["code", "paper"] = "code"
     value_ratio: float = 0.0
