@@ -15,8 +15,15 @@ def per_query_head(x: Tensor, heads: int, dtype: torch.dtype | None = None) -> T
 
 
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
-    """softcap * tanh(scores / softcap); scores themselves where softcap is None."""
-    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    """softcap * tanh(scores / softcap); scores themselves where softcap is None.
+
+    scores are given away: they are written over, unless their gradient is recorded.
+    """
+    if softcap is None:
+        return scores
+    if scores.requires_grad:
+        return softcap * torch.tanh(scores / softcap)
+    return scores.div_(softcap).tanh_().mul_(softcap)
 
 
 def masked_scores(q: Tensor, k: Tensor, facts: Facts) -> Tensor:

@@ -9,9 +9,9 @@ from . import group_reweighted_attention
 
 
 def examples(draw: Draw, n: int) -> Iterator[Example]:
-    q, k, v = draw(2, n, draw.size), draw(1, n + 3, draw.size), draw(1, n + 3, 5)
-    factors = draw.even(2, n, 3)
-    factors[..., 0] = 0.0
-    facts = draw.facts(2, n, n + 3)
-    for form in ("one_pass", "two_pass"):
-        yield Example(group_reweighted_attention, (q, k, v, draw.integers(3, n + 3), factors), {"form": form, **facts})
+    k, v, groups = draw(1, n + 3, draw.size), draw(1, n + 3, 5), draw.integers(3, n + 3)
+    for form, queries in (("one_pass", min(n, 9)), ("two_pass", n)):
+        q, factors = draw(2, queries, draw.size), draw.even(2, queries, 3)
+        factors[..., 0] = 0.0
+        facts = draw.facts(2, queries, n + 3)
+        yield Example(group_reweighted_attention, (q, k, v, groups, factors), {"form": form, **facts})

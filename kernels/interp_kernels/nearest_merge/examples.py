@@ -9,7 +9,7 @@ from . import merge_tokens, nearest_key
 
 
 def examples(draw: Draw, n: int) -> Iterator[Example]:
-    evicted, retained = draw(2, n // 2 + 1, draw.size), draw(2, n, draw.size)
+    evicted, retained = draw(2, min(n, 9), draw.size), draw(2, n, draw.size)
     tokens = evicted.shape[2]
     yield Example(nearest_key, (evicted, retained))
     yield Example(merge_tokens, (retained, evicted, draw.integers(n, 2, tokens), draw.even(2, tokens)))

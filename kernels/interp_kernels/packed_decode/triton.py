@@ -65,6 +65,16 @@ class _Asked(NamedTuple):
 
 
 @triton.jit
+def _channels_of(X, Channels, pair):
+    """(the channel that each column of X holds, whether there is such a column); without Channels all, in order."""
+    column = tl.arange(0, X.width)
+    channel = column
+    if Channels is not None:
+        channel = tl.load(Channels + pair * X.columns + column, mask=column < X.columns, other=0).to(tl.int32)
+    return channel, column < X.columns
+
+
+@triton.jit
 def _attend_part(
     Q, S, C, Out, place, batch, stored, block, part, part_tokens, parts, columns,
     BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -78,13 +88,8 @@ def _attend_part(
     own = place.tokens - place.newest + query  # the last token that a row sees
 
     q_at = Q.x + batch * Q.batch + (stored * C.group + rows // C.queries) * Q.head + query.to(tl.int64) * Q.row
-    kept = tl.arange(0, S.k.width)
-    channel = kept
-    if S.channels is not None:
-        channels = S.channels + pair * S.k.columns + kept
-        channel = tl.load(channels, mask=kept < S.k.columns, other=0).to(tl.int32)
-    asked = inside[:, None] & (kept < S.k.columns)[None, :]
-    q = tl.load(q_at[:, None] + channel[None, :] * Q.column, mask=asked, other=0.0)
+    channel, kept = _channels_of(S.k, S.channels, pair)
+    q = tl.load(q_at[:, None] + channel[None, :] * Q.column, mask=inside[:, None] & kept[None, :], other=0.0)
     q = q.to(tl.float32 if S.k.widen else S.k.x.dtype.element_ty)
     shift = tl.zeros([BLOCK_QUERIES], tl.float32)  # of all scores of a row: what the keys have in common
     if S.offset is not None:
@@ -120,13 +125,9 @@ def _attend_part(
     out = (pair * parts + place.first_part + part) * C.group * C.queries + rows
     tl.store(Out.peak + out, peak, mask=inside)
     tl.store(Out.total + out, total, mask=inside)
-    column = tl.arange(0, S.v.width)
-    value_channel = column
-    if S.value_channels is not None:
-        value_channels = S.value_channels + pair * S.v.columns + column
-        value_channel = tl.load(value_channels, mask=column < S.v.columns, other=0).to(tl.int32)
-    written = inside[:, None] & (column < S.v.columns)[None, :]
-    tl.store(Out.read + out[:, None] * C.d_value + value_channel[None, :], read, mask=written)
+    value_channel, kept_values = _channels_of(S.v, S.value_channels, pair)
+    read_at = Out.read + out[:, None] * C.d_value + value_channel[None, :]
+    tl.store(read_at, read, mask=inside[:, None] & kept_values[None, :])
 
 
 @tuned(
