@@ -65,6 +65,20 @@ def policy():
     assert "loud_values" in write_interventions.page()
 
 
+def channel_policy():
+    _, cache = lens.run_with_cache(tokens)
+    with lens.apply(interp.StillChannels(ratio=0.5, recent=4)):
+        lens.generate(tokens, max_new_tokens=2)
+    spread = cache["rot_k", 0][0, :36, 1].var(0)  # [channel], of one head's tokens but the recent ones
+    (packed,) = [s for s in lens.last_cache.layers[0].segments if s.channels is not None]
+    assert sorted(packed.channels[0, 1].tolist()) == sorted(spread.argsort(descending=True)[:4].tolist())
+    why = interp.explain(lens, interp.StillChannels(ratio=0.5), tokens[:, :30], tokens[:, 30:], "attribution")
+    assert why["attribution"].attrs["own_score"] == "not recorded"
+    with lens.apply(interp.StillChannels(ratio=0.0)):
+        left = lens.generate(tokens, max_new_tokens=4)
+    assert torch.equal(left, lens.generate(tokens, max_new_tokens=4))
+
+
 def edit():
     muted = int(tokens[0, 5])
     with lens.apply(interp.MuteWords(ids=muted)):
@@ -110,7 +124,8 @@ def study():
 def documented():
     members = [entry for _, entries in api_pages.families().values() for entry in entries]
     labels = {entry.label for entry in members}
-    assert {"key_size", "interp.LoudValues", "interp.MuteWords", "interp.Fade", "channel_peak", "one-step"} <= labels
+    assert {"key_size", "interp.LoudValues", "interp.StillChannels"} <= labels
+    assert {"interp.MuteWords", "interp.Fade", "channel_peak", "one-step"} <= labels
 
 
 def examples():
@@ -118,11 +133,11 @@ def examples():
     for name in sys.argv[1].split(","):
         found = doctest.testmod(importlib.import_module(name), verbose=False, raise_on_error=True)
         ran += found.attempted
-    assert ran >= 6
+    assert ran >= 8
 
 
 told = {}
-for check in (probe, figure, policy, edit, logit_edit, kernel, study, documented, examples):
+for check in (probe, figure, policy, channel_policy, edit, logit_edit, kernel, study, documented, examples):
     try:
         with contextlib.redirect_stdout(sys.stderr):
             check()
@@ -131,7 +146,18 @@ for check in (probe, figure, policy, edit, logit_edit, kernel, study, documented
         told[check.__name__] = traceback.format_exc()
 print(json.dumps(told))
 """
-KINDS = ("probe", "figure", "policy", "edit", "logit_edit", "kernel", "study", "documented", "examples")
+KINDS = (
+    "probe",
+    "figure",
+    "policy",
+    "channel_policy",
+    "edit",
+    "logit_edit",
+    "kernel",
+    "study",
+    "documented",
+    "examples",
+)
 
 
 def copied(folder: Path) -> Path:

@@ -100,7 +100,7 @@ _routes: dict[tuple[int, str], _Route] = {}
 
 @contextmanager
 def _routed(registry: GeneralInterface, name: str, ours: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
-    """Let a name of a registry lead to `ours(what it led to)` while the block runs; None is what an absent name led to."""
+    """Let a name of a registry lead to `ours(what it led to)` while the block runs; a name it lacked led to None."""
     key = id(registry), name
     with _lock:
         if key not in _routes:
