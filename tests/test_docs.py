@@ -180,6 +180,20 @@ def test_the_architecture_names_every_room() -> None:
         assert name in page, f"docs/architecture.md says nothing of {name}"
 
 
+def test_the_drawing_of_floors_is_the_one_that_is_tested() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawing = page.split("```")[1]
+    drawn = {
+        int(number): text for number, text in re.findall(r"floor (\d+) (.*?)(?=\n   floor|\Z)", drawing, re.DOTALL)
+    }
+    for number, rooms in enumerate(FLOORS[:-3]):  # what is started, above, is drawn another way
+        named = {
+            name.rstrip("/").removesuffix(".py") for name in re.findall(r"\b(?:interp|kernels)/[\w/.]+", drawn[number])
+        }
+        expected = {str(PACKAGES[room.split(".")[0]].relative_to(ROOT) / room.replace(".", "/")) for room in rooms}
+        assert named == expected, f"docs/architecture.md draws {sorted(named)} on floor {number}"
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/glossary.md", "docs/questions.md"])
 def test_paths_that_a_page_names_are_there(page: str) -> None:
     text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
