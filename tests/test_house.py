@@ -127,7 +127,7 @@ OLD = re.compile(r"(?<![\w/.])(" + "|".join(re.escape(o) for o in MOVED if o not
 
 
 def prose(path: Path) -> Iterator[str]:
-    """What a file says to people: a page whole; of code its docstrings and the other strings, without f-strings' code."""
+    """What a file says to people: a page whole; of code its docstrings and other strings."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         yield text
