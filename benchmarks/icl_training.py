@@ -43,7 +43,7 @@ def straightforward_loss(model: AttentionRegressor, tasks: Tasks) -> Tensor:
 
 
 def train_straightforwardly(model: AttentionRegressor, steps: int, dtype: torch.dtype = torch.float32) -> None:
-    """What `interp.icl.training.train` does to one linear layer, with autograd."""
+    """What `interp.icl.models.training.train` does to one linear layer, with autograd."""
     settings = recipe(model.cfg)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas, fused=True)
     generator = torch.Generator().manual_seed(0)

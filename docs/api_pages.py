@@ -14,20 +14,23 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 
 import interp_kernels
+from interp_kernels import operations
 
 import interp
 from interp import explaining, figures, interventions, probes
 from interp.icl import studies
 from interp.interventions import CachePolicy
 
-ROOMS = {
+TITLES = {
     "interp.lens": "Lens", "interp.seam": "Seam", "interp.cache": "Cache", "interp.interventions": "Interventions",
-    "interp.probes": "Probes", "interp.runs": "Runs", "interp.results": "Results", "interp.explaining": "Explaining",
+    "interp.probes": "Probes", "interp.runs": "Runs", "interp.results": "Results", "interp.settings": "Settings",
+    "interp.explaining": "Explaining",
     "interp.figures": "Figures", "interp.report": "Report", "interp.subjects": "Subjects", "interp.icl.tasks": "Tasks",
     "interp.icl.models": "Models", "interp.icl.learners": "Learners", "interp.icl.measures": "Measures",
     "interp.icl.language": "Language models", "interp.icl.studies": "Studies", "interp.icl": "In context",
     "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
 }  # fmt: skip
+"""Titles of rooms, in the order of the pages; a room that is not listed has one made of its name, at the end."""
 EXAMPLES = """Examples are run by the tests, on a tiny random model. They take some names for granted: `lens` is a Lens,
 `prompt` a text of forty tokens, `results` holds a result of each probe, question and measurement by its name, and `q`,
 `k`, `v` are queries, keys and values `[batch, head, token, channel]`."""
@@ -90,12 +93,11 @@ def _of_class(cls: type, label: str) -> Entry:
 
 
 def kernels() -> list[Entry]:
-    """Folders of `interp_kernels`, each an operation, with all that they make public."""
+    """Operations of `interp_kernels`, with all that they make public."""
     found = []
-    for info in pkgutil.iter_modules(interp_kernels.__path__):
-        if info.ispkg and not info.name.startswith("_"):
-            module = importlib.import_module(f"interp_kernels.{info.name}")
-            found.append(Entry(info.name, module.__name__, _first_sentence(module), _objects(module)))
+    for name in operations.names():
+        module = importlib.import_module(f"interp_kernels.{name}")
+        found.append(Entry(name, module.__name__, _first_sentence(module), _objects(module)))
     return found
 
 
@@ -111,9 +113,16 @@ def _is_public(name: str, thing: object) -> bool:
     return not name.startswith("_") and (inspect.isroutine(thing) or inspect.isclass(thing))
 
 
+def titles() -> dict[str, str]:
+    """The title of every room, by its name: those of `TITLES`, and each other folder of `interp`."""
+    folders = [info.name for info in pkgutil.iter_modules(interp.__path__, "interp.") if info.ispkg]
+    return TITLES | {name: name.split(".")[1].replace("_", " ").capitalize() for name in folders if name not in TITLES}
+
+
 def rooms(taken: set[str]) -> dict[str, list[Entry]]:
     """Public modules that are on no family's page, by the room they lie in."""
-    found: dict[str, list[Entry]] = {title: [] for title in ROOMS.values()}
+    titled = titles()
+    found: dict[str, list[Entry]] = {title: [] for title in titled.values()}
     for package in (interp, interp_kernels):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             parts = info.name.split(".")
@@ -124,9 +133,9 @@ def rooms(taken: set[str]) -> dict[str, list[Entry]]:
             if hidden or inside_a_kernel:
                 continue
             module = importlib.import_module(info.name)
-            room = max((room for room in ROOMS if f"{info.name}.".startswith(f"{room}.")), key=len)
+            room = max((room for room in titled if f"{info.name}.".startswith(f"{room}.")), key=len)
             objects = _objects(module) if info.ispkg else None
-            found[ROOMS[room]].append(Entry(info.name, info.name, _first_sentence(module), objects))
+            found[titled[room]].append(Entry(info.name, info.name, _first_sentence(module), objects))
     return {title: entries for title, entries in found.items() if entries}
 
 

@@ -25,6 +25,10 @@ CURES = {
     "cannot be stored":
         "Put the class in a module of `interp/interventions/policies` or `edits`, where it is found again.",
     "cannot act here": "Leave the edit out for this model; the words after the colon say what stands in its way.",
+    "this attention mask has holes elsewhere": "Pad on the left only, and read a text with a hole as two texts.",
+    'needs a name, as in name = "think"':
+        "Add a line `name = ...` to that table, with one of `interp.interventions.available()`.",
+    "needs the setting": "Add the setting, as the example in the sentence shows.",
     # explaining
     "asks about policies that decide about": "Ask a question that applies: `questions=None` asks all that do.",
     "the policy dropped no": "Drop more (a higher ratio, a lower budget), or ask of a longer prompt.",
@@ -121,6 +125,13 @@ CURES = {
     "A covariance of": "Pass one number, or a matrix of that shape.",
     "have no predictor in x": "Compare predictions and sensitivities (`interp.icl.align`) instead.",
     "this dataset is no result of a study": "Pass what `study.run` returned, or wrote as `result.nc`.",
+    "needs demonstrations and a query, and none of them empty":
+        "Pass one demonstration at least, and a query with text.",
+    "three_runs takes at least one recipe": "Name one of the recipes that the sentence lists.",
+    "it takes at least one of each": "Make tasks anew: `interp.icl.make_regression(1000, N=10, d=5)`.",
+    "n_layers and n_heads are at least 1": "Raise the one that is below, or leave it out, for it has a default.",
+    "d_mlp and n_pos_enc at least 0":
+        "Pass 0 for no MLP or no code of positions, and None for `d_in + d_out` channels.",
     # kernels
     "stored heads do not divide": "Pass query heads that are a multiple of the stored heads.",
     "no mask fact is called": "Pass one of `causal`, `window`, `offset`, `key_mask` and the others of `MaskFacts`.",
@@ -128,4 +139,9 @@ CURES = {
     "keys has no slot": "Make room for the new token's key first: the last slot is its place.",
     "segments is empty": "Pass one segment at least, with the newest tokens' keys in the last.",
     "q holds no query": "Pass one query at least.",
+    "softcap should be positive": "Pass the model's own cap, or None, which leaves logits as they are.",
+    "groups_removed should lie in": "Name groups that `groups` holds, or raise `group_count`.",
+    ": groups should lie in 0": "Number the groups from 0, or raise `group_count`.",
+    ": channels should lie in 0": "Count channels from 0; x has as many as its last axis is long.",
+    "the last segment holds": "Put the keys of all queries into the last segment, or pass fewer queries.",
 }  # fmt: skip

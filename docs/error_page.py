@@ -99,6 +99,7 @@ def template(node: ast.expr) -> str:
     return f"‹{ast.unparse(node)}›"
 
 
+NOTHING_SAID = "Give what the sentence asks for."
 FOUND = re.compile(r"[,;] (?:and )?(?:not|found) ")
 
 
@@ -111,7 +112,7 @@ def cure(sentence: str) -> str:
     told, *found = FOUND.split(clauses[-1])
     if told.startswith("found ") and len(clauses) > 1:
         told, found = clauses[-2], [told]
-    return f"{shown(told)}." if found or len(clauses) > 1 else "Give what the sentence asks for."
+    return f"{shown(told)}." if found or len(clauses) > 1 else NOTHING_SAID
 
 
 def page() -> str:

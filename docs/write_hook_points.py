@@ -1,4 +1,4 @@
-"""Writes `hook_points.md` from the table in `interp.points`: `python -m docs.write_hook_points`."""
+"""Writes `hook_points.md` from the table in `interp.seam.points`: `python -m docs.write_hook_points`."""
 
 from __future__ import annotations
 

@@ -24,9 +24,10 @@ HEAD = """# Probes
 
 A probe listens at hook points during one forward pass and keeps a few numbers of each layer.
 `interp.probe(lens, text, names)` runs any number of them in the same pass and returns an `xarray.Dataset` for each.
-Pass a probe object instead of a name to change its parameters: `TextSinks(epsilon=(0.3, 0.8))` from
-`interp.probes.text_sinks`. Probes of models that read regression tasks instead of text come last:
-`interp.probe(regressor, tasks, names)`. This page is written by `python -m docs.write_probes`.
+Pass a probe object instead of a name to change its parameters, `interp.TextSinks(epsilon=(0.3, 0.8))`, or write them
+behind the name: `"text_sinks:epsilon=[0.3,0.8]"`, on the command line `--probes text_sinks:epsilon=[0.3,0.8]`.
+Probes of models that read regression tasks instead of text come last: `interp.probe(regressor, tasks, names)`. This
+page is written by `python -m docs.write_probes`.
 """
 
 

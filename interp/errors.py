@@ -8,15 +8,38 @@ from __future__ import annotations
 
 
 class InterpError(Exception):
-    """Something the user asked for cannot be done; the message says what to do instead."""
+    """Something the user asked for cannot be done; the message says what to do instead.
+
+    Examples:
+        >>> interp.probe(lens, "")
+        Traceback (most recent call last):
+        ...
+        interp.errors.InterpError: ...
+    """
 
 
 class UnsupportedModelError(InterpError):
-    """A model, or one feature of its attention, that would otherwise be approximated silently."""
+    """A model, or one feature of its attention, that would otherwise be approximated silently.
+
+    Examples:
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> shape = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8, "vocab_size": 8}
+        >>> interp.load(T5ForConditionalGeneration(T5Config(**shape)))
+        Traceback (most recent call last):
+        ...
+        interp.errors.UnsupportedModelError: ...
+    """
 
 
 class UnknownNameError(InterpError, KeyError):
-    """A name that does not exist; the message suggests the nearest one."""
+    """A name that does not exist; the message suggests the nearest one.
+
+    Examples:
+        >>> interp.probe(lens, prompt, ["text_sink"])
+        Traceback (most recent call last):
+        ...
+        interp.errors.UnknownNameError: ...text_sinks...
+    """
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])

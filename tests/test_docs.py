@@ -154,6 +154,25 @@ def test_the_page_of_errors_has_them_all() -> None:
         assert error_page.cure(sentence.template)
 
 
+def test_only_a_new_file_may_leave_its_cure_to_the_sentence() -> None:
+    """Families take new files without an edit elsewhere, so their errors may fall back; all others have a cure."""
+    members = {entry.module for _, entries in api_pages.families().values() for entry in entries}
+    fallen = [s for s in error_page.sentences() if error_page.cure(s.template) == error_page.NOTHING_SAID]
+    said = [f"{s.module}: {s.template}" for s in fallen if not any(f"{s.module}.".startswith(f"{m}.") for m in members)]
+    assert not said, f"give these a cure in docs/cures.py: {said}"
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    ["holes elsewhere", "the last segment holds", "None means no cap", "should lie in 0 to", "is at least 1 (or None)"],
+)
+def test_a_cure_says_more_than_the_complaint(complaint: str) -> None:
+    found = [sentence.template for sentence in error_page.sentences() if complaint in sentence.template]
+    assert found
+    for template in found:
+        assert error_page.cure(template) in cures.CURES.values(), template
+
+
 def test_no_cure_is_left_without_an_error() -> None:
     told = [sentence.template for sentence in error_page.sentences()]
     assert not [words for words in cures.CURES if not any(words in text for text in told)]
@@ -172,12 +191,36 @@ def test_the_reference_has_a_page_for_every_public_module_and_one_only() -> None
         assert f"api/{private}.md" not in paths
 
 
+def test_every_folder_is_a_room_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root holds only what lies in no folder, and a folder that nobody listed has a title all the same."""
+    at_the_root = {entry.module for entry in api_pages.rooms(set())["Root"]}
+    assert not {module for module in at_the_root if module.startswith("interp.") and (module.count(".") > 1)}
+    assert "interp.settings" not in at_the_root
+    assert "interp.errors" in at_the_root
+    monkeypatch.delitem(api_pages.TITLES, "interp.settings")
+    assert {entry.module for entry in api_pages.rooms(set())["Settings"]} >= {"interp.settings.reading"}
+
+
 def test_the_architecture_names_every_room() -> None:
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     for room in (room for rooms in FLOORS for room in rooms if room != "interp"):
         path = PACKAGES[room.split(".")[0]].relative_to(ROOT) / room.replace(".", "/")
         name = f"{path}/" if (ROOT / path).is_dir() else f"{path}.py"
         assert name in page, f"docs/architecture.md says nothing of {name}"
+
+
+def test_the_drawing_of_floors_is_the_one_that_is_tested() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawing = page.split("```")[1]
+    drawn = {
+        int(number): text for number, text in re.findall(r"floor (\d+) (.*?)(?=\n   floor|\Z)", drawing, re.DOTALL)
+    }
+    for number, rooms in enumerate(FLOORS[:-3]):  # what is started, above, is drawn another way
+        named = {
+            name.rstrip("/").removesuffix(".py") for name in re.findall(r"\b(?:interp|kernels)/[\w/.]+", drawn[number])
+        }
+        expected = {str(PACKAGES[room.split(".")[0]].relative_to(ROOT) / room.replace(".", "/")) for room in rooms}
+        assert named == expected, f"docs/architecture.md draws {sorted(named)} on floor {number}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/glossary.md", "docs/questions.md"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,24 @@ def names() -> dict[str, Any]:
     q, k, v = (torch.randn(1, heads, 6, 8, generator=numbers) for heads in (4, 2, 2))
     shared_names = {"interp": interp, "interp_kernels": interp_kernels, "torch": torch, "lens": lens()}
     return shared_names | {"prompt": prompt, "results": results(), "q": q, "k": k, "v": v}
+
+
+def called() -> dict[str, Any]:
+    """Functions and classes that people call, by the name that they call them by."""
+    found = {f"{package.__name__}.{name}": package for package in (interp, interp.icl) for name in package.__all__}
+    things = {full: getattr(package, full.rpartition(".")[2]) for full, package in found.items()}
+    methods = ("apply", "score", "generate", "run_with_cache", "forward")
+    things |= {f"interp.Lens.{name}": getattr(interp.Lens, name) for name in methods}
+    things |= {f"the study {name}": cls for name, cls in interp.icl.studies.available().items()}
+    things |= {f"interp.storage.{name}": getattr(interp.storage, name) for name in ("save", "load")}
+    return {name: thing for name, thing in things.items() if inspect.isroutine(thing) or inspect.isclass(thing)}
+
+
+@pytest.mark.parametrize("name", called())
+def test_what_people_call_has_an_example(name: str) -> None:
+    thing = called()[name]
+    assert doctest.DocTestParser().get_examples(thing.__doc__ or ""), f"give {name} an example: `>>> ...`"
+    assert thing.__module__ in SHOWN, f"the example of {name} is not run"
 
 
 @pytest.mark.parametrize("module", SHOWN)

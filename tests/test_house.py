@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,42 @@ def test_the_root_holds_rooms() -> None:
 def test_where_modules_were_they_are_still_found(old: str, new: str) -> None:
     assert importlib.import_module(old) is importlib.import_module(new)
     assert importlib.import_module(new).__spec__.name == new
+
+
+PUBLIC = {f"{package.__name__}.{name}" for package in (interp, interp.icl) for name in dir(package)}
+"""What may be said of a package: old paths among them (`interp.storage`, `interp.icl.shifts`) are names of today."""
+OLD = re.compile(r"(?<![\w/.])(" + "|".join(re.escape(o) for o in MOVED if o not in PUBLIC) + r")(?!\w)")
+
+
+def prose(path: Path) -> Iterator[str]:
+    """What a file says to people: a page whole; of code its docstrings and other strings."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield text
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+SPOKEN = [
+    path for folder in ("interp", "apps", "docs") for end in ("py", "md") for path in (ROOT / folder).rglob(f"*.{end}")
+]
+
+
+@pytest.mark.parametrize("path", [p for p in SPOKEN if p.name != "moved.py"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_nobody_is_sent_to_an_old_path(path: Path) -> None:
+    said = [old for text in prose(path) for old in OLD.findall(text)]
+    assert not said, f"{said} moved: to {[MOVED[old] for old in said]}"
+
+
+def test_old_paths_are_told_from_new_ones() -> None:
+    """A test that overlooks an old path cannot fail."""
+    assert OLD.findall("Found as `interp.anatomy` does; interp.several.one, interp.points.") == [
+        "interp.anatomy", "interp.several", "interp.points"
+    ]  # fmt: skip
+    fine = "interp.lens.anatomy, interp.storage.save, interp.patching, interp.icl.shifts, interp.textual"
+    assert not OLD.findall(fine)
 
 
 def test_an_old_path_may_come_first() -> None:

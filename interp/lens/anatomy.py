@@ -1,11 +1,12 @@
 """Find the parts of a transformers model by watching it run on two tokens.
 
-No table of architectures: the attention modules are those that call the registered attention function, a block is their
-ancestor in a `ModuleList`, and what is added to the residual stream is recognised by arithmetic. The child u of a block
-whose output, times a constant α, separates the block's input from the input of a later child is what attention adds;
-the child m whose output closes the gap to the block's output is what the MLP adds. That holds for pre-norm, post-norm
-(Gemma), reordered (OLMo-2) and scaled residuals (Granite) alike. In parallel blocks (GPT-NeoX, Phi, Cohere) both are
-added to the same input and there is no residual stream in between.
+No table of architectures: the attention modules are those that call what the model looks up by the name in its config
+(`interp/seam/routing.py` answers to it for that run), a block is their ancestor in a `ModuleList`, and what is added to
+the residual stream is recognised by arithmetic. The child u of a block whose output, times a constant α, separates the
+block's input from the input of a later child is what attention adds; the child m whose output closes the gap to the
+block's output is what the MLP adds. That holds for pre-norm, post-norm (Gemma), reordered (OLMo-2) and scaled residuals
+(Granite) alike. In parallel blocks (GPT-NeoX, Phi, Cohere) both are added to the same input and there is no residual
+stream in between.
 """
 
 from __future__ import annotations

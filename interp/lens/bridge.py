@@ -1,6 +1,6 @@
 """`BridgeLens`: a TransformerLens `TransformerBridge` behind the same names.
 
-A bridge recomputes attention eagerly and fires its own hooks, so nothing is registered with transformers here. Its
+A bridge recomputes attention eagerly and fires its own hooks, so no attention call is routed through the seam here. Its
 points are hooked where they are; observables and attention events are computed from the queries, keys, values and
 scores that the bridge shows. What a bridge does not have on an architecture is refused by name.
 """

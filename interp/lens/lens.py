@@ -53,6 +53,12 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
     Raises:
         UnsupportedModelError: attention that a Lens could not see or would compute wrongly.
+
+    Examples:
+        >>> watched = interp.Lens(lens.model, lens.tokenizer)  # interp.load makes one of a name, too
+        >>> logits, cache = watched.run_with_cache(prompt)
+        >>> cache["rot_k", 0].shape[:2]  # [batch, pos, key/value head, d_head]
+        torch.Size([1, 40])
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
@@ -109,6 +115,11 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         Returns logits `[batch, pos, d_vocab]` (`"logits"`), the mean next-token loss in nats (`"loss"`), both as a pair
         (`"both"`), or None. Texts of different length are padded on the left and masked. Keywords go to the model;
         `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
+
+        Examples:
+            >>> lens(prompt).shape[:2]
+            torch.Size([1, 40])
+            >>> logits, loss = lens(prompt, return_type="both")
         """
         check_return_type(return_type)
         if unknown := sorted(kwargs.keys() - self._known):
@@ -130,6 +141,11 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         A string returns the whole text (prompt and continuation, special tokens left out), a list of strings a list, a
         tensor `[batch, pos]` the tensor with the new tokens appended. `chat=True` puts a string through the tokenizer's
         chat template and returns only the reply. Greedy unless `do_sample=True`; keywords go to transformers.
+
+        Examples:
+            >>> tokens = lens.to_tokens(prompt)
+            >>> lens.generate(tokens, max_new_tokens=3, min_new_tokens=3).shape
+            torch.Size([1, 43])
         """
         tokens, attention_mask = self.tokens_and_mask(input, kwargs.pop("attention_mask", None), chat=chat)
         if "cache_implementation" in kwargs:
@@ -158,6 +174,13 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         prompt alone, so no cache policy changes it (an attention edit does). A policy that waits for the first token
         after the prompt (D2O by default) gets that one by itself and then acts, so the second token's prediction is the
         full cache's too. Text is tokenised with special tokens in the prompt only.
+
+        Examples:
+            >>> nats = lens.score(prompt, "w9 w8 w7")
+            >>> nats.shape
+            torch.Size([1, 3])
+            >>> bool((nats > 0).all())
+            True
         """
         return scoring.score(self, prompt, continuation, chunk)
 
@@ -175,6 +198,12 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
         Raises InterpError where interventions do not go together or do not fit the model, before anything runs. Warns
         on leaving where nothing was ever dropped, or no attention changed: what did not act is no result.
+
+        Examples:
+            >>> with lens.apply(interp.KnockOut(keys=0) | interp.ThinK(ratio=0.5)):
+            ...     nats = lens.score(prompt, "w9 w8 w7")
+            >>> nats.shape
+            torch.Size([1, 3])
         """
         return self._interventions.apply(self, intervention, ledger)
 

@@ -87,6 +87,11 @@ class HookedLens(HookedRootModule):
 
         Without `names_filter` everything that the model computes anyway and that grows with positions is stored;
         scores, patterns and observables only when named. `pos_slice` slices each point along its own position axis.
+
+        Examples:
+            >>> logits, cache = lens.run_with_cache(prompt, names_filter=lambda name: name.endswith("hook_pattern"))
+            >>> cache["pattern", 0].shape  # [batch, head, query, key]
+            torch.Size([1, 8, 40, 40])
         """
         out, cached = super().run_with_cache(*args, **kwargs)
         if not return_cache_object:

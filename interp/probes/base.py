@@ -83,8 +83,8 @@ class Probe(ABC):
     def findings(self, result: xr.Dataset) -> list[str]:
         """Plain-text sentences computed from the result of one text; what reports and the command line print.
 
-        Subclasses see results of several texts, once `.isel(text=i)` or `interp.several.one` has picked one, as if that
-        text had been read alone. Raises InterpError where none was picked.
+        Subclasses see results of several texts, once `.isel(text=i)` or `interp.results.many_texts.one` has picked one,
+        as if that text had been read alone. Raises InterpError where none was picked.
         """
         return []
 

@@ -66,7 +66,9 @@ def one(result: xr.Dataset, text: int) -> xr.Dataset:
         4
     """
     if "text" not in result.dims:
-        raise InterpError("this is the result of one text already; interp.several.one picks from results of several.")
+        raise InterpError(
+            "this is the result of one text already; interp.results.many_texts.one picks from results of several."
+        )
     if not -result.sizes["text"] <= text < result.sizes["text"]:
         raise InterpError(f"there is no text {text}; these are results of {_texts(result)}, counted from 0.")
     return single(result.isel(text=text))

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_DTYPE = "float32"
+RESULTS = "results = "
 NOT_KNOWN = "...  # the text named above"
 
 
 def script(statements: Iterable[str], title: str = "") -> str:
-    """The statements as a file: each once and in their order, but imports first."""
+    """The statements as a file: each once and in their order, but imports first; results are added to earlier ones."""
     each = list(dict.fromkeys(statements))
     imports = sorted((line for line in each if _is_import(line)), key=lambda line: (line.startswith("from "), line))
     head = [f'"""{title}"""', ""] if title else []
-    return "\n".join([*head, *imports, "", *(line for line in each if not _is_import(line))])
+    rest = [line for line in each if not _is_import(line)]
+    for later in [i for i, line in enumerate(rest) if line.startswith(RESULTS)][1:]:
+        rest[later] = "results |= " + rest[later].removeprefix(RESULTS)
+    return "\n".join([*head, *imports, "", *rest])
 
 
 def call(function: str, /, *given: str, **settings: Any) -> str:
@@ -54,7 +58,7 @@ def reported(path: str = "report.html") -> list[str]:
 def heads_scored(samples: int) -> list[str]:
     """`results["head_scores"]`."""
     scores = call("head_scores", "lens", "text", samples=samples)
-    return ["from interp.icl.language import head_scores", "results = {}", f"results['head_scores'] = {scores}"]
+    return ["from interp.icl.language import head_scores", f"results = {{'head_scores': {scores}}}"]
 
 
 def continued(prompt: str, specs: Sequence[str], steps: int, *, chat: bool) -> list[str]:

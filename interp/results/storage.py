@@ -64,7 +64,13 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """The dataset that `save` wrote to `path`, in memory. Raises `StorageError` where there is none."""
+    """The dataset that `save` wrote to `path`, in memory. Raises `StorageError` where there is none.
+
+    Examples:
+        >>> path = interp.storage.save(results["text_sinks"], "sinks.nc")
+        >>> interp.storage.load(path).attrs["title"] == results["text_sinks"].attrs["title"]
+        True
+    """
     if not Path(path).is_file():
         raise StorageError(
             f"there is no result file {path}; results are written by `interp probe` or interp.storage.save."

@@ -40,7 +40,7 @@ def side_by_side(
             and by the intervened one, which reads the text token by token as in generation;
         shift (side, step): logprob by the intervened model less that by the unchanged one.
     The attribute `first_divergence` is the first step at which the texts differ, -1 where they do not, and `accounts`
-    holds what `interp.generating.generate` measured of both runs (bytes, seconds, notes), as JSON.
+    holds what `interp.runs.generating.generate` measured of both runs (bytes, seconds, notes), as JSON.
 
     The first new token comes from the prompt alone, so a cache policy gives it a shift of 0; an attention edit need
     not.

@@ -137,3 +137,19 @@ def test_a_study_is_made_run_drawn_and_reported_again(tmp_path, monkeypatch):
 def test_every_study_is_made_again_with_all_its_settings(name):
     study = studies.make(name, quick=True)
     assert done(repeating.study_made(study))["study"] == study
+
+
+@given(st.permutations(["results = {'a': 1}", "results = {'b': 2}", "results = {'c': 3}", "x = 0"]))
+def test_results_of_several_statements_are_all_kept(statements):
+    assert done(statements)["results"] == {"a": 1, "b": 2, "c": 3}
+
+
+def test_opened_and_probed_results_lie_together(tmp_path):
+    sinks = example_results(layers=2, heads=2, kv_heads=1, width=4, tokens=6)["text_sinks"]
+    path = storage.save(sinks, tmp_path / "sinks.nc")
+    other = storage.save(sinks, tmp_path / "other.nc")
+    assert set(done(repeating.opened("a", path), repeating.opened("b", other))["results"]) == {"a", "b"}
+    both = repeating.script([*repeating.probed(["text_sinks"], 8), *repeating.heads_scored(2)]).splitlines()
+    assert [line.split("{")[0].split("interp.probe")[0] for line in both if line.startswith("results")] == [
+        "results = ", "results |= "
+    ]  # fmt: skip

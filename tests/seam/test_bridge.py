@@ -113,7 +113,7 @@ def test_telling_a_bridge_imports_nothing() -> None:
     import subprocess
     import sys
 
-    code = "import sys, interp.loading as l; l.is_bridge(object()); print('transformer_lens' in sys.modules)"
+    code = "import sys, interp.lens.loading as l; l.is_bridge(object()); print('transformer_lens' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"

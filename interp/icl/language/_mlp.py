@@ -1,8 +1,8 @@
 """The linear maps that read a block's MLP input, what they see in a run, and their gradients.
 
-Found as `interp.anatomy` finds a block's parts, without a table of architectures: outside attention, the first linear
-map that runs reads the MLP's input, and so do others that are given the same values (the gate of a gated MLP). These
-are modules inside a block and no hook points, so torch's own forward hooks watch them for the time of one call.
+Found as `interp.lens.anatomy` finds a block's parts, without a table of architectures: outside attention, the first
+linear map that runs reads the MLP's input, and so do others that are given the same values (the gate of a gated MLP).
+These are modules inside a block and no hook points, so torch's own forward hooks watch them for the time of one call.
 """
 
 from __future__ import annotations

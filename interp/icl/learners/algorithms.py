@@ -32,7 +32,13 @@ from interp.icl.tasks.regression import start_weights
 
 
 class Algorithm(ABC):
-    """A prediction for the query from the context."""
+    """A prediction for the query from the context.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(200, N=10, d=3, seed=1)
+        >>> interp.icl.ols()(tasks.X, tasks.y, tasks.xq).shape  # an algorithm is called like a model
+        torch.Size([200])
+    """
 
     @property
     def name(self) -> str:

@@ -118,7 +118,12 @@ class lsa_optimal(LinearAlgorithm):
 
 
 def relu_network_step(n: int, d: int, hidden: int, noise_var: float = 0.0) -> float:
-    """`nonlinear_step` for y = v . relu(W x) + N(0, noise_var) with `hidden` units, x, v and W all N(0, 1)."""
+    """`nonlinear_step` for y = v . relu(W x) + N(0, noise_var) with `hidden` units, x, v and W all N(0, 1).
+
+    Examples:
+        >>> 0 < interp.icl.relu_network_step(n=10, d=3, hidden=16) < 1
+        True
+    """
     return nonlinear_step(n, correlation=hidden * d / 4, energy=hidden * d * (d + 2) / 2 + noise_var * d)
 
 
@@ -135,6 +140,10 @@ def nonlinear_step(n: int, correlation: float, energy: float) -> float:
 
     Raises:
         InterpError: fewer than 1 pair, correlation below 0, or energy that is not above 0.
+
+    Examples:
+        >>> interp.icl.nonlinear_step(n=5, correlation=1.0, energy=4.0)
+        0.125
     """
     if n < 1 or correlation < 0 or energy <= 0:
         raise InterpError(

@@ -14,7 +14,7 @@ from interp.icl.learners.algorithms import Algorithm
 from interp.icl.tasks.regression import Tasks
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(X, y, xq) -> prediction`, as `interp.icl.alignment` says."""
+"""`(X, y, xq) -> prediction`, as `interp.icl.measures.alignment` says."""
 
 NOTHING = 1e-8
 """A vector of this norm or less has no direction that a cosine could compare."""

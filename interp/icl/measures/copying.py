@@ -37,6 +37,12 @@ def copying_score(model: AttentionRegressor, tasks: Tasks, layer: int = 0) -> xr
 
     Raises InterpError for a model whose tokens hold x and y together, a layer that is not there, and fewer tasks than
     the groups of the jackknife.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.copying_recipe(d_in=3, n_ctx=4).cfg)
+        >>> tasks = interp.icl.make_regression(200, N=4, d=3, seed=1)
+        >>> interp.icl.copying_score(model, tasks).sensitivity.shape
+        (7, 9)
     """
     if model.cfg.layout != "interleaved":
         raise InterpError("a copying score needs separate tokens for x and y: a model with layout='interleaved'.")

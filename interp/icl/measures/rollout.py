@@ -53,6 +53,13 @@ def rollout_losses(
     """Half the mean squared error after each application, `loss` [model, damping, step] with its standard error.
 
     A diverged iteration has an infinite loss or none (NaN); nothing is left out.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(200, N=10, d=3, seed=1)
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> found = interp.icl.rollout_losses({"written": interp.icl.construct_gd(model, eta=1.0)}, tasks, steps=2)
+        >>> found.loss.dims
+        ('model', 'damping', 'step')
     """
     halves = np.stack([
         np.stack([_half_squares(rollout(model, tasks, steps, damping), tasks.yq) for damping in dampings])

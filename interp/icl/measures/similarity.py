@@ -77,6 +77,12 @@ def best_matching_steps(
 
     Raises InterpError for steps that do not increase, for `fit_on` with predictors that need no fit, and for what is no
     predictor, no family or no tasks.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(200, N=10, d=3, seed=1)
+        >>> steps = {n: interp.icl.gd(n, 1.0) for n in (1, 2)}
+        >>> interp.icl.best_matching_steps(steps, lambda n: interp.icl.gd(n, 1.0), tasks, [1, 2, 3]).similarity.dims
+        ('measure', 'layer', 'step')
     """
     if not callable(family):
         raise InterpError(f"family makes the algorithm of so many steps, such as newton; {family!r} cannot be called.")

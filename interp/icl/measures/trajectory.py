@@ -28,6 +28,16 @@ class Trajectory:
         path: a NetCDF file that holds what was collected so far, written at every step. If it exists its steps are
             taken over, so a training that was killed and continued has the trajectory of one that was not; a step that
             is measured again replaces the old one. A measurement with other attributes raises InterpError.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(200, N=10, d=3, seed=1)
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> one_step = interp.icl.gd(1, 5.0)
+        >>> watch = interp.icl.Trajectory(lambda model: interp.icl.align(model, one_step, tasks), "steps.nc")
+        >>> sample = lambda batch, seed: interp.icl.make_regression(batch, N=10, d=3, seed=seed)
+        >>> _ = interp.icl.train(model, sample, 4, lr=1e-3, batch=64, every=2, on_step=watch)
+        >>> interp.storage.load("steps.nc").sizes["step"]
+        3
     """
 
     def __init__(self, measure: Callable[[Any], xr.Dataset], path: str | Path | None = None) -> None:

@@ -16,6 +16,10 @@ class RegressorConfig:
     """Shape of an `AttentionRegressor`. Field names are TransformerLens' where it has one.
 
     Raises InterpError for a combination that cannot be built.
+
+    Examples:
+        >>> interp.icl.RegressorConfig(d_in=3, n_ctx=10, n_layers=2, recurrent=True).n_layers
+        2
     """
 
     d_in: int = 10

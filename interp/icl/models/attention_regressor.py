@@ -50,6 +50,12 @@ class AttentionRegressor(HookedLens):
 
     Attributes:
         W0: [d_out, d_in] buffer, zero at first: the inner model's start, which the query token carries as -W0 x_q.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(200, N=10, d=3, seed=1)
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> model(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([200])
     """
 
     W0: Tensor

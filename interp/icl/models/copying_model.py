@@ -24,6 +24,10 @@ def copying_recipe(d_in: int = 10, n_ctx: int = 10, variant: Literal["code", "pa
     Paper and released code disagree on the number of position features (20 and 10; the default is the code's, whose
     figures they are) and on the law of inputs, U(-1, 1) and U(-0.5, 0.5). All else is the code's in both. There the
     prediction is minus the query token's LAST coordinate, which is a position feature and not where y tokens hold y.
+
+    Examples:
+        >>> interp.icl.copying_recipe().cfg.layout
+        'interleaved'
     """
     if variant not in ("code", "paper"):
         raise InterpError(f"variant is 'code' or 'paper', not {variant!r}.")

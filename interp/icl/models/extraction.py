@@ -146,6 +146,12 @@ def in_gauge(products: LsaProducts, d_in: int) -> LsaProducts:
     """The same layer with the mean of KQ's first `d_in` diagonal entries equal to 1, head by head.
 
     Raises InterpError where that mean is nearly zero.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> products = interp.icl.lsa_products(interp.icl.construct_gd(model, eta=5.0))
+        >>> interp.icl.in_gauge(products, d_in=3).KQ[0, :3, :3].diagonal().mean().round(decimals=4)
+        tensor(1.)
     """
     beta = products.KQ[:, :d_in, :d_in].diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     if bool((beta.abs() < SMALLEST_BETA).any()):
@@ -157,7 +163,15 @@ def in_gauge(products: LsaProducts, d_in: int) -> LsaProducts:
 
 @torch.no_grad()
 def with_products(model: AttentionRegressor, products: LsaProducts) -> AttentionRegressor:
-    """A model like `model` whose first set of attention weights has these products (keys and projection: identity)."""
+    """A model like `model` whose first set of attention weights has these products (keys and projection: identity).
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> products = interp.icl.lsa_products(interp.icl.construct_gd(model, eta=5.0))
+        >>> again = interp.icl.with_products(model, products)
+        >>> torch.allclose(interp.icl.lsa_products(again).PV, products.PV)
+        True
+    """
     cfg = replace(model.cfg, d_head=model.cfg.d_model)
     made: AttentionRegressor = AttentionRegressor(cfg).to(model.W0)
     made.load_weights({**made.weights(), **{n: w for n, w in model.weights().items() if ".attn." not in n}})

@@ -31,6 +31,11 @@ class SineRegressor(AttentionRegressor):
 
     `hook_embed` is what embedding and MLP make of the prompt. Initial weights of the embedding and of the MLP have
     variance 1 / fan-in (the released code's library default), those of attention `cfg.init_std`.
+
+    Examples:
+        >>> tasks = interp.icl.sine_tasks()(20, seed=torch.Generator().manual_seed(0))
+        >>> interp.icl.SineRegressor()(tasks.X, tasks.y, tasks.xq).shape
+        torch.Size([20])
     """
 
     def __init__(self, cfg: RegressorConfig | None = None, seed: int = 0) -> None:
@@ -69,5 +74,10 @@ class SineRegressor(AttentionRegressor):
 
 
 def sine_tasks(teacher: Sines | None = None) -> Sample:
-    """A sampler of prompts with 10 pairs, x uniform on ±5; `Sines()` if no other teacher is given."""
+    """A sampler of prompts with 10 pairs, x uniform on ±5; `Sines()` if no other teacher is given.
+
+    Examples:
+        >>> interp.icl.sine_tasks()(20, seed=torch.Generator().manual_seed(0)).X.shape
+        torch.Size([20, 10, 1])
+    """
     return partial(make_regression, N=10, d=1, half_width=5.0, teacher=teacher or Sines())

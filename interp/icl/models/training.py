@@ -67,6 +67,14 @@ def train(
     Raises:
         InterpError: no learning rate for the first step, numbers that are none of steps or tasks, a loss that is no
             longer finite, or a checkpoint of another model, law of tasks or settings.
+
+    Examples:
+        >>> model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=10))
+        >>> found = interp.icl.train(
+        ...     model, lambda batch, seed: interp.icl.make_regression(batch, N=10, d=3, seed=seed), 5, lr=1e-3, batch=64
+        ... )
+        >>> found.loss.sizes["step"]
+        5
     """
     if steps < 0 or min(every, batch) < 1:
         raise InterpError(f"steps are 0 or more, every and batch 1 or more; found {steps}, {every} and {batch}.")
@@ -122,7 +130,12 @@ def autograd_gradients(model: AttentionRegressor, tasks: Tasks) -> Tensor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of von Oswald et al. 2023 for a model of given shape."""
+    """Settings of von Oswald et al. 2023 for a model of given shape.
+
+    Examples:
+        >>> interp.icl.recipe(interp.icl.RegressorConfig(), variant="paper").clip
+        10.0
+    """
 
     variant: Literal["code", "paper"]
     cfg: RegressorConfig
@@ -153,6 +166,11 @@ def recipe(cfg: RegressorConfig, variant: Literal["code", "paper"] = "code") -> 
     | tokens clamped to ±10 | for K > 2 | for K > 3 |
 
     The clip decides whether two softmax heads converge: with 0.001 all seeds tried do, with 10 most do not.
+
+    Examples:
+        >>> released = interp.icl.recipe(interp.icl.RegressorConfig())
+        >>> released.half_width, released.clip
+        (0.5, 0.001)
     """
     K = cfg.n_layers
     if variant == "paper":

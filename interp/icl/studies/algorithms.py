@@ -48,7 +48,12 @@ AKYUREK, GARG, FU = "Akyürek et al. 2023", "Garg et al. 2022", "Fu et al. 2024"
 
 @dataclass(frozen=True)
 class Algorithms(Study):
-    """Compares learning algorithms with each other, and small trained transformers with them."""
+    """Compares learning algorithms with each other, and small trained transformers with them.
+
+    Examples:
+        >>> study = interp.icl.studies.make("algorithms", quick=True)
+        >>> result = study.run("runs/algorithms")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "algorithms"
     title: ClassVar[str] = (

@@ -44,7 +44,12 @@ PLATEAU = 4000
 
 @dataclass(frozen=True)
 class Copying(Study):
-    """Trains a softmax layer and a linear layer on interleaved tokens and probes what the first one copies."""
+    """Trains a softmax layer and a linear layer on interleaved tokens and probes what the first one copies.
+
+    Examples:
+        >>> study = interp.icl.studies.make("copying", quick=True)
+        >>> result = study.run("runs/copying")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "copying"
     title: ClassVar[str] = (

@@ -48,7 +48,12 @@ MEASURES = ("loss_model", "loss_algorithm", "preds_diff", "model_diff", "model_c
 
 @dataclass(frozen=True)
 class Depth(Study):
-    """Tunes GD and GD++ at several depths and trains layers of linear attention, tied and untied."""
+    """Tunes GD and GD++ at several depths and trains layers of linear attention, tied and untied.
+
+    Examples:
+        >>> study = interp.icl.studies.make("depth", quick=True)
+        >>> result = study.run("runs/depth")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "depth"
     title: ClassVar[str] = "Two layers of linear attention first learn two steps of gradient descent, then GD++"

@@ -50,7 +50,12 @@ ACCURACY_CAPTION = (
 
 @dataclass(frozen=True)
 class LanguageModel(Study):
-    """Bare, in-context and fine-tuned runs of a language model on small label tasks, with every control."""
+    """Bare, in-context and fine-tuned runs of a language model on small label tasks, with every control.
+
+    Examples:
+        >>> study = interp.icl.studies.make("language-model", quick=True)
+        >>> result = study.run("runs/language-model")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "language-model"
     title: ClassVar[str] = "Does a language model learn in context as fine-tuning would teach it?"

@@ -45,7 +45,12 @@ AHN, MAHANKALI = "Ahn et al. 2023", "Mahankali et al. 2023"
 
 @dataclass(frozen=True)
 class Optimal(Study):
-    """A* for three priors of the teacher: the formula, least squares on drawn tasks, and a layer trained by Adam."""
+    """A* for three priors of the teacher: the formula, least squares on drawn tasks, and a layer trained by Adam.
+
+    Examples:
+        >>> study = interp.icl.studies.make("optimal", quick=True)
+        >>> result = study.run("runs/optimal")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "optimal"
     title: ClassVar[str] = "Trained linear attention finds the preconditioner that theory gives"

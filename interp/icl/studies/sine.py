@@ -30,7 +30,12 @@ LR_TRAINED, LR_DESCENT = 1e-3, 3e-4
 
 @dataclass(frozen=True)
 class Sine(Study):
-    """Trains features with a free attention layer, and again with a fixed gradient step, and compares the two."""
+    """Trains features with a free attention layer, and again with a fixed gradient step, and compares the two.
+
+    Examples:
+        >>> study = interp.icl.studies.make("sine", quick=True)
+        >>> result = study.run("runs/sine")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "sine"
     title: ClassVar[str] = "On learned features, a trained attention layer is again one step of gradient descent"

@@ -59,7 +59,12 @@ FAR = {
 
 @dataclass(frozen=True)
 class SingleLayer(Study):
-    """Trains one layer from several seeds and compares it with one step of gradient descent all along."""
+    """Trains one layer from several seeds and compares it with one step of gradient descent all along.
+
+    Examples:
+        >>> study = interp.icl.studies.make("single-layer", quick=True)
+        >>> result = study.run("runs/single-layer")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "single-layer"
     title: ClassVar[str] = "A trained layer of linear attention is one step of gradient descent"

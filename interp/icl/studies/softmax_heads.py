@@ -62,7 +62,12 @@ LATER = (TWO_LOOSE, SMALL, SMALL_LOOSE)
 
 @dataclass(frozen=True)
 class SoftmaxHeads(Study):
-    """Trains softmax layers of one and two heads with two clips, and measures how heads cancel."""
+    """Trains softmax layers of one and two heads with two clips, and measures how heads cancel.
+
+    Examples:
+        >>> study = interp.icl.studies.make("softmax-heads", quick=True)
+        >>> result = study.run("runs/softmax-heads")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "softmax-heads"
     title: ClassVar[str] = "Two softmax heads do a step of gradient descent by cancelling what each does besides"

@@ -51,7 +51,12 @@ CASES = (Setting(25, 5), Setting(25, 10), BASE, Setting(25, 40), Setting(200, 20
 
 @dataclass(frozen=True)
 class SoftmaxRegression(Study):
-    """Trains a softmax layer on softmax regression, and checks what is said of weight shifts and data shifts."""
+    """Trains a softmax layer on softmax regression, and checks what is said of weight shifts and data shifts.
+
+    Examples:
+        >>> study = interp.icl.studies.make("softmax-regression", quick=True)
+        >>> result = study.run("runs/softmax-regression")  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "softmax-regression"
     title: ClassVar[str] = "A trained softmax layer is close to one step of gradient descent on softmax regression"

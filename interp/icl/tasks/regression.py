@@ -119,6 +119,11 @@ class Tasks:
             label is larger by the noise variance.
         w: The teacher's weights [B, d] or [B, d_y, d]; None for a teacher that is not linear.
         about: Law, variance of x, noise, seed, as plain values for the attributes of a result.
+
+    Examples:
+        >>> tasks = interp.icl.make_regression(200, N=10, d=3, seed=1)
+        >>> tasks.X.shape, tasks.y.shape, tasks.xq.shape
+        (torch.Size([200, 10, 3]), torch.Size([200, 10]), torch.Size([200, 3]))
     """
 
     X: Float[Tensor, "B N d"]

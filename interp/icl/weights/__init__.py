@@ -30,6 +30,10 @@ def pretrained(name: str) -> AttentionRegressor:
 
     `single-layer` has learned one step of gradient descent in 2,000 steps; `two-layers`, one layer applied twice, GD++
     in 4,000. Raises UnknownNameError for another name.
+
+    Examples:
+        >>> interp.icl.pretrained("single-layer").cfg.d_in
+        10
     """
     from interp.discovery import unknown
     from interp.icl.models.attention_regressor import AttentionRegressor

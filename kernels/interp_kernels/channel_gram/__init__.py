@@ -35,6 +35,13 @@ def channel_gram(x: Tensor, mask: Tensor | None = None, *, heads: int | None = N
     Cost: 2 B H N D^2 FLOPs, which is D for every byte of half-precision x: memory traffic limits it on a GPU, in fp32
     arithmetic does. Reads x once up to D = 128; above, a GPU reads it 2 ceil(D / 128) times, mostly from its cache.
     Extra memory: a block of tokens, and on a GPU B * heads matrices for each of the parts that tokens are split into.
+
+    Examples:
+        >>> gram = interp_kernels.channel_gram(k)
+        >>> gram.shape
+        torch.Size([1, 2, 8, 8])
+        >>> torch.allclose(gram, k.mT @ k, atol=1e-5)
+        True
     """
     operation = "channel_gram"
     expect_float(operation, x=x)
