@@ -13,7 +13,7 @@ from torch import nn
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.edits._edit_memory import EditMemory
 from interp.interventions.edits._members import Meeting, Member, met
-from interp.interventions.edits._rescoring import ScoredEvent, in_the_open, own_fields
+from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
 from interp.interventions.edits._reweighting import EditedEvent, Reweighting
 from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
 from interp.seam.call import AttentionCall
@@ -151,8 +151,8 @@ class LayerEdits:
         where = (event.q.shape[1], event.k.shape[2], event.q.device, places)
         logits, pattern = self.meeting(self.logit_edits, *where), self.meeting(self.pattern_edits, *where)
         if not pattern.members:
-            return ScoredEvent(**own_fields(event), meeting=logits)
-        return EditedEvent(**own_fields(event), meeting=logits, reweighting=_by_query_head(pattern, event.q.shape[1]))
+            return event.become(ScoredEvent, meeting=logits)
+        return event.become(EditedEvent, meeting=logits, reweighting=_by_query_head(pattern, event.q.shape[1]))
 
     def attend(
         self,
