@@ -191,9 +191,9 @@ def joined(segments: Sequence[Segment]) -> Segment:
     if len(segments) == 1:
         return segments[0]
     runs = [s.positions for s in segments if len(s)] or [segments[0].positions]
-    plain = all(isinstance(run, range) for run in runs)
-    if plain and all(a.stop == b.start for a, b in pairwise(runs)):  # type: ignore[union-attr]
-        positions: Positions = range(runs[0].start, runs[-1].stop)  # type: ignore[union-attr]
+    plain = [run for run in runs if isinstance(run, range)]
+    if len(plain) == len(runs) and all(a.stop == b.start for a, b in pairwise(plain)):
+        positions: Positions = range(plain[0].start, plain[-1].stop)
     else:
         shape = segments[0].keys.shape[:2]
         positions = torch.cat([s.at().expand(*shape, -1) for s in segments], 2)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from interp_kernels import cut
 from jaxtyping import Float, Int
+from transformers.cache_utils import DynamicLayer
 
 from interp.cache.lens_cache import LensCache
 from interp.cache.segments import INDEX, POSITION, Part, Segment, others
@@ -41,11 +42,11 @@ def at_rest(cache: LensCache, rows: int = 1) -> LensCache:
     return copied
 
 
-def _copy(layer: object, rows: int, keeper: Keeper) -> object:
+def _copy(layer: DynamicLayer, rows: int, keeper: Keeper) -> DynamicLayer:
     if not isinstance(layer, StoredLayer):
         copied = copy.deepcopy(layer)
         if rows > 1:
-            copied.batch_repeat_interleave(rows)  # type: ignore[attr-defined]
+            copied.batch_repeat_interleave(rows)
         return copied
     acting = any(plan.each_step for plan in keeper.plans.values())  # such a plan overwrites slots in place
     bare = [replace(segment, mass=None) for segment in layer.segments]  # accounts are written in place, and not needed
