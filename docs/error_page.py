@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +41,19 @@ class Sentence:
     template: str
 
 
-def trees() -> dict[str, tuple[Path, ast.Module]]:
-    """Every module of the library, by its name."""
+def modules(packages: Mapping[str, Path]) -> dict[str, Path]:
+    """Every file of some packages, each of which lies in a folder, by the name of its module."""
     found = {}
-    for package, root in SOURCES.items():
+    for package, root in packages.items():
         for path in sorted((root / package).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            found[name] = path, ast.parse(path.read_text(encoding="utf-8"))
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def trees() -> dict[str, ast.Module]:
+    """Every module of the library, by its name."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules(SOURCES).items()}
 
 
 def family(modules: list[ast.Module]) -> set[str]:
@@ -63,10 +67,10 @@ def family(modules: list[ast.Module]) -> set[str]:
 
 def sentences() -> list[Sentence]:
     """Every error of the library, in the order of modules and lines."""
-    modules = trees()
-    known = family([tree for _, tree in modules.values()])
+    read = trees()
+    known = family(list(read.values()))
     found = []
-    for name, (_, tree) in modules.items():
+    for name, tree in read.items():
         errors = known | set(BUILT_IN.get(name.split(".")[0], ()))
         found += [Sentence(name, *parts) for parts in made(tree, errors)]
     return found

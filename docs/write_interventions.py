@@ -62,7 +62,7 @@ def section(intervention: type[Intervention]) -> str:
     lines += ["\n" + markdown(inspect.getdoc(intervention) or "", leave_out=("Args",)), ""]
     lines += ["| setting | default | what |", "| --- | --- | --- |"]
     told = settings(intervention)
-    for field in dataclasses.fields(intervention):  # type: ignore[arg-type]
+    for field in dataclasses.fields(intervention):  # type: ignore[arg-type]  # all are dataclasses
         default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
         lines.append(f"| `{field.name}` | {default} | {cell(told.get(field.name, ''))} |")
     return "\n".join(lines) + "\n"

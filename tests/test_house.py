@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import interp
+from docs.error_page import modules
 from interp.moved import MOVED
 
 ROOT = Path(__file__).parents[1]
@@ -37,17 +38,7 @@ FLOORS = (
 `docs/architecture.md` draws it."""
 
 
-def modules() -> dict[str, Path]:
-    """Every file of the three packages, by the name of its module."""
-    found = {}
-    for package, root in PACKAGES.items():
-        for path in sorted((root / package).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
+MODULES = modules(PACKAGES)
 
 
 def imported(module: str, path: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from interp_kernels import KeySegment, cut, think_pack, unpacked
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 Tensor = torch.Tensor
 Positions = range | Tensor
+Part = Literal["keys", "values"]
 
 INDEX = torch.int16
 """Stored type of channel indices."""
@@ -53,6 +54,10 @@ class Segment:
 
     def __len__(self) -> int:
         return self.keys.shape[2]
+
+    def stored_channels(self, of: Part) -> Int[Tensor, "batch head kept"] | None:
+        """Which channels of keys or values are stored, rising; None: all."""
+        return self.channels if of == "keys" else self.value_channels
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of everything that takes memory."""
@@ -186,9 +191,9 @@ def joined(segments: Sequence[Segment]) -> Segment:
     if len(segments) == 1:
         return segments[0]
     runs = [s.positions for s in segments if len(s)] or [segments[0].positions]
-    plain = all(isinstance(run, range) for run in runs)
-    if plain and all(a.stop == b.start for a, b in pairwise(runs)):  # type: ignore[union-attr]
-        positions: Positions = range(runs[0].start, runs[-1].stop)  # type: ignore[union-attr]
+    plain = [run for run in runs if isinstance(run, range)]
+    if len(plain) == len(runs) and all(a.stop == b.start for a, b in pairwise(plain)):
+        positions: Positions = range(plain[0].start, plain[-1].stop)
     else:
         shape = segments[0].keys.shape[:2]
         positions = torch.cat([s.at().expand(*shape, -1) for s in segments], 2)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from interp_kernels import KeySegment
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from transformers.cache_utils import DynamicLayer
 
-from interp.cache.segments import Segment, either, joined, protected
+from interp.cache.segments import Part, Segment, either, joined, protected
 from interp.cache.slots import Slots, fit, newest_apart
 from interp.errors import InterpError
 
@@ -202,6 +202,15 @@ class StoredLayer(DynamicLayer):
     def kept(self) -> int:
         """Tokens stored in each head."""
         return sum(map(len, self._segments))
+
+    def kept_channels(self, of: Part) -> Bool[Tensor, "head channel"] | None:
+        """Which channels of keys or values each stored head of the first sequence keeps of the tokens that lost some,
+        on the CPU; None: no token lost any."""
+        index = next((held for s in self._segments if (held := s.stored_channels(of)) is not None), None)
+        if index is None:
+            return None
+        kept = torch.zeros(index.shape[1], self.d_head if of == "keys" else self.d_value, dtype=torch.bool)
+        return kept.scatter(-1, index[0].long().cpu(), True)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device

@@ -13,6 +13,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from interp.cache.lens_cache import LensCache
+from interp.cache.segments import Part
 from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
@@ -53,7 +54,7 @@ class Masks(Question):
 
     def ask(self, case: Case) -> xr.Dataset:
         after = self._after(case)
-        of = self.of or ("keys" if kept_channels(case.policy.rest, "keys") else "values")
+        of: Part = self.of or ("keys" if kept_channels(case.policy.rest, "keys") else "values")
         first = kept_channels(case.policy.rest, of)
         if not first:
             raise NothingToSay(f"masks: this policy stores all channels of {of}; there is no set to compare.")
@@ -141,21 +142,13 @@ class Masks(Question):
         return said
 
 
-def kept_channels(cache: LensCache, of: str) -> dict[int, Mask]:
+def kept_channels(cache: LensCache, of: Part) -> dict[int, Mask]:
     """Which channels each stored head keeps of the tokens that lost some, by layer."""
-    return {i: mask for i, layer in cache.stored.items() if (mask := _mask(layer, of)) is not None}
-
-
-def _mask(layer: StoredLayer, of: str) -> Mask | None:
-    name, width = ("channels", layer.d_head) if of == "keys" else ("value_channels", layer.d_value)
-    index = next((held for s in layer.segments if (held := getattr(s, name)) is not None), None)
-    if index is None:
-        return None
-    return torch.zeros(index.shape[1], width, dtype=torch.bool).scatter(-1, index[0].long().cpu(), True)
+    return {i: mask for i, layer in cache.stored.items() if (mask := layer.kept_channels(of)) is not None}
 
 
 @torch.no_grad()
-def chosen_later(case: Case, after: tuple[int, ...], of: str) -> list[dict[int, Mask]]:
+def chosen_later(case: Case, after: tuple[int, ...], of: Part) -> list[dict[int, Mask]]:
     """What the policy would keep of prompt + `after` tokens, from one pass over the whole text.
 
     At each layer a fresh plan for every checkpoint sees the attention of the text up to there, as it would in prefill.
@@ -178,7 +171,7 @@ def chosen_later(case: Case, after: tuple[int, ...], of: str) -> list[dict[int, 
 class _Trial:
     """One checkpoint: a keeper at work on caches of its own, of which only the masks are kept."""
 
-    def __init__(self, case: Case, after: int, of: str) -> None:
+    def __init__(self, case: Case, after: int, of: Part) -> None:
         self.tokens, self.of = int(case.prompt.shape[1]) + after, of
         self.keeper = Keeper(case.policies, case.lens.cfg, case.layers, case.lens.output_norms)
         self.keeper.expect(self.tokens)
@@ -204,7 +197,7 @@ class _Trial:
             for each in self.keeper.layers:  # no decoding follows: the prompt alone decides
                 self.keeper.compress(each, self.stored[each])
         for done in [i for i in self.stored if i in self.keeper.compressed]:
-            if (mask := _mask(self.stored.pop(done), self.of)) is not None:
+            if (mask := self.stored.pop(done).kept_channels(self.of)) is not None:
                 self.masks[done] = mask
 
 

@@ -10,20 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from interp_kernels import cut
 from jaxtyping import Float, Int
+from transformers.cache_utils import DynamicLayer
 
 from interp.cache.lens_cache import LensCache
-from interp.cache.segments import INDEX, POSITION, Segment, others
+from interp.cache.segments import INDEX, POSITION, Part, Segment, others
 from interp.cache.stored_layer import StoredLayer
 from interp.explaining.summaries import Membership, without
 from interp.interventions.keeper import Keeper
 
 Tensor = torch.Tensor
-Part = Literal["keys", "values"]
 
 
 class _AtRest(Keeper):
@@ -43,11 +42,11 @@ def at_rest(cache: LensCache, rows: int = 1) -> LensCache:
     return copied
 
 
-def _copy(layer: object, rows: int, keeper: Keeper) -> object:
+def _copy(layer: DynamicLayer, rows: int, keeper: Keeper) -> DynamicLayer:
     if not isinstance(layer, StoredLayer):
         copied = copy.deepcopy(layer)
         if rows > 1:
-            copied.batch_repeat_interleave(rows)  # type: ignore[attr-defined]
+            copied.batch_repeat_interleave(rows)
         return copied
     acting = any(plan.each_step for plan in keeper.plans.values())  # such a plan overwrites slots in place
     bare = [replace(segment, mass=None) for segment in layer.segments]  # accounts are written in place, and not needed
@@ -75,20 +74,15 @@ def with_channels(
         if any(wanted):
             width = full[layer].shape[-1]
             made.layers[layer] = own.holding(
-                s if stored_channels(s, of) is None else _widened(s, full[layer], wanted, width, of)
+                s if s.stored_channels(of) is None else _widened(s, full[layer], wanted, width, of)
                 for s in own.segments
             )
     return made
 
 
-def stored_channels(segment: Segment, of: Part) -> Int[Tensor, "batch head kept"] | None:
-    """Which channels of keys or values a segment stores, rising; None: all."""
-    return segment.channels if of == "keys" else segment.value_channels
-
-
 def _widened(segment: Segment, full: Tensor, wanted: list[list[tuple[int, int]]], width: int, of: Part) -> Segment:
     """A packed segment that stores more channels: each head the ones it wants, and zeros where others want more."""
-    own = stored_channels(segment, of)
+    own = segment.stored_channels(of)
     assert own is not None
     rows, heads, n, _ = segment.keys.shape
     original = at_positions(full, segment).expand(rows, heads, n, width)

@@ -10,10 +10,9 @@ import math
 
 import torch
 
-from interp.cache.stored_layer import StoredLayer
+from interp.cache.segments import Part
 from interp.errors import InterpError
 from interp.explaining.case import NEVER, Case
-from interp.explaining.restoring import Part, stored_channels
 
 Tensor = torch.Tensor
 Place = tuple[int, int, int]
@@ -63,8 +62,9 @@ def _of_dropped(case: Case, of: Part) -> dict[Place, float]:
     recorded = {entry.layer: entry.score[0].float().cpu() for entry in case.policy.channel_ledger if entry.of == of}
     scores: dict[Place, float] = {}
     for layer, own in case.policy.rest.stored.items():
-        if (dropped := _dropped(own, of)) is None:
+        if (kept := own.kept_channels(of)) is None:
             continue
+        dropped = ~kept
         score = recorded.get(layer, torch.full(dropped.shape, math.nan))
         if score.shape != dropped.shape:
             raise InterpError(
@@ -73,12 +73,3 @@ def _of_dropped(case: Case, of: Part) -> dict[Place, float]:
             )
         scores |= {(layer, h, c): float(score[h, c]) for h, c in dropped.nonzero().tolist()}
     return scores
-
-
-def _dropped(own: StoredLayer, of: Part) -> Tensor | None:
-    """Which channels a layer lacks `[stored head, channel]`, bool; None: it stores all."""
-    index = next((held for s in own.segments if (held := stored_channels(s, of)) is not None), None)
-    if index is None:
-        return None
-    width = own.d_head if of == "keys" else own.d_value
-    return torch.ones(index.shape[1], width, dtype=torch.bool).scatter(-1, index[0].long().cpu(), False)

@@ -48,7 +48,7 @@ class Intervention:
 
     def settings(self) -> dict[str, Any]:
         """Name and parameters, as plain values."""
-        return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]  # subclasses are dataclasses
 
 
 @dataclass(frozen=True)

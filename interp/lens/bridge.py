@@ -129,8 +129,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         with self._lock:
             return self.bridge.generate(input, **kwargs)
 
-    # takes the place of torch's own `apply(fn)`, as in a Lens
-    def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # not torch's `apply(fn)`
         """Not on a bridge: raises UnsupportedModelError."""
         raise UnsupportedModelError(
             "a TransformerBridge computes attention itself, out of reach of cache policies and attention edits; "

@@ -185,7 +185,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         return scoring.score(self, prompt, continuation, chunk)
 
     # torch's own `apply(fn)` would run `fn` over hook points, which nobody needs
-    def apply(  # type: ignore[override]
+    def apply(  # type: ignore[override]  # for the same reason
         self, intervention: Intervention, *, ledger: bool = False
     ) -> AbstractContextManager[Self]:
         """Put an intervention in force for calls inside the block: `with lens.apply(KnockOut(keys=0) | ThinK()): ...`.

@@ -103,9 +103,11 @@ class InterventionLens(TextLens, Protocol):
 def reads_text(model: object) -> TypeGuard[TextLens]:
     """Whether this is a lens at all; a model of regression tasks (`interp.icl.AttentionRegressor`) has hook points too,
     and no text."""
+    # no isinstance: it would ask for every member, and a lens may lack `ln_final`; nor does it find what torch's Module
+    # holds for a lens (`model`) from Python 3.12 on
     return hasattr(model, "tokens_and_mask")
 
 
 def takes_interventions(lens: TextLens) -> TypeGuard[InterventionLens]:
     """Whether interventions reach this lens; a TransformerBridge computes attention out of their reach."""
-    return hasattr(lens, "policies_of")
+    return hasattr(lens, "policies_of")  # as above; a bridge has `apply` too, which only raises

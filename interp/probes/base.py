@@ -73,8 +73,8 @@ class Probe(ABC):
         """Findings are about one text, for every probe: `_of_one_text` is the one place that sees to it."""
         super().__init_subclass__(**kwargs)
         if "findings" in vars(cls):
-            # mypy takes no method for a variable; this one is wrapped once, when its class is made
-            cls.findings = _of_one_text(cls.findings)  # type: ignore[assignment, method-assign]
+            # wrapped once, when its class is made
+            cls.findings = _of_one_text(cls.findings)  # type: ignore[assignment, method-assign]  # no method may vary
 
     @abstractmethod
     def begin(self, context: Context) -> Fold:

@@ -14,9 +14,9 @@ attention.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from interp_kernels import (
@@ -30,6 +30,7 @@ from interp_kernels import (
 from jaxtyping import Float
 
 Tensor = torch.Tensor
+E = TypeVar("E", bound="AttentionEvent")
 
 
 @dataclass
@@ -51,6 +52,14 @@ class AttentionEvent:
     sinks: Float[Tensor, " head"] | None = None
     unrotate: Callable[[Tensor], Tensor] | None = None
     """Maps the new keys back to what they were before rotation; None where the architecture makes that impossible."""
+
+    def become(self, kind: type[E], **changes: Any) -> E:
+        """An event of another kind with what this one knows of the model's own attention; nothing is computed yet.
+
+        changes: fields that `kind` has besides, and those that should hold something else.
+        """
+        own = {known.name: getattr(self, known.name) for known in fields(AttentionEvent)}
+        return kind(**{**own, **changes})
 
     @property
     def maths(self) -> dict[str, Any]:

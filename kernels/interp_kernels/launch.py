@@ -85,7 +85,8 @@ def ceil_div(n: int, step: int) -> int:
 def widened(*tensors: torch.Tensor | None) -> bool:
     """Whether a kernel multiplies these as fp32: one is, they differ in dtype, or Triton has no product for theirs.
 
-    Its interpreter computes nonsense in bf16.
+    Exact fp32 products run outside the tensor cores and unrolled, so their kernels need a table of their own: blocks as
+    large as half precision likes overflow the registers. Triton's interpreter computes nonsense in bf16.
     """
     dtypes = {x.dtype for x in tensors if x is not None}
     if interpreted() and torch.bfloat16 in dtypes:

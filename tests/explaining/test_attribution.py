@@ -10,7 +10,7 @@ import torch
 
 from interp.explaining.attribution import Attribution, Reader, chosen
 from interp.explaining.case import Case
-from interp.explaining.restoring import stored_channels, with_channels
+from interp.explaining.restoring import with_channels
 from interp.explaining.scores import channel_scores, token_scores, value_channel_scores
 from interp.interventions.policies.think import ThinK
 from tests.explaining.cases import THINK, Drop, G, S, ask, case_of
@@ -116,7 +116,7 @@ def test_one_channel_put_back_against_zeros_in_the_dense_cache(lens, policy, que
     ds = ask(lens, policy, question)
     assert ds.attrs["of"] == {"keys": "channels", "values": "value_channels"}[part]
     case = case_of(lens, policy)
-    kept = {i: stored_channels(s.segments[0], part)[0].long() for i, s in case.policy.rest.stored.items()}
+    kept = {i: s.segments[0].stored_channels(part)[0].long() for i, s in case.policy.rest.stored.items()}
     rival = int(ds["rival_text"].item().strip("<>"))
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from interp import InterpError
+from tests.interventions.live_cache import close
 
 Edit = Callable[[int, torch.Tensor], torch.Tensor]
 """From a layer and its pattern `[batch, head, query, key]`, over the whole text, to the new one."""
@@ -72,3 +73,23 @@ def one_sentence(error: BaseException) -> str:
     assert "\n" not in told
     assert told.endswith(".")
     return told
+
+
+def check_observables(seen: Any, layer: int, pattern: torch.Tensor, real: torch.Tensor) -> None:
+    """What a fused run shows of a layer, hook by hook, are sums over the edited pattern; padding's rows of it are 0.
+
+    pattern: `[batch, head, query, key]`; real: which tokens are no padding, `[batch, token]`.
+    """
+    close(seen["column_mass", layer], pattern.sum(2))
+    close(seen["row_entropy", layer], torch.special.entr(pattern).sum(-1))
+    event = seen["event", layer]
+    close(event.pattern(), pattern)
+    close(event.square, pattern.square().sum(-1))
+    x = torch.randn(*pattern.shape[:3], 3, generator=torch.Generator().manual_seed(0))
+    close(event.apply(x), pattern @ x)
+    close(event.transpose_apply(x), pattern.mT @ x)
+    for found, by in zip(event.gram_apply(x), (pattern @ x, pattern.mT @ pattern @ x), strict=True):
+        close(found, by)
+    stored = seen["cached_v", layer].transpose(1, 2)
+    values = stored.repeat_interleave(pattern.shape[1] // stored.shape[1], 1)
+    close((pattern @ values).transpose(1, 2)[real], seen["z", layer][real])

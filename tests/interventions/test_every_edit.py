@@ -19,7 +19,7 @@ import interp
 from interp import H2O, InterpError, RandomTokens, Recall, SnapKV, StreamingLLM, ThinK, UnsupportedModelError
 from interp.interventions import AttentionEdit, LogitEdit, PatternEdit
 from tests.interventions.by_definition import by_definition
-from tests.interventions.edited_by_hand import in_pieces, one_sentence
+from tests.interventions.edited_by_hand import check_observables, in_pieces, one_sentence
 from tests.interventions.edits_found import EDITS, EXAMPLES
 from tests.interventions.live_cache import close, left_padded, name_of
 from tests.models import NAMES, SHAPE, shared, tiny, tokens
@@ -97,19 +97,9 @@ def test_hooks_and_observables_show_the_edited_attention(name: str, edit: Attent
     rows = real[:, None].expand(-1, 8, -1)
     wanted = cache["pattern", 1].masked_fill(~real[:, None, :, None], 0.0)
     close(fused["z", 1][real], cache["z", 1][real])
-    close(fused["column_mass", 1], wanted.sum(2))
-    close(fused["row_entropy", 1], torch.special.entr(wanted).sum(-1))
+    check_observables(fused, 1, wanted, real)
     close(fused["lse", 1][rows], cache["attn_scores", 1].logsumexp(-1)[rows])
     event = fused["event", 1]
-    close(event.pattern(), wanted)
-    close(event.square, wanted.square().sum(-1))
-    x = torch.randn(2, 8, 14, 3, generator=torch.Generator().manual_seed(0))
-    close(event.apply(x), wanted @ x)
-    close(event.transpose_apply(x), wanted.mT @ x)
-    for found, by in zip(event.gram_apply(x), (wanted @ x, wanted.mT @ wanted @ x), strict=True):
-        close(found, by)
-    values = fused["cached_v", 1].transpose(1, 2).repeat_interleave(8 // fused["cached_v", 1].shape[2], 1)
-    close((wanted @ values).transpose(1, 2)[real], fused["z", 1][real])
     if isinstance(edit, LogitEdit) and event.sinks is not None:
         sink = torch.sigmoid(event.sink_logits - event.lse)
         close(sink.expand(2, 8, 14)[rows], 1 - wanted.sum(-1)[rows])

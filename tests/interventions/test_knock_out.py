@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp import KnockOut
-from tests.interventions.edited_by_hand import by_hand, in_pieces, knocked_out
+from tests.interventions.edited_by_hand import by_hand, check_observables, in_pieces, knocked_out
 from tests.interventions.live_cache import close, left_padded
 from tests.models import NAMES, SHAPE, shared, tiny, tokens
 
@@ -116,18 +116,7 @@ def test_hooks_see_the_edited_attention(name: str) -> None:
         _, fused = lens.run_with_cache(ids, attention_mask=mask, names_filter=names[1:])
     close(cache["pattern", 0][real[:, None].expand(-1, 8, -1)], wanted[real[:, None].expand(-1, 8, -1)])
     close(fused["z", 0][real], cache["z", 0][real])
-    close(fused["column_mass", 0], wanted.sum(2))
-    close(fused["row_entropy", 0], torch.special.entr(wanted).sum(-1))
-    event = fused["event", 0]
-    close(event.pattern(), wanted)
-    close(event.square, wanted.square().sum(-1))
-    x = torch.randn(2, 8, 14, 3, generator=torch.Generator().manual_seed(0))
-    close(event.apply(x), wanted @ x)
-    close(event.transpose_apply(x), wanted.mT @ x)
-    for found, by in zip(event.gram_apply(x), (wanted @ x, wanted.mT @ wanted @ x), strict=True):
-        close(found, by)
-    values = fused["cached_v", 0].transpose(1, 2).repeat_interleave(8 // fused["cached_v", 0].shape[2], 1)
-    close((wanted @ values).transpose(1, 2)[real], fused["z", 0][real])
+    check_observables(fused, 0, wanted, real)
 
 
 def test_probes_read_the_edited_model() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.edits._edit_memory import EditMemory
 from interp.interventions.edits._members import Meeting, Member, met
-from interp.interventions.edits._rescoring import ScoredEvent, in_the_open, own_fields
+from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
 from interp.interventions.edits._reweighting import EditedEvent, Reweighting
 from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
 from interp.seam.call import AttentionCall
@@ -93,7 +93,7 @@ class Editing:
 
 
 class LayerEdits:
-    """The edits that act in one layer, during one Lens call."""
+    """The edits that act in one layer, during one Lens call: what `interp.seam.edits.Edits` asks for."""
 
     def __init__(self, layer: int, editing: Editing) -> None:
         self.layer, self.editing = layer, editing
@@ -147,12 +147,11 @@ class LayerEdits:
         return Meeting(groups.to(device), len(of[0]), members)
 
     def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored_head key"] | None = None) -> ScoredEvent:
-        """A layer's attention as the edits leave it."""
         where = (event.q.shape[1], event.k.shape[2], event.q.device, places)
         logits, pattern = self.meeting(self.logit_edits, *where), self.meeting(self.pattern_edits, *where)
         if not pattern.members:
-            return ScoredEvent(**own_fields(event), meeting=logits)
-        return EditedEvent(**own_fields(event), meeting=logits, reweighting=_by_query_head(pattern, event.q.shape[1]))
+            return event.become(ScoredEvent, meeting=logits)
+        return event.become(EditedEvent, meeting=logits, reweighting=_by_query_head(pattern, event.q.shape[1]))
 
     def attend(
         self,
@@ -161,7 +160,7 @@ class LayerEdits:
         own: Float[Tensor, "batch query head d_value"],
         weights: Any,
     ) -> tuple[Tensor, Any]:
-        """z and weights of a call for which the model itself computes `own` and `weights`, which may be None.
+        """As `Edits` says.
 
         Raises UnsupportedModelError where the model's attention does something that the kernel does not.
         """
@@ -179,21 +178,18 @@ class LayerEdits:
         return asked.attend(own), None if weights is None else asked.weights(weights)
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
-        """z of attention over what a cache policy left, and if asked for the attention that each key receives."""
         assert isinstance(event, ScoredEvent)
         return event.attend(), event.column_mass if mass else None
 
     def logits(
         self, call: AttentionCall, scores: Float[Tensor, "batch head query key"], mask: Tensor
     ) -> tuple[Float[Tensor, "batch head query key"], Tensor | None]:
-        """Scores in the open, edited and then masked, and the logits of learned sinks."""
         where = (call.q.shape[1], call.k.shape[2], call.q.device, call.places)
         return in_the_open(self.meeting(self.logit_edits, *where), call.q, scores, mask, call.rest.get("s_aux"))
 
     def pattern(
         self, call: AttentionCall, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head query key"]:
-        """A pattern in the open, edited."""
         heads = call.q.shape[1]
         edits = self.meeting(self.pattern_edits, heads, call.k.shape[2], call.q.device, call.places)
         return _by_query_head(edits, heads).pattern(pattern) if edits.members else pattern

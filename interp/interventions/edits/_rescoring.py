@@ -111,7 +111,7 @@ class ScoredEvent(AttentionEvent):
 
     @property
     def unedited(self) -> AttentionEvent:
-        return AttentionEvent(**own_fields(self))
+        return self.become(AttentionEvent)
 
     @cached_property
     def rescoring(self) -> Rescoring:
@@ -142,7 +142,7 @@ class ScoredEvent(AttentionEvent):
     def _opened(self) -> OpenEvent:
         scale, bias = self.rescoring.scale, self.rescoring.bias
         bias = bias if self._shift is None else bias - self._shift
-        return OpenEvent(**own_fields(self), groups=self.meeting.groups, logit_scale=scale, logit_bias=bias)
+        return self.become(OpenEvent, groups=self.meeting.groups, logit_scale=scale, logit_bias=bias)
 
     @cached_property
     def _as_if(self) -> AttentionEvent:
@@ -161,19 +161,19 @@ class ScoredEvent(AttentionEvent):
         as_channels = bias_by_row or (bias.requires_grad and torch.is_grad_enabled())  # a bias by key has no gradient
         if by_key or (self.softcap is not None and (by_row or (biased and as_channels))):
             return self._opened
-        told = own_fields(self)
+        told: dict[str, Any] = {}
         if scaled and self.softcap is not None:
             factor = float(scale.flatten()[0])
             told |= {"softcap": self.softcap * factor, "scale": self.scale * factor}
         elif scaled:
             told["q"] = self.q.to(scale.dtype) * scale[..., :1]
         if biased and as_channels:
-            told |= self._with_channels(told["q"], bias)
+            told |= self._with_channels(told.get("q", self.q), bias)
         elif biased:
             by_key_bias = bias[:, :, :1].gather(-1, at_every_row(self.meeting.groups, bias[:, :, :1]))
             known = self.facts.get("bias")
             told["facts"] = {**self.facts, "bias": by_key_bias if known is None else by_key_bias + known}
-        return AttentionEvent(**told)
+        return self.become(AttentionEvent, **told)
 
     def _with_channels(self, q: Tensor, bias: Float[Tensor, "batch head query group"]) -> dict[str, Tensor]:
         """Queries and keys whose products hold the bias besides."""
@@ -238,8 +238,3 @@ class ScoredEvent(AttentionEvent):
             return own
         pattern, _ = self._opened.block(slice(0, self.q.shape[2]))
         return torch.where(self.rescoring.changed[..., None], pattern.to(own.dtype), own)
-
-
-def own_fields(event: AttentionEvent) -> dict[str, Any]:
-    """What an event knows of the model's own attention."""
-    return {name: getattr(event, name) for name in AttentionEvent.__dataclass_fields__}

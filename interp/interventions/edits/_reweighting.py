@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from interp.interventions.edits._members import Member, at_every_row
-from interp.interventions.edits._rescoring import ScoredEvent, own_fields
+from interp.interventions.edits._rescoring import ScoredEvent
 from interp.interventions.edits.base import PatternEdit
 
 Tensor = torch.Tensor
@@ -98,7 +98,7 @@ class EditedEvent(ScoredEvent):
             alone = torch.where(self.reweighting.groups == group, 0.0, -torch.inf)[:, :, None]
             known = self.facts.get("bias")
             facts = {**self.facts, "bias": alone if known is None else known + alone}
-            scored = ScoredEvent(**{**own_fields(self), "facts": facts, "sinks": None}, meeting=self.meeting)
+            scored = self.become(ScoredEvent, facts=facts, sinks=None, meeting=self.meeting)
             found.append(getattr(scored._statistics(statistic), statistic))
         return torch.stack(found, -1)
 

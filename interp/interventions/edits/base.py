@@ -91,7 +91,7 @@ class AttentionEdit(Intervention, ABC):
     def check(self, cfg: LensConfig) -> None:
         """Raise InterpError where the settings name something that the model does not have."""
         for name, given, count in (("layers", self.layers, cfg.n_layers), ("heads", self.heads, cfg.n_heads)):
-            if missing := [str(number) for number in given or () if number >= count]:  # type: ignore[union-attr]
+            if missing := [str(number) for number in several(given) if number >= count]:
                 raise InterpError(
                     f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(missing)}."
                 )
@@ -99,7 +99,7 @@ class AttentionEdit(Intervention, ABC):
             raise InterpError(f"{self.name}: {unmet}, the context of {cfg.architecture}.")
 
     def acts_in(self, layer: int) -> bool:
-        return self.layers is None or layer in self.layers  # type: ignore[operator]
+        return self.layers is None or layer in several(self.layers)
 
     @abstractmethod
     def groups(self, text: NewTokens) -> Int[Tensor, "batch new"]:
@@ -157,6 +157,13 @@ class LogitEdit(AttentionEdit):
         """What happens to the logits of each group of keys, in rows at these places in their text (-1 at padding)."""
 
 
+def several(numbers: Numbers | None) -> tuple[int, ...]:
+    """Numbers of a setting, which may be one alone; None: none."""
+    if numbers is None:
+        return ()
+    return (numbers,) if isinstance(numbers, int) else numbers
+
+
 def at_positions(text: NewTokens, positions: Numbers) -> Bool[Tensor, "batch new"]:
     """Which of the new tokens stand at one of the positions in their text."""
     new = text.positions[:, -text.new :]
@@ -165,5 +172,5 @@ def at_positions(text: NewTokens, positions: Numbers) -> Bool[Tensor, "batch new
 
 def beyond(longest: int, **named: Numbers | None) -> str | None:
     """Which positions, by the setting that names them, texts of `longest` tokens do not have; None: they have all."""
-    missing = [f"{name} {n}" for name, given in named.items() for n in given or () if n >= longest]  # type: ignore[union-attr]
+    missing = [f"{name} {n}" for name, given in named.items() for n in several(given) if n >= longest]
     return f"{', '.join(missing)} would lie beyond {longest:,} tokens" if missing else None

@@ -13,14 +13,14 @@ from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
 from interp.interventions.keeper import padding_of
 from interp.interventions.policies._eviction import EvictionPlan
-from interp.interventions.policies.h2o import _HeavyHitters
+from interp.interventions.policies._recent import RecentShare
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class ExpectedAttention(_HeavyHitters):
+class ExpectedAttention(RecentShare):
     """Keep the tokens that a normal distribution of future queries attends to most, times their values' norms.
 
     A head's queries, before rotation and without those of the `sinks`, have a mean and a covariance. Rotated to the

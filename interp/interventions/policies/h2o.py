@@ -14,7 +14,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
-from interp.interventions.policies._eviction import Eviction
+from interp.interventions.policies._recent import RecentShare
 from interp.interventions.policies._steps import StepPlan
 from interp.interventions.policies._window import window_mass
 from interp.seam.event import AttentionEvent
@@ -23,22 +23,12 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class _HeavyHitters(Eviction):
+class _HeavyHitters(RecentShare):
     """What the three share.
 
     Args:
         recent_share: the part of the budget that goes to the newest tokens (paper: half).
     """
-
-    recent_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.recent_share < 1:
-            raise InterpError(f"{self.name}: recent_share should be at least 0 and below 1, found {self.recent_share}.")
-
-    def recent_tokens(self, capacity: int) -> int:
-        return int(capacity * self.recent_share)
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
         return event.column_mass

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.policies.h2o import _HeavyHitters
+from interp.interventions.policies._recent import RecentShare
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class RandomTokens(_HeavyHitters):
+class RandomTokens(RecentShare):
     """Keep random tokens, others in every head and layer; the newest, and `sinks`, stay as in H2O. Evicts once.
 
     Args:

@@ -102,7 +102,7 @@ _in_half = tuned([
     config(queries=128, keys=128, warps=8, stages=2),
 ])(_attend)  # fmt: skip
 
-# Exact fp32 products run outside the tensor cores and unrolled: larger blocks overflow the registers.
+# Small blocks, see `widened`.
 _in_full = tuned([
     config(queries=64, keys=32, warps=8, stages=2),
     config(queries=32, keys=32, warps=8, stages=2),

@@ -72,7 +72,7 @@ _in_half = tuned([
     config(keys=128, queries=32, warps=8, stages=3),
 ])(_attend_back)  # fmt: skip
 
-# Exact fp32 products run outside the tensor cores and unrolled: larger blocks overflow the registers.
+# Small blocks, see `widened`.
 _in_full = tuned([
     config(keys=32, queries=64, warps=8, stages=1),
     config(keys=32, queries=32, warps=8, stages=2),
