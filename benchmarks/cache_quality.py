@@ -71,6 +71,8 @@ def token_policies() -> dict[Key, Intervention]:
             ("PyramidKV", b): interp.PyramidKV(budget=b),
             ("H2O", b): interp.H2O(**quarter),
             ("Recall", b): interp.Recall(budget=b),
+            ("expected attention", b): interp.ExpectedAttention(budget=b),
+            ("expected attention, no recent share", b): interp.ExpectedAttention(budget=b, recent_share=0.0),
             ("D2O paper", b): interp.D2O(budget=b, variant="paper"),
             ("D2O paper, uniform layers", b): interp.D2O(budget=b, variant="paper", metric="uniform"),
             ("D2O paper, uniform, values only", b): interp.D2O(
@@ -93,6 +95,7 @@ def growing_policies() -> dict[Key, Intervention]:
     merging = partial(interp.D2O, budget=b, variant="paper", metric="uniform")
     return {
         ("H2O", b): interp.H2O(budget=b, sinks=4, recent_share=0.25),
+        ("TOVA", b): interp.TOVA(budget=b, sinks=4),
         ("D2O paper, uniform layers", b): merging(),
         ("D2O paper, uniform, values only", b): merging(merge="value"),
         ("D2O paper, uniform, no merge", b): merging(merge="none"),

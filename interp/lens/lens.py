@@ -121,7 +121,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             torch.Size([1, 40])
             >>> logits, loss = lens(prompt, return_type="both")
         """
-        check_return_type(return_type)
+        scoring.check_return_type(return_type)
         if unknown := sorted(kwargs.keys() - self._known):
             raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
@@ -133,7 +133,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
         with self._session(past):
             logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
-        return as_asked(return_type, logits, tokens, attention_mask)
+        return scoring.as_asked(return_type, logits, tokens, attention_mask)
 
     def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any:
         """transformers' `generate` with hooks alive: text in, text out; tokens in, tokens out.
@@ -345,39 +345,6 @@ def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | N
         return replaced(out, own + (after - (start() + scale * own)) / scale)
 
     return hook
-
-
-def check_return_type(return_type: str | None) -> None:
-    if return_type not in ("logits", "loss", "both", None):
-        raise InterpError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}.")
-
-
-def as_asked(return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Any:
-    """What `return_type` names: logits, the loss, both, or None."""
-    if return_type in ("loss", "both"):
-        loss = next_token_loss(logits, tokens, attention_mask)
-        return loss if return_type == "loss" else (logits, loss)
-    return logits if return_type == "logits" else None
-
-
-def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean cross entropy (nats) of each token `[batch, pos]` given those before it, padding left out.
-
-    Raises InterpError where logits of some positions are missing or the mask is not `[batch, tokens seen]`.
-    """
-    if logits.shape[1] != tokens.shape[1]:
-        raise InterpError(f"a loss needs the logits of all {tokens.shape[1]} positions, not of {logits.shape[1]}.")
-    wide = logits[:, :-1].transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
-    loss = nn.functional.cross_entropy(wide, tokens[:, 1:], reduction="none")
-    if attention_mask is None:
-        return loss.mean()
-    if attention_mask.ndim != 2:
-        raise InterpError(
-            "a loss under a 4-D mask is not defined; pass a padding mask [batch, tokens], or ask for logits."
-        )
-    mask = attention_mask[:, -tokens.shape[1] :]
-    real = (mask[:, 1:] * mask[:, :-1]).to(loss.dtype)
-    return (loss * real).sum() / real.sum().clamp_min(1)
 
 
 def known_keywords(model: nn.Module) -> set[str]:

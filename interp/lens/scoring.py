@@ -1,4 +1,4 @@
-"""`lens.score`: how well a model predicts a continuation, with interventions in force."""
+"""How well a model predicts: `lens.score`, and the loss that `return_type="loss"` asks for."""
 
 from __future__ import annotations
 
@@ -59,3 +59,36 @@ def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of `targets [batch, token]` under `logits [batch, token, d_vocab]`."""
     wide = logits.float().transpose(1, 2)
     return torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+
+
+def check_return_type(return_type: str | None) -> None:
+    if return_type not in ("logits", "loss", "both", None):
+        raise InterpError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}.")
+
+
+def as_asked(return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Any:
+    """What `return_type` names: logits, the loss, both, or None."""
+    if return_type in ("loss", "both"):
+        loss = next_token_loss(logits, tokens, attention_mask)
+        return loss if return_type == "loss" else (logits, loss)
+    return logits if return_type == "logits" else None
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mean cross entropy (nats) of each token `[batch, pos]` given those before it, padding left out.
+
+    Raises InterpError where logits of some positions are missing or the mask is not `[batch, tokens seen]`.
+    """
+    if logits.shape[1] != tokens.shape[1]:
+        raise InterpError(f"a loss needs the logits of all {tokens.shape[1]} positions, not of {logits.shape[1]}.")
+    wide = logits[:, :-1].transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
+    loss = torch.nn.functional.cross_entropy(wide, tokens[:, 1:], reduction="none")
+    if attention_mask is None:
+        return loss.mean()
+    if attention_mask.ndim != 2:
+        raise InterpError(
+            "a loss under a 4-D mask is not defined; pass a padding mask [batch, tokens], or ask for logits."
+        )
+    mask = attention_mask[:, -tokens.shape[1] :]
+    real = (mask[:, 1:] * mask[:, :-1]).to(loss.dtype)
+    return (loss * real).sum() / real.sum().clamp_min(1)
