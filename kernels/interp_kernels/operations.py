@@ -64,6 +64,8 @@ class Example(NamedTuple):
     operation: Callable[..., Any]
     arguments: tuple[Any, ...]
     keywords: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    rounds: bool = False
+    """Whether the CPU path, too, rounds to the inputs' half precision on the way; else it sums in fp32 throughout."""
 
 
 def examples(name: str, draw: Draw, n: int) -> list[Example]:

@@ -3,6 +3,7 @@
 A module `test_NAME.py` in this folder may say of the intervention called NAME
 - `EXAMPLES`: it with the settings to test, plainest first, in place of its defaults with sizes that fit;
 - `REFUSES`: {architecture of tests.models: what the refusal says};
+- `CHANGES_NOTHING`: {setting: value} at which it changes no bit, in place of `NOTHING`; empty where there is none;
 - `SEES_THE_TEXT_ONLY = False`: what becomes of a text depends on the batch that it stands in, and why.
 """
 
@@ -19,7 +20,7 @@ PROMPT = 40
 SIZES = {"budget": 0.3, "window": 8, "recent": 4}
 """Settings for such a prompt, for all methods that have them."""
 NOTHING = {"budget": 1.0, "ratio": 0.0, "strength": 0.0}
-"""What a setting of this name should be for the method to change nothing."""
+"""What a setting of this name should be for a method to change nothing."""
 
 
 def _found() -> dict[str, Intervention]:
@@ -45,9 +46,8 @@ def sees_the_text_only(policy: Intervention) -> bool:
 
 
 def changing_nothing(intervention: Any) -> Any:
-    """The intervention with the first setting of `NOTHING` that it has at that value; None where it has none, or
-    cannot change nothing."""
-    for setting, value in NOTHING.items():
+    """The intervention with the first setting that it has of those that change nothing; None where it has none."""
+    for setting, value in said("interventions", intervention.name, "CHANGES_NOTHING", NOTHING).items():
         if hasattr(intervention, setting):
             return _with(intervention, **{setting: value})
     return None

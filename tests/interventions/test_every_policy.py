@@ -290,9 +290,10 @@ def test_settings_survive_a_file(policy: CachePolicy, tmp_path: Any) -> None:
 @every_policy
 def test_what_it_did_can_be_explained(policy: CachePolicy, tmp_path: Any) -> None:
     lens = interp.load(shared("llama"))
-    answers = interp.explain(lens, policy, tokens(1, PROMPT), tokens(1, 9, seed=5))
-    asked = {name for name, question in interp.explaining.available().items() if policy.stage in question.stages}
-    assert set(answers) == asked
+    questions = [question for question in interp.explaining.available().values() if policy.stage in question.stages]
+    few = [q(samples=10) if hasattr(q, "samples") else q() for q in questions]  # putting one back takes a run
+    answers = interp.explain(lens, policy, tokens(1, PROMPT), tokens(1, 9, seed=5), few)
+    assert set(answers) == {question.name for question in questions}
     for name, ds in answers.items():
         assert all(v.attrs["units"] and v.attrs["description"] for v in ds.data_vars.values())
         assert set(load(save(ds, tmp_path / f"{name}.nc")).variables) == set(ds.variables)

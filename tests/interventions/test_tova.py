@@ -21,6 +21,9 @@ from tests.models import shared, tokens
 
 Tensor = torch.Tensor
 pytestmark = pytest.mark.filterwarnings("ignore:.*sliding window and stay as they are")
+CHANGES_NOTHING: dict[
+    str, Any
+] = {}  # it holds a layer at its budget at every step, whatever share of the prompt that is
 
 
 class LastRow(FullCache):

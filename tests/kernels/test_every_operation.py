@@ -64,7 +64,7 @@ def drawn(name: str, n: int, dtype: torch.dtype) -> list[Example]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_blocked_path(name: str, n: int, dtype: torch.dtype, same) -> None:
     for example in drawn(name, n, dtype):
-        same(dtype, outcome, example, path="cpu")
+        same(torch.float32 if dtype in HALF and not example.rounds else dtype, outcome, example, path="cpu")
 
 
 @pytest.mark.parametrize(("n", "dtype"), TRITON, ids=str)

@@ -147,12 +147,13 @@ def test_picking_leaves_the_gathered_result_alone(gathered) -> None:
     xr.testing.assert_identical(gathered["text_sinks"], before)
 
 
-def test_a_list_of_one_text(lens, alone) -> None:
+def test_a_list_of_one_text(lens) -> None:
     found = interp.probe(lens, TEXTS[:1], "text_sinks")["text_sinks"]
     assert found.sizes["text"] == 1
     assert found["token_text"].dims == ("text", "token")
     assert "psi_low" not in found
-    xr.testing.assert_identical(without_times(one(found, 0)), without_times(alone[0]["text_sinks"]))
+    (by_itself,) = interp.probe(lens, TEXTS[0], "text_sinks").values()  # another probe may have the pattern written out
+    xr.testing.assert_identical(without_times(one(found, 0)), without_times(by_itself))
     with pytest.raises(interp.InterpError, match="results of 1 text;"):
         single(found)
 

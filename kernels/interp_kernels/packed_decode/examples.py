@@ -15,4 +15,4 @@ def examples(draw: Draw, n: int) -> Iterator[Example]:
     )
     newest = KeySegment(draw(2, queries, draw.size), draw(2, queries, 5))
     facts = {"softcap": 4.0, "sinks": draw.even(4)[0]}
-    yield Example(packed_decode, (draw(4, queries, draw.size), [packed, newest]), facts)
+    yield Example(packed_decode, (draw(4, queries, draw.size), [packed, newest]), facts, rounds=True)
