@@ -164,10 +164,10 @@ def pages(entries: list[Entry]) -> dict[str, Entry]:
     return found
 
 
-def table(entries: list[Entry]) -> str:
-    """Names with their first sentence, linked to where they are documented, for a page in the same folder."""
+def table(entries: list[Entry], up: str = "") -> str:
+    """Names with their first sentence, linked to where they are documented; `up`: from the page to the folder api/."""
     rows = [
-        f"| [`{e.label}`]" + (f"[{e.anchor}]" if e.anchor else f"({e.module}.md)") + f" | {e.summary} |"
+        f"| [`{e.label}`]" + (f"[{e.anchor}]" if e.anchor else f"({up}{e.module}.md)") + f" | {e.summary} |"
         for e in entries
     ]
     return "\n".join(["| name | what |", "| --- | --- |", *rows, ""])

@@ -57,7 +57,10 @@ def reference(add: Any) -> dict[str, Any]:
     groups = api_pages.families()
     entries: list[Any] = [add("api/index.md", api_pages.index(groups))]
     for title, (what, members) in groups.items():
-        start = add(f"api/{title.lower().replace(' ', '_')}.md", f"# {title}\n\n{what}\n\n{api_pages.table(members)}")
+        start = add(
+            f"api/{title.lower().replace(' ', '_')}/index.md",
+            f"# {title}\n\n{what}\n\n{api_pages.table(members, '../')}",
+        )
         entries.append({title: [start, *placed(members)]})
     taken = {e.module for _, members in groups.values() for e in members}
     inside = [{title: placed(members)} for title, members in api_pages.rooms(taken).items()]
