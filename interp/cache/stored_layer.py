@@ -91,11 +91,18 @@ class StoredLayer(DynamicLayer):
         old = [] if index is None or index.shape[-1] == 0 else [whole.take(index)]
         self._segments = [*old, tail]
 
-    def summarise(self, index: Int[Tensor, "batch head kept"], summaries: Segment, recent: int = 0) -> None:
-        """`keep`, with tokens that stand for those that were dropped; they are marked as summaries of their layer."""
+    def summarise(
+        self, index: Int[Tensor, "batch head kept"], summaries: Segment, recent: int = 0, marked: bool = True
+    ) -> None:
+        """`keep`, with tokens that stand for those that were dropped.
+
+        marked: whether they are marked as summaries, for who asks why (`interp.explain`); where channels are pruned
+            too, that takes a number a token.
+        """
         self.keep(index, recent)
         *old, tail = self._segments
-        self._segments = [*old, replace(summaries, summary=range(len(summaries))), tail]
+        numbers = range(len(summaries)) if marked else None
+        self._segments = [*old, replace(summaries, summary=numbers), tail]
 
     def protect(self, sinks: int = 0, recent: int = 0, heads: int | None = None) -> Segment:
         """Lay apart the first `sinks` tokens of the text and the newest `recent` ones, which `pack` leaves as they are.

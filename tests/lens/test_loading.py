@@ -114,7 +114,7 @@ def test_public_names() -> None:
 def test_the_lens_leaves_logging_and_warnings_alone() -> None:
     """TransformerLens' import adds warning filters, its bridge silences transformers' logger: neither reaches users."""
     code = (
-        "import warnings, interp.seam.attention; from transformers.utils import logging;"
+        "import warnings, interp.lens.in_force; from transformers.utils import logging;"
         "before = logging.get_verbosity(), list(warnings.filters); import interp; interp.Lens;"
         "print(before == (logging.get_verbosity(), list(warnings.filters)))"
     )

@@ -124,7 +124,7 @@ class RecallPlan(EvictionPlan):
         kept, dropped = chosen(scores, stored.padding, capacity - recent - count, recent, self.policy.sinks)
         lost = replace(stored.whole(), mass=scores).take(dropped)
         summaries, number, share = self._summaries(self.readers[layer], lost, stored.padding, count)
-        stored.summarise(kept, summaries, recent)
+        stored.summarise(kept, summaries, recent, marked=self.ledger is not None)
         self.note(layer, stored, lost)
         if self.ledger is not None:
             self.ledger[-1] = replace(self.ledger[-1], summary=number, share=share)
