@@ -109,7 +109,7 @@ reveal_type(interp.load("demo"))
 with interp.load("demo").apply(interp.H2O(budget=0.5)) as lens:
     reveal_type(lens)
 interp.ThinK(ratoi=0.5)
-interp.TextSinks(epsilon=0.3)
+interp.TextSinks(epsilon="0.3")
 
 def read(lens: TextLens) -> None:
     lens.scores("a", "b")
