@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from interp.cache.beside import stored_layer
+from interp.cache.kinds import kind_of
 from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 
@@ -43,7 +44,10 @@ class LensCache(DynamicCache):
         self.keeper = keeper
         """What applies cache policies to this sequence (`interp.interventions.base.Keeper`), or None."""
         if keeper is not None:
-            self.layers = [StoredLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+            kinds = [kind_of(layer) for layer in self.layers]
+            acted_on = [i for i, kind in enumerate(kinds) if kind in ("full", "beside") and i in keeper.layers]
+            for i in acted_on:
+                self.layers[i] = stored_layer(self.layers[i])
 
     @property
     def listener(self) -> NewKeysValues | None:
@@ -63,12 +67,18 @@ class LensCache(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if layer_idx == 0:  # before anything is stored, so that a refusal leaves the cache as it was
+        if layer_idx == self._first:  # before anything is stored, so that a refusal leaves the cache as it was
             self._check_arrival(key_states.shape[2])
         if self._listener is not None:
             key_states, value_states = self._listener(layer_idx, key_states, value_states)
         stored: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return stored
+
+    @property
+    def _first(self) -> int:
+        """The first layer that stores keys and values; of a cache whose layers come as they are needed, 0."""
+        kept = (i for i, layer in enumerate(self.layers) if kind_of(layer) != "none")
+        return next(kept, 0)
 
     @property
     def waits(self) -> bool:
@@ -109,9 +119,22 @@ class LensCache(DynamicCache):
                 f"the cache cannot go back to {left} tokens while its policies have yet to compress the prompt of "
                 f"{self.keeper.prompt_tokens}; start a new one."
             )
+        states = [i for i, layer in enumerate(self.layers) if hasattr(layer, "recurrent_states")]
+        if left < seen and states:
+            raise InterpError(
+                f"the cache cannot forget tokens: layers {', '.join(map(str, states))} hold a recurrent state, which "
+                "has no past; start a new one."
+            )
         for layer in self.layers:
             copy.copy(layer).crop(left - seen)
         super().crop(left - seen)
+
+    def fork(self) -> Self:
+        """A cache that goes on by itself from here, without copying keys and values: updates make new tensors of them.
+        Recurrent states are written in place and copied. Of a cache whose layers are in slots, take a deep copy."""
+        made = copy.copy(self)
+        made.layers = [copy.deepcopy(layer) if kind_of(layer) == "none" else copy.copy(layer) for layer in self.layers]
+        return made
 
     def reset(self) -> None:
         super().reset()
@@ -147,7 +170,9 @@ class LensCache(DynamicCache):
                 for segment in layer.segments:
                     yield from ((i, name, tensor) for name, tensor in segment.tensors())
             else:
-                held = (("keys", layer.keys), ("values", layer.values))
+                held = [(name, getattr(layer, name, None)) for name in ("keys", "values")]
+                for name in ("conv_states", "recurrent_states"):
+                    held += [(name, state) for state in getattr(layer, name, {}).values()]
                 yield from ((i, name, tensor) for name, tensor in held if isinstance(tensor, Tensor))
 
     def nbytes(self) -> int:
@@ -174,7 +199,7 @@ class LensCache(DynamicCache):
         table = table.unstack(fill_value=0)
         total = table.sum(axis=1)
         kept = [_kept(self.layers[i]) for i in table.index]
-        seen = [self.get_seq_length(i) for i in table.index]
+        seen = [0 if kind_of(self.layers[i]) == "none" else self.get_seq_length(i) for i in table.index]
         table = table.assign(bytes=total)
         table.insert(0, "kept", kept)
         table.insert(0, "tokens", seen)
@@ -182,4 +207,7 @@ class LensCache(DynamicCache):
 
 
 def _kept(layer: Any) -> int:
-    return layer.kept if isinstance(layer, StoredLayer) else int(layer.keys.shape[-2]) if layer.is_initialized else 0
+    if isinstance(layer, StoredLayer):
+        return layer.kept
+    keys = getattr(layer, "keys", None)
+    return int(keys.shape[-2]) if isinstance(keys, Tensor) else 0

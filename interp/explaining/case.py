@@ -6,7 +6,6 @@ predicts token t + 1. The continuation's first token is predicted by the prompt 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import warnings
@@ -139,7 +138,7 @@ class Case:
     @cached_property
     def full(self) -> CacheRun:
         """All steps at once with the full cache, with every layer's attention."""
-        cache = forked(self.full_prompt)
+        cache = self.full_prompt.fork()
         events: dict[int, AttentionEvent] = {}
         hooks = [(f"blocks.{i}.attn.hook_event", _keep(events, i)) for i in self.layers]
         run = self._feed(cache, self.fed, hooks)
@@ -150,7 +149,7 @@ class Case:
         """The full cache fed just as the policy was, so that rounding is the same too."""
         if not self.policy.stepping:
             return self.full
-        cache = forked(self.full_prompt)
+        cache = self.full_prompt.fork()
         return _joined([self._feed(cache, token) for token in torch.split(self.fed, 1, 1)])
 
     @cached_property
@@ -177,9 +176,9 @@ class Case:
 
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
-        """The intervention in force; that sliding layers stay as they are was said when the case was made."""
+        """The intervention in force; which layers stay as they are was said when the case was made."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* have a sliding window and stay as they are")
+            warnings.filterwarnings("ignore", message=".* layers .* and stay as they are")
             with self.lens.apply(self.intervention, ledger=ledger):
                 yield
 
@@ -196,7 +195,7 @@ class Case:
         z: dict[int, Tensor] = {}
         attn_out: dict[int, Tensor] = {}
         hooks = list(hooks or [])
-        for i in range(self.lens.cfg.n_layers):
+        for i in self.lens.cfg.attention_layers:
             hooks.append((f"blocks.{i}.attn.hook_z", _keep(z, i)))
             if f"blocks.{i}.hook_attn_out" in self.lens.hook_dict:
                 hooks.append((f"blocks.{i}.hook_attn_out", _keep(attn_out, i)))
@@ -210,13 +209,6 @@ class Case:
         """Negative log-likelihood (nats) of the token after each step."""
         losses: Tensor = nll_of(run.logits[None], self.continuation[:, 1:])
         return losses[0]
-
-
-def forked(cache: LensCache) -> LensCache:
-    """A cache without policies that goes on by itself: what is shared is only read, since updates make new tensors."""
-    made = copy.copy(cache)
-    made.layers = [copy.copy(layer) for layer in cache.layers]
-    return made
 
 
 def one_text(lens: TextLens, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:

@@ -204,15 +204,31 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
             f"{cfg.architecture} caches latent vectors (multi-head latent attention), not keys; cache policies do not "
             "apply to it."
         )
-    skipped = [i for i, kind in enumerate(cfg.attn_types) if kind == "local"]
-    if len(skipped) == cfg.n_layers:
-        raise UnsupportedModelError(
-            f"every layer of {cfg.architecture} has a sliding window of {cfg.window_size} tokens, so its cache is "
-            "bounded already; cache policies act on full-attention layers only."
-        )
-    if skipped:
-        warnings.warn(
-            f"{len(skipped)} of {cfg.n_layers} layers have a sliding window and stay as they are: {skipped}.",
-            stacklevel=5,  # the line of the `with`
-        )
+    _say_which_layers(cfg)
     return members
+
+
+LEFT_ALONE = {
+    "local": "have a sliding window",
+    "shared": "share keys and values with others",
+    "other": "keep something else in their cache than the keys that they attend to",
+    "none": "have no attention",
+}
+
+
+def _say_which_layers(cfg: LensConfig) -> None:
+    """Raise where no layer has a cache that policies act on; warn of those that stay as they are."""
+    by_kind = {kind: [i for i, own in enumerate(cfg.attn_types) if own == kind] for kind in LEFT_ALONE}
+    if len(by_kind["local"]) == cfg.n_layers:
+        window = f" of {cfg.window_size} tokens" if cfg.window_size else ", or attends in chunks"
+        raise UnsupportedModelError(
+            f"every layer of {cfg.architecture} has a sliding window{window}, so its cache is bounded already; cache "
+            "policies act on full-attention layers only."
+        )
+    told = [f"{len(layers)} of {cfg.n_layers} layers {LEFT_ALONE[kind]}" for kind, layers in by_kind.items() if layers]
+    if not cfg.full_attention_layers:
+        raise UnsupportedModelError(
+            f"{cfg.architecture} has no layer whose cache a policy could act on: {'; '.join(told)}."
+        )
+    for said, layers in zip(told, filter(None, by_kind.values()), strict=True):
+        warnings.warn(f"{said} and stay as they are: {layers}.", stacklevel=6)  # the line of the `with`

@@ -18,11 +18,13 @@ from torch import nn
 from interp.errors import UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
-from interp.lens.anatomy import FIT, Anatomy, BlockParts, logit_map
+from interp.lens.anatomy import Anatomy, BlockParts
+from interp.lens.head import FIT, Step, logit_map
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
 from interp.seam.config import LensConfig
@@ -202,7 +204,12 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
                 for name in OBSERVABLES:
                     self._drop(f"blocks.{layer}.attn.hook_{name}", reason)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return Anatomy(self._parts(), _wrapped(self.bridge.ln_final), logit_map(raw[0], logits, cap) if raw else None)
+        last = logit_map(raw[0], logits, cap) if raw else None
+        return Anatomy(self._parts(), _wrapped(self.bridge.ln_final), None if last is None else self._unembedding(last))
+
+    def _unembedding(self, last: Step) -> Step:
+        head = self.model.get_output_embeddings()
+        return lambda normalized: last(head(normalized))
 
     def _opaque(self, layer: int, seen: dict[str, Tensor]) -> str | None:
         """Why observables of a layer cannot be computed from what its bridge shows, or None when they can."""
@@ -236,6 +243,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
                 residual_scale=self.cfg.residual_scale,
                 parallel=self.cfg.parallel_attn_mlp,
                 rotation="a TransformerBridge rotates keys itself",
+                writers=Writers(Writer("attn"), Writer("mlp"), self.cfg.parallel_attn_mlp),
             )
             for i, block in enumerate(self.bridge.blocks)
         )

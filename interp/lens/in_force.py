@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import or_
@@ -77,18 +77,19 @@ class InForce:
         config = self.model.config
         return EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
 
-    def attach_edits(self, sites: list[Site], cache: Any, stack: ExitStack) -> None:
+    def attach_edits(self, sites: Mapping[int, Site], cache: Any, stack: ExitStack) -> None:
         """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
         memory = cache.memory if isinstance(cache, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
         editing = Editing(self.edits, memory, seen, self._account)
         stack.callback(self.model.register_forward_pre_hook(editing.arrive, with_kwargs=True).remove)
-        for site, part in zip(sites, self.anatomy.blocks, strict=True):
-            layer = LayerEdits(site.layer, editing)
+        for i, site in sites.items():
+            layer = LayerEdits(i, editing)
             if layer.acting:
                 site.edits = layer
             if layer.reads_residual:
-                stack.callback(part.block.register_forward_pre_hook(layer.enter, with_kwargs=True).remove)
+                block = self.anatomy.blocks[i].block
+                stack.callback(block.register_forward_pre_hook(layer.enter, with_kwargs=True).remove)
 
     def refuse_guessing(self, kwargs: dict[str, Any]) -> None:
         """Assisted generation reads guessed tokens with the prompt: a policy would take them for the prompt's."""

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from interp.cache.lens_cache import LensCache
@@ -84,24 +85,30 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         self.blocks = nn.ModuleList()
         for layer, block in enumerate(parts.blocks):
             room = HookTree()
-            room.attn = HookTree()
             self.blocks.append(room)
-            for point in table.attention_points(block.seen["rotary"]):
-                room.attn.add_module(
-                    point.name.removeprefix("attn."), self._place(point, f"blocks.{layer}.{point.name}")
-                )
-            for point in table.RESIDUAL:
+            for point in table.residual_points(attends=block.attention is not None):
                 name = f"blocks.{layer}.{point.name}"
-                if (reason := _missing(point.name, block)) is None:
-                    room.add_module(point.name, self._place(point, name))
-                else:
+                if (reason := _elsewhere(point.name, block)) is not None:
+                    self.elsewhere[name] = reason
+                elif (reason := _missing(point.name, block)) is not None:
                     self.absent[name] = reason
-            if block.seen["rotary"] and isinstance(block.rotation, str):
-                del room.attn.hook_pre_rot_k
-                self.absent[f"blocks.{layer}.attn.hook_pre_rot_k"] = block.rotation
+                else:
+                    room.add_module(point.name, self._place(point, name))
+            if block.attention is not None:
+                room.attn = self._attention_room(layer, block)
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
+
+    def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
+        room = HookTree()
+        for point in table.attention_points(block.seen["rotary"], block.gated):
+            name = f"blocks.{layer}.{point.name}"
+            if point is table.PRE_ROTARY and isinstance(block.rotation, str):
+                self.absent[name] = block.rotation
+            else:
+                room.add_module(point.name.removeprefix("attn."), self._place(point, name))
+        return room
 
     def forward(
         self,
@@ -224,7 +231,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             raise InterpError(
                 f"{' and '.join(edits)} edits attention and drops nothing from a cache; leave it out here."
             )
-        latent = any(hasattr(block.attention, "kv_lora_rank") for block in self.anatomy.blocks)
+        latent = any(hasattr(block.attention, "kv_lora_rank") for _, block in self.anatomy.attending)
         return cache_policies(intervention, self.cfg, latent)
 
     def _with_cache(self, kwargs: dict[str, Any], use_cache: bool, tokens: Tensor) -> Any:
@@ -271,14 +278,14 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             self._attach_residual(part, self.blocks[layer], stack, on)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
         if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
-            sites = [self._site(layer, stack) for layer in range(self.cfg.n_layers)]
-            by_module = {part.attention: site for part, site in zip(self.anatomy.blocks, sites, strict=True)}
+            sites = {layer: self._site(layer, part, stack) for layer, part in self.anatomy.attending}
+            by_module = {part.attention: sites[layer] for layer, part in self.anatomy.attending if part.attention}
             stack.enter_context(attention_through(self.model, by_module))
             if isinstance(cache, LensCache):
-                cache.listener = lambda layer, k, v: sites[layer].store(k, v)
+                cache.listener = lambda layer, k, v: sites[layer].store(k, v) if layer in sites else (k, v)
                 stack.callback(setattr, cache, "listener", None)
             if under_policy:
-                for site in sites:
+                for site in sites.values():
                     site.cache = cache
             if self.edits_in_force:
                 self._interventions.attach_edits(sites, cache, stack)
@@ -287,7 +294,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         def point(name: str) -> HookPoint | None:
             return getattr(room, name, None)
 
-        if live(point("hook_resid_pre")) or live(point("hook_resid_mid")):
+        rest = point("hook_mlp_out") if part.writers.rest else None
+        if live(point("hook_resid_pre")) or live(point("hook_resid_mid")) or live(rest):
             resid: dict[str, Tensor] = {}
 
             def enter(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
@@ -296,26 +304,41 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
             stack.callback(part.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        if live(point("hook_attn_out")):
-            on(part.attn_out, written_through(room.hook_attn_out, part.residual_scale))
+        for name in ("hook_attn_out", "hook_mixer_out"):
+            if live(point(name)):
+                on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
         if live(point("hook_resid_mid")):
             on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
-        if live(point("hook_mlp_out")):
-            on(part.mlp_out, written_through(room.hook_mlp_out, part.residual_scale))
+        if live(rest):
+
+            def leave(module: nn.Module, args: Args, out: Any) -> None:
+                resid["mid"] = resid["pre"] + part.residual_scale * first(out).view_as(resid["pre"])
+
+            on(part.attn_out, leave)  # after the hooks above, so that it sees what they left
+            on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
+        elif live(point("hook_mlp_out")):
+            on(part.mlp_out, written_through(room.hook_mlp_out, part.mlp_scale))
         if live(point("hook_resid_post")):
             on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 
-    def _site(self, layer: int, stack: ExitStack) -> Site:
-        part = self.anatomy.blocks[layer]
-        names = {
-            p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in table.attention_points(part.seen["rotary"])
-        }
+    def _site(self, layer: int, part: BlockParts, stack: ExitStack) -> Site:
+        points = table.attention_points(part.seen["rotary"], part.gated)
+        names = {p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in points}
         site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
 
         def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
 
+        assert part.attention is not None
         stack.callback(part.attention.register_forward_pre_hook(note, with_kwargs=True).remove)
+        if part.gated and live(gated := names.get("attn.hook_gated_z")):
+            assert part.out_projection is not None
+            heads = part.seen["n_heads"]
+
+            def read(module: nn.Module, args: Args) -> Args:
+                return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
+
+            stack.callback(part.out_projection.register_forward_pre_hook(read).remove)
         return site
 
 
@@ -335,7 +358,7 @@ def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | N
         own = first(out)
         if start is None and scale == 1:
             return replaced(out, point(own))
-        before = scale * own if start is None else start() + scale * own
+        before = scale * own if start is None else start() + scale * own.view_as(start())
         version = before._version
         after = point(before)
         if after is before and before._version == version and not before.requires_grad:
@@ -347,20 +370,46 @@ def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | N
     return hook
 
 
+def moved(point: HookPoint, mid: Tensor, post: Tensor) -> Tensor:
+    """A block's output after a point has seen what leads from `mid` to it; an edit moves the output."""
+    before = post - mid
+    version = before._version
+    after: Tensor = point(before)
+    if after is before and before._version == version and not before.requires_grad:
+        return post
+    return post + (after - (post - mid))
+
+
 def known_keywords(model: nn.Module) -> set[str]:
     """Arguments that a model's forward pass understands; anything else it would swallow without a word."""
-    signatures = [inspect.signature(m.forward).parameters for m in (model, getattr(model, "base_model", model))]
-    return set(TransformersKwargs.__annotations__).union(*signatures) - {"kwargs"}
+    inside: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else None
+    parts = [part for part in (model, getattr(model, "base_model", model), inside) if part is not None]
+    signatures = [inspect.signature(part.forward).parameters for part in parts]
+    return set(TransformersKwargs.__annotations__).union({"use_cache", "past_key_values"}, *signatures) - {"kwargs"}
+
+
+def _elsewhere(point: str, block: BlockParts) -> str | None:
+    """Why a block is not built to have a residual-stream point, or None."""
+    if not block.ran:
+        return "its block does not run on text alone"
+    if point in ("hook_resid_mid", "hook_mlp_out") and block.writers.alone:
+        return f"this block has {block.mixer} and no MLP"
+    return None
 
 
 def _missing(point: str, block: BlockParts) -> str | None:
-    """Why a residual-stream point does not exist in a block, or None when it does."""
-    if point == "hook_resid_mid" and block.parallel:
+    """Why a residual-stream point could not be found in a block, or None where it was."""
+    found = block.writers
+    if not found.one_stream:
+        return found.reason
+    if point in ("hook_resid_pre", "hook_resid_post"):
+        return None
+    if point == "hook_resid_mid" and found.parallel:
         return "attention and MLP read the same input (parallel block), so nothing lies between them"
-    if point in ("hook_attn_out", "hook_resid_mid") and block.attn_out is None:
-        return "what attention adds to the residual stream could not be identified"
-    if point == "hook_mlp_out" and block.mlp_out is None:
-        return "what the MLP adds to the residual stream could not be identified"
+    if found.mixer is None:
+        return f"what {block.mixer} adds to the residual stream is unknown: {found.reason}"
+    if point == "hook_mlp_out" and found.mlp is None and not found.rest:
+        return f"what the MLP adds to the residual stream is unknown: {found.reason}"
     return None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from interp.errors import InterpError, UnsupportedModelError
+from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.lens.bridge import BridgeLens
@@ -107,10 +107,6 @@ def _lens(model: Any, tokenizer: Any, name: str | None) -> Lens:
         raise InterpError(
             f"interp.load takes 'demo', a hub id, a folder, a .gguf file, a transformers model or a TransformerBridge, "
             f"not {type(model).__name__}."
-        )
-    if model.get_output_embeddings() is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
         )
     return Lens(model, tokenizer, name)
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import nn
 
 from interp.errors import UnsupportedModelError
-from interp.lens.anatomy import FIT, Anatomy, BlockParts
+from interp.lens.anatomy import Anatomy, BlockParts
+from interp.lens.head import FIT
 from interp.lens.strict_hooks import HookTree
 from interp.seam.config import LensConfig
 
@@ -39,9 +40,18 @@ class ReadoutMixin:
 
     def unembed(self, normalized: Tensor) -> Tensor:
         """Logits `[..., d_vocab]` of a normalised residual stream, scaled or softcapped as the model does."""
-        if self.anatomy.logit_map is None:
-            raise UnsupportedModelError(f"{self.cfg.architecture} turns its unembedding into logits in an unknown way.")
-        return self.anatomy.logit_map(self.model.get_output_embeddings()(normalized))
+        if self.anatomy.unembed is None:
+            raise UnsupportedModelError(
+                f"{self.cfg.architecture} turns its last residual stream into logits in an unknown way."
+            )
+        return self.anatomy.unembed(normalized)
+
+    def normalized(self, resid: Tensor) -> Tensor:
+        """A residual stream after the final norm; as it is where the model has none (BERT, whose blocks end in one)."""
+        if self.anatomy.final_norm is None:
+            return resid
+        after: Tensor = self.anatomy.final_norm(resid)
+        return after
 
     def final_norm_frozen(self, resid: Tensor) -> Callable[[Tensor], Tensor]:
         """The final norm as a linear map, with its scale frozen at the residual stream `resid [d_model]`.
@@ -51,7 +61,9 @@ class ReadoutMixin:
         """
         norm = self.anatomy.final_norm
         if norm is None:
-            raise UnsupportedModelError(f"{self.cfg.architecture} has no final norm that could be found.")
+            if self.anatomy.unembed is None:
+                raise UnsupportedModelError(f"{self.cfg.architecture} has no final norm that could be found.")
+            return lambda part: part
         return frozen(norm, resid)
 
     def output_norms(self, layer: int) -> Tensor:
@@ -60,14 +72,14 @@ class ReadoutMixin:
 
     def head_contributions(self, layer: int, z: Tensor, pos: int = -1) -> Tensor:
         """What each head adds to the residual stream at one position: `[head, d_model]` from `z [1, pos, head,
-        d_head]`.
+        d_head]`; where the layer has `hook_gated_z`, from that.
 
         The output projection's bias belongs to no head. Where a norm follows attention (Gemma, OLMo-2) its scale is
         frozen.
         """
         part = self.anatomy.blocks[layer]
         project = part.out_projection
-        if project is None or part.attn_out is None:
+        if project is None or part.attn_out is None or not part.heads_written:
             raise _no_projection(self.cfg, layer)
         heads = z[0, pos]
         alone = torch.zeros(heads.shape[0], *heads.shape, dtype=z.dtype, device=z.device)
@@ -80,15 +92,16 @@ class ReadoutMixin:
 
 
 def output_norms(cfg: LensConfig, part: BlockParts, layer: int) -> Float[Tensor, "head d_head"]:
-    """What `Lens.output_norms` returns, of the layer whose parts are `part`."""
+    """What `Lens.output_norms` returns, of the layer whose parts are `part`; where z meets a gate, without it."""
     project = part.out_projection
     if project is None:
         raise _no_projection(cfg, layer)
     weight = next(project.parameters())
-    units = torch.eye(cfg.n_heads * cfg.d_head, dtype=weight.dtype, device=weight.device)
+    heads = part.seen.get("n_heads", cfg.n_heads)
+    units = torch.eye(heads * part.seen.get("d_value", cfg.d_head), dtype=weight.dtype, device=weight.device)
     rows = project(units) - project(torch.zeros_like(units[:1]))
     norms: Tensor = rows.float().norm(dim=-1)
-    return norms.view(cfg.n_heads, cfg.d_head)
+    return norms.view(heads, -1)
 
 
 def _no_projection(cfg: LensConfig, layer: int) -> UnsupportedModelError:

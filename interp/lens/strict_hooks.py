@@ -51,6 +51,8 @@ class HookedLens(HookedRootModule):
         self.point_table: dict[str, Point] = {}
         self.absent: dict[str, str] = {}
         """Points that this model cannot have, with the reason."""
+        self.elsewhere: dict[str, str] = {}
+        """Points that single blocks are not built to have, with the reason: those of an MLP where there is none."""
 
     if TYPE_CHECKING:  # TransformerLens' own, which annotates no return value and takes lists only
 
@@ -102,6 +104,12 @@ class HookedLens(HookedRootModule):
         self.hook_dict = {m.name: m for m in self.modules() if isinstance(m, HookPoint) and m.name in self.point_table}
         self.mod_dict = dict(self.hook_dict)
 
+    def why_absent(self, name: str) -> str | None:
+        """Why there is no hook point of that name; None where there is one, or no model has one of that name."""
+        if name in self.hook_dict:
+            return None
+        return self.absent.get(name, self.elsewhere.get(name))
+
     def point_names(self, name: Any) -> list[str]:
         """Names of the hook points that a name, a list of names, or a filter function selects.
 
@@ -112,8 +120,8 @@ class HookedLens(HookedRootModule):
         if name is None:
             return [n for n, point in self.point_table.items() if point.cached_by_default and n in self.hook_dict]
         if isinstance(name, str):
-            if name in self.absent:
-                raise UnknownNameError(f"this model has no {name}: {self.absent[name]}.")
+            if (reason := self.why_absent(name)) is not None:
+                raise UnknownNameError(f"this model has no {name}: {reason}.")
             if name not in self.hook_dict:
                 near = difflib.get_close_matches(name, self.hook_dict, n=1, cutoff=0.0)
                 raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near[0]!r}?")

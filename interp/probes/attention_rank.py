@@ -25,6 +25,7 @@ from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column
 from interp.results.described import Row, described
 from interp.results.naming import heads_named
+from interp.results.ragged import stacked
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -78,27 +79,32 @@ class AttentionRank(Probe):
         rank, effective, censored = (
             result[name].transpose("layer", "head").values for name in ("rank90", "effective_rank", "rank90_censored")
         )
-        typical = f"more than {k}" if np.median(rank) > k else f"{np.median(rank):g}"
+        typical = f"more than {k}" if np.nanmedian(rank) > k else f"{np.nanmedian(rank):g}"
         wide = (rank > tokens / 4) | (censored > 0)
-        exceptions = f"in every head that rank is at most {rank.max()}"
+        exceptions = f"in every head that rank is at most {np.nanmax(rank):g}"
         if wide.any():
             bound = min(k, tokens // 4)
-            exceptions = f"{wide.sum()} of {wide.size} heads need more than {bound}: {heads_named(wide, layers)}"
-        lowest, highest = (heads_named(effective == x, layers) for x in (effective.min(), effective.max()))
+            exceptions = (
+                f"{wide.sum()} of {np.isfinite(rank).sum()} heads need more than {bound}: {heads_named(wide, layers)}"
+            )
+        lowest, highest = (heads_named(effective == x, layers) for x in (np.nanmin(effective), np.nanmax(effective)))
+        middle, by_score, score = (
+            np.nanmedian(result[name]) for name in ("effective_rank", "score_rank90", "score_effective_rank")
+        )
         return [
             f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; "
             f"{exceptions}.",
-            f"Effective rank (exponential of the singular values' entropy) has the median {np.median(effective):.3g}, "
-            f"from {effective.min():.3g} in {lowest} to {effective.max():.3g} in {highest}.",
+            f"Effective rank (exponential of the singular values' entropy) has the median {middle:.3g}, "
+            f"from {np.nanmin(effective):.3g} in {lowest} to {np.nanmax(effective):.3g} in {highest}.",
             f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head "
-            f"holds 90 % of their energy in {np.median(result['score_rank90']):g} singular values, with an effective "
-            f"rank of {np.median(result['score_effective_rank']):.3g}.",
+            f"holds 90 % of their energy in {by_score:g} singular values, with an effective "
+            f"rank of {score:.3g}.",
         ]
 
     @classmethod
     def columns(cls, result: xr.Dataset) -> list[Column]:
         k = result.sizes["component"]
-        median = np.median(result["rank90"].transpose("layer", "head").values, axis=1)
+        median = np.nanmedian(result["rank90"].transpose("layer", "head").values, axis=1)
         about = "components that hold 90 % of a pattern's energy, median over heads"
         return [Column("rank 90 %", about, [f">{k}" if rank > k else f"{rank:g}" for rank in median])]
 
@@ -158,7 +164,7 @@ class RankFold(Fold):
         layers = sorted(self.layers)
         data = {}
         for name, (dims, _, description) in VARIABLES.items():
-            values = np.stack([self.layers[layer][name] for layer in layers])
+            values = stacked([self.layers[layer][name] for layer in layers])
             data[name] = Row(("layer", "head", *dims), values, "1", description)
         _, heads, components = data["singular_value"].values.shape
         channels = data["score_energy"].values.shape[-1]

@@ -20,6 +20,7 @@ from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column
 from interp.results.described import Row, described
 from interp.results.naming import quoted
+from interp.results.ragged import stacked
 
 Tensor = torch.Tensor
 
@@ -32,6 +33,7 @@ class LogitLens(Probe):
 
     Attributions are to the logit of the model's top token minus that of its runner-up, before a final softcap.
     Embedding, layers and biases add up to that difference; the attribute `unexplained` says by how much they miss it.
+    Where they do not, because a norm follows the sum (BERT) or a writer is unknown, shares and `unexplained` are NaN.
 
     Examples:
         >>> seen = interp.probe(lens, prompt, ["logit_lens"])["logit_lens"]
@@ -49,22 +51,27 @@ class LogitLens(Probe):
         top, runner_up = quoted(result.attrs["top_token"]), quoted(result.attrs["runner_up"])
         elsewhere = np.flatnonzero(rank > 1)
         since = layers[elsewhere[-1] + 1] if len(elsewhere) else layers[0]
+        probability = float(result["lens_probability"][-1])
+        said = [
+            f"After the last token the model predicts {top} (probability {probability:.2f}), which is the logit lens' "
+            f"top token from layer {since} on."
+        ]
+        lead = f"Its logit lies {result.attrs['logit_difference']:.2f} above that of {runner_up}"
         parts = [
             (float(result[f"{kind}_attribution"][i]), f"the {label} of layer {layer}")
-            for kind, label in (("attention", "attention"), ("mlp", "MLP"))
+            for kind, label in (("attention", "attention"), ("mlp", "MLP"), ("mixer", "mixer"))
             for i, layer in enumerate(layers)
+            if f"{kind}_attribution" in result and np.isfinite(result[f"{kind}_attribution"][i])
         ]
+        if not parts:
+            return [*said, f"{lead}; what blocks write does not add up to it here, so it has no shares."]
         amount, part = max(parts, key=lambda pair: abs(pair[0]))
+        told = f"{lead}; the largest direct contribution comes from {part} ({amount:+.2f})"
         heads = result["head_attribution"].transpose("layer", "head").values
-        strongest = (np.unravel_index(i, heads.shape) for i in np.argsort(-np.abs(heads), axis=None)[:3])
+        order = np.argsort(-np.abs(heads), axis=None)[: min(3, int(np.isfinite(heads).sum()))]  # NaN comes last
+        strongest = [np.unravel_index(i, heads.shape) for i in order]
         listed = ", ".join(f"layer {layers[i]} head {j} ({heads[i, j]:+.2f})" for i, j in strongest)
-        probability = float(result["lens_probability"][-1])
-        return [
-            f"After the last token the model predicts {top} (probability {probability:.2f}), which is the logit lens' "
-            f"top token from layer {since} on.",
-            f"Its logit lies {result.attrs['logit_difference']:.2f} above that of {runner_up}; the largest direct "
-            f"contribution comes from {part} ({amount:+.2f}), the heads that contribute most are {listed}.",
-        ]
+        return [*said, f"{told}, the heads that contribute most are {listed}." if strongest else f"{told}."]
 
     @classmethod
     def columns(cls, result: xr.Dataset) -> list[Column]:
@@ -79,20 +86,29 @@ class LogitFold(Fold):
         self.resid: dict[int, Tensor] = {}
         self.attention: dict[int, Tensor] = {}
         self.mlp: dict[int, Tensor] = {}
+        self.mixer: dict[int, Tensor] = {}
         self.z: dict[int, Tensor] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
-        return {
+        listens: dict[str, Callable[[int, Any], None]] = {
             "hook_resid_pre": self.enter,
-            "hook_attn_out": lambda layer, out: self.attention.update({layer: out[0, -1].clone()}),
-            "hook_mlp_out": lambda layer, out: self.mlp.update({layer: out[0, -1].clone()}),
             "hook_resid_post": lambda layer, resid: self.resid.update({layer: resid[0, -POSITIONS:].clone()}),
-            "attn.hook_z": lambda layer, z: self.z.update({layer: z[:, -1:].clone()}),
         }
+        if not self.lens.anatomy.additive:  # parts that do not add up to the whole are no shares of it
+            return listens
+        wished: dict[str, Callable[[int, Any], None]] = {
+            "hook_attn_out": lambda layer, out: self.attention.update({layer: out[0, -1].clone()}),
+            "hook_mixer_out": lambda layer, out: self.mixer.update({layer: out[0, -1].clone()}),
+            "hook_mlp_out": lambda layer, out: self.mlp.update({layer: out[0, -1].clone()}),
+            "attn.hook_z": lambda layer, z: self.z.update({layer: z[:, -1:].clone()}),
+            "attn.hook_gated_z": lambda layer, z: self.z.update({layer: z[:, -1:].clone()}),  # after the layer's z
+        }
+        there = {name.split(".", 2)[2] for name in self.lens.hook_dict if name.startswith("blocks.")}
+        return listens | {name: keep for name, keep in wished.items() if name in there}
 
     def enter(self, layer: int, resid: Tensor) -> None:
         """Keep what the first block reads: not `hook_embed`, since positions and Gemma's scaling come after that."""
-        if layer == 0:
+        if self.embed.numel() == 0:
             self.embed = resid[0, -1].clone()
 
     @torch.no_grad()
@@ -108,12 +124,13 @@ class LogitFold(Fold):
             numbers["lens_rank"].append(1 + int((lens[-1] > lens[-1, top]).sum()))
             numbers["kl_to_final"].append(float((final.exp() * (final - lens)).sum(-1).mean()))
         shares, difference = self._attributions(layers, top, runner_up)
-        parts = ("embed", "attention", "mlp", "bias")
-        explained = sum(float(np.sum(shares[f"{part}_attribution"], dtype=np.float64)) for part in parts)
+        parts = [name for name in shares if name != "head_attribution"]
+        explained = sum(float(np.nansum(shares[part], dtype=np.float64)) for part in parts)
         numbers |= shares
         data = {
             name: Row(dims, np.array(numbers[name], dtype), units, description)
             for name, (dims, dtype, units, description) in VARIABLES.items()
+            if name in numbers
         }
         coordinates = {"layer": layers, "head": np.arange(data["head_attribution"].values.shape[1])}
         attrs = {
@@ -124,14 +141,14 @@ class LogitFold(Fold):
             "runner_up": self._text(runner_up)[0],
             "runner_up_id": runner_up,
             "logit_difference": difference,
-            "unexplained": difference - explained,
+            "unexplained": difference - explained if self.lens.anatomy.additive else np.nan,
             "kl_positions": len(final),
         }
         return described(data, coordinates, attrs)
 
     def _read_out(self, resid: Tensor) -> Tensor:
         """Log probabilities `[pos, d_vocab]` that a residual stream stands for, fp32."""
-        return self.lens.unembed(self.lens.ln_final(resid)).float().log_softmax(-1)
+        return self.lens.unembed(self.lens.normalized(resid)).float().log_softmax(-1)
 
     def _text(self, token: int) -> list[str]:
         return list(self.lens.to_str_tokens(torch.tensor([token])))
@@ -145,15 +162,25 @@ class LogitFold(Fold):
         def share(part: Tensor) -> np.ndarray:
             return (frozen(part.to(resid.dtype)).float() @ direction).cpu().numpy()
 
-        difference = float(self.lens.ln_final(resid).float() @ direction) + constant
+        difference = float(self.lens.normalized(resid).float() @ direction) + constant
         shares = {
-            "attention_attribution": [share(self.attention[layer]) for layer in layers],
-            "mlp_attribution": [share(self.mlp[layer]) for layer in layers],
-            "head_attribution": [share(self.lens.head_contributions(layer, self.z[layer])) for layer in layers],
             "embed_attribution": share(self.embed),
             "bias_attribution": difference - float(share(resid)),
         }
+        for name, wrote in (("attention", self.attention), ("mlp", self.mlp), ("mixer", self.mixer)):
+            if wrote or name != "mixer":  # where nothing is known, and in blocks that lack it: NaN
+                shares[f"{name}_attribution"] = np.array([share(wrote[i]) if i in wrote else np.nan for i in layers])
+        shares["head_attribution"] = self._by_head(layers, share)
+        if not self.lens.anatomy.additive:
+            shares |= dict.fromkeys(("embed_attribution", "bias_attribution"), np.nan)
         return shares, difference
+
+    def _by_head(self, layers: list[int], share: Callable[[Tensor], np.ndarray]) -> np.ndarray:
+        """Each head's share `[layer, head]`; NaN in layers without attention, or whose output projection is unknown."""
+        known = {i: z for i, z in self.z.items() if self.lens.anatomy.blocks[i].heads_written}
+        rows = {i: share(self.lens.head_contributions(i, z)) for i, z in known.items()}
+        nothing = np.full(self.lens.cfg.n_heads, np.nan)
+        return stacked([rows.get(i, nothing) for i in layers])
 
     def _direction(self, top: int, runner_up: int) -> tuple[Tensor, float]:
         """The direction `[d_model]` and the constant that turn the normalised residual into the logit difference.
@@ -186,6 +213,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
     ),
     "attention_attribution": (("layer",), "float32", "logits", "attention's part in logit(top) - logit(runner-up)"),
     "mlp_attribution": (("layer",), "float32", "logits", "the MLP's part"),
+    "mixer_attribution": (("layer",), "float32", "logits", "the part of what stands in attention's place (hybrids)"),
     "head_attribution": (("layer", "head"), "float32", "logits", "each head's part, output bias left out"),
     "embed_attribution": ((), "float32", "logits", "the token (and position) embedding's part"),
     "bias_attribution": ((), "float32", "logits", "the part of the biases of final norm and unembedding"),

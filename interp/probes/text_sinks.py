@@ -26,6 +26,7 @@ from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column, number
 from interp.results.described import Row, described
 from interp.results.naming import layers_named, quoted
+from interp.results.ragged import stacked
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -183,14 +184,15 @@ class SinkFold(Fold):
             known = next((numbers[name] for numbers in seen if name in numbers), None)
             if known is not None:  # not every model, and not every layer, has learned sinks
                 missing = np.full(np.shape(known), np.nan)
-                values = np.stack([numbers.get(name, missing) for numbers in seen]).astype(dtype)
+                values = stacked([numbers.get(name, missing) for numbers in seen], dtype)
                 about = counted if name == "alpha_first" else {}
                 data[name] = Row(("layer", *dims), values, units, description, about)
         above = np.stack([data["alpha_first"].values > epsilon for epsilon in self.probe.thresholds])
         said = "1 where alpha_first exceeds epsilon"
         data["is_sink"] = Row(("epsilon", "layer", "head"), above.astype(np.int8), "1", said, counted)
         said = "Sink_k: share of all heads with alpha_first above epsilon"
-        data["sink_rate"] = Row(("epsilon",), above.mean((1, 2)) * 100, "%", said, counted)
+        heads = np.isfinite(data["alpha_first"].values).sum()  # layers may differ in how many they have
+        data["sink_rate"] = Row(("epsilon",), above.sum((1, 2)) / heads * 100, "%", said, counted)
         coordinates = {
             "layer": layers,
             "head": np.arange(above.shape[2]),

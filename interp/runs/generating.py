@@ -86,14 +86,14 @@ def dense_cache_bytes(lens: InterventionLens, cache: LensCache) -> int:
     """
     total = 0
     for i, layer in enumerate(cache.layers):
-        if not layer.is_initialized:
-            continue
         if isinstance(layer, StoredLayer):
+            if not layer.is_initialized:
+                continue
             batch, width = layer.segments[0].keys.shape[0], layer.d_head + layer.d_value
             heads = lens.anatomy.blocks[i].seen["n_key_value_heads"]
             total += batch * heads * layer.seen * width * layer.dtype.itemsize
         else:
-            held = (layer.keys.untyped_storage(), layer.values.untyped_storage())
+            held = (tensor.untyped_storage() for at, _, tensor in cache.parts() if at == i)
             total += sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
     return total
 

@@ -231,7 +231,7 @@ def _named(lens: TextLens, name: str) -> list[str]:
         return lens.point_names(name)
     everywhere = [f"blocks.{layer}.{name}" for layer in range(lens.cfg.n_layers)]
     if any(full in lens.hook_dict or full in lens.absent for full in everywhere):
-        return lens.point_names(everywhere)
+        return lens.point_names([full for full in everywhere if full in lens.hook_dict or full in lens.absent])
     relative = {full.split(".", 2)[2] for full in lens.hook_dict if full.startswith("blocks.")}
     (near,) = difflib.get_close_matches(str(name), [*lens.hook_dict, *sorted(relative)], n=1, cutoff=0.0)
     raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near!r}?")

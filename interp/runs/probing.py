@@ -178,7 +178,8 @@ def _probe_one(
     hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
     if report is not None:
         last = lens.cfg.n_layers - 1
-        hooks += [(f"blocks.{i}.hook_resid_post", _only(partial(report, i + 1))) for i in range(last + 1)]
+        ends = {i: f"blocks.{i}.hook_resid_post" for i in range(last + 1)}
+        hooks += [(end, _only(partial(report, i + 1))) for i, end in ends.items() if end in lens.hook_dict]
     began = time.perf_counter()
     # The last position's logits suffice: all of them would be the largest tensor of the pass.
     lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
@@ -206,10 +207,12 @@ def _attach(lens: TextLens, probe: str, fold: Fold) -> list[tuple[str, Hook]]:
         if name in lens.hook_dict:
             hooks.append((name, _only(partial(fn, -1))))
             continue
-        wanted = [f"blocks.{i}.{name}" for i in range(lens.cfg.n_layers)]
-        if missing := [point for point in wanted if point not in lens.hook_dict]:
-            raise _no_point(lens, probe, name, None if len(missing) == len(wanted) else missing[0])
-        hooks += [(point, _only(partial(fn, i))) for i, point in enumerate(wanted)]
+        wanted = {i: f"blocks.{i}.{name}" for i in range(lens.cfg.n_layers)}
+        built = {i: point for i, point in wanted.items() if point in lens.hook_dict or point in lens.absent}
+        missing = [point for point in built.values() if point not in lens.hook_dict]
+        if missing or not built:  # blocks that are not built to have it (hybrids) are left out
+            raise _no_point(lens, probe, name, None if len(missing) == len(built) else missing[0])
+        hooks += [(point, _only(partial(fn, i))) for i, point in built.items()]
     return hooks
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -69,9 +73,43 @@ class AttentionCall:
 
     def refuse_unknown(self) -> None:
         """Refuse to compute attention ourselves where the model passes something that we would ignore."""
-        unknown = sorted(name for name, value in self.rest.items() if value is not None and name not in UNDERSTOOD)
+        given = (name for name, value in self.rest.items() if value is not None and name not in UNDERSTOOD)
+        unknown = sorted(name for name in given if self._reads(name))
         if unknown:
             raise UnsupportedModelError(
                 f"{type(self.module).__name__} passes {', '.join(unknown)} to its attention, which scores, pattern and "
                 "observables would ignore; hook q, k, v or z of this model instead."
             )
+
+    def _reads(self, keyword: str) -> bool:
+        """Whether the model's attention makes anything of a keyword: models hand down whatever they were called with
+        (`logits_to_keep`), and the functions at the end take most of it without a look.
+
+        Asked of the function that the model uses and of the modelling file's own: one that names the keyword reads it,
+        and so may one that is not transformers' own, since it could hand it to another.
+        """
+        functions = [self.own]
+        with contextlib.suppress(UnsupportedModelError):
+            functions.append(eager_of(cast(Hashable, type(self.module))))
+        return any(_names(function, keyword) for function in functions)
+
+
+def _names(function: Any, keyword: str) -> bool:
+    bare = inspect.unwrap(function)
+    code = getattr(bare, "__code__", None)
+    if code is None or not bare.__module__.startswith("transformers."):
+        return True
+    return keyword in code.co_varnames or keyword in code.co_consts
+
+
+@cache
+def eager_of(kind: Hashable) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The eager attention function of the file that defines a module's class or, for one that inherits it, its base."""
+    assert isinstance(kind, type)
+    for cls in kind.__mro__:
+        function = vars(sys.modules[cls.__module__]).get("eager_attention_forward")
+        if function is not None:
+            return cast(Callable[..., tuple[Tensor, Tensor]], function)
+    raise UnsupportedModelError(
+        f"{kind.__module__} defines no eager attention function; load the model with attn_implementation='sdpa'."
+    )

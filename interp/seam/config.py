@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+AttentionType = Literal["global", "local", "shared", "other", "none"]
+"""global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: global, with keys and values that
+several layers have in common. other: its cache holds something else than the keys it attends to (latents, an index of
+sparse attention). none: the layer has another mixer (linear attention, Mamba, a convolution)."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,19 @@ class LensConfig:
     """The model's own attention implementation, to which unhooked layers go: sdpa, eager, flash_attention_2, ..."""
     window_size: int | None
     """Sliding window in tokens of the layers that have one."""
-    attn_types: tuple[str, ...]
-    """`global` or `local` (sliding window) for each layer."""
+    attn_types: tuple[AttentionType, ...]
+    """What each layer attends to, see `AttentionType`."""
     attn_softcap: float | None
     learned_sinks: bool
     parallel_attn_mlp: bool
     residual_scale: float
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Layers that have attention: all of them, but in hybrids."""
+        return tuple(i for i, kind in enumerate(self.attn_types) if kind != "none")
+
+    @property
     def full_attention_layers(self) -> tuple[int, ...]:
-        """Layers without a sliding window: those that a cache policy acts on."""
+        """Layers whose cache grows with the text and is theirs alone: those that a cache policy acts on."""
         return tuple(i for i, kind in enumerate(self.attn_types) if kind == "global")

@@ -7,6 +7,7 @@ offsets, padding) is remembered for as long as the mask lives, and tells the ker
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -50,6 +51,7 @@ class AskedMask:
 
     def __init__(self, **asked: Any) -> None:
         self.asked = asked
+        self.thread = threading.get_ident()
 
     @property
     def first_new(self) -> int:
@@ -63,7 +65,7 @@ class AskedMask:
         chunks, overlays) a dense boolean mask `[batch, 1, query, key]`.
         """
         asked = self.asked
-        facts: dict[str, Any] = {"offset": self.first_new, **self._padding()}
+        facts: dict[str, Any] = {"offset": self.first_new, **self.padding()}
         pattern, window = asked["mask_function"], asked.get("local_size")
         if same_function(pattern, causal_mask_function):
             return {"causal": True, **facts}
@@ -71,9 +73,9 @@ class AskedMask:
             return {"causal": False, **facts}
         if window is not None and same_function(pattern, sliding_window_causal_mask_function(window)):
             return {"causal": True, "window": int(window), **facts}
-        return {"mask": sdpa_mask(**{**asked, "allow_is_causal_skip": False}), **self._padding()}
+        return {"mask": sdpa_mask(**{**asked, "allow_is_causal_skip": False}), **self.padding()}
 
-    def _padding(self) -> dict[str, Tensor | None]:
+    def padding(self) -> dict[str, Tensor | None]:
         """Which keys and which query rows are real tokens; None where all are."""
         asked, seen = self.asked, self.asked.get("attention_mask")
         written = self.first_new + asked["q_length"]  # a static cache has columns beyond, not yet written
@@ -129,7 +131,18 @@ def kernel_facts(module: nn.Module, q: Tensor, k: Tensor, mask: Any, causal: boo
     asked = _asked.get(mask)
     if asked is not None and asked.asked["kv_length"] == k.shape[2]:
         return asked.kernel_facts()
-    return facts_of_dense_mask(mask)
+    return {**facts_of_dense_mask(mask), **_padding_of(q, k)}
+
+
+def _padding_of(q: Tensor, k: Tensor) -> dict[str, Tensor | None]:
+    """Which keys and queries are real where a model made a mask of its own out of the one that it had built (sparse
+    attention): as in the masks of this call, which live as long as it runs."""
+    sizes = (q.shape[0], q.shape[2], k.shape[2])
+    for asked in list(_asked.values()):
+        of = asked.asked
+        if asked.thread == threading.get_ident() and (of["batch_size"], of["q_length"], of["kv_length"]) == sizes:
+            return asked.padding()
+    return {}
 
 
 def additive_mask(scores: Tensor, mask: Any, causal: bool) -> Tensor:

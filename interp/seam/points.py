@@ -39,11 +39,11 @@ def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
     return point is not None and bool(point._forward_hooks or point._backward_hooks)
 
 
-def attention_points(rotary: bool) -> tuple[Point, ...]:
+def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
     """The points around one layer's attention maths.
 
     With rotary embedding queries and keys appear after rotation as `hook_rot_q|hook_rot_k`; without it (GPT-2) as
-    `hook_q|hook_k`.
+    `hook_q|hook_k`. Where the layer multiplies z by a gate before W_O reads it, `hook_gated_z` is what W_O reads.
     """
     q, k = ("attn.hook_rot_q", "attn.hook_rot_k") if rotary else ("attn.hook_q", "attn.hook_k")
     after = "after rotary embedding" if rotary else "as the model projects them"
@@ -69,7 +69,7 @@ def attention_points(rotary: bool) -> tuple[Point, ...]:
             "attn.hook_query_energy", "batch head d_head", None, "mean square of each query channel over real tokens"
         ),
     )
-    return (*points, PRE_ROTARY) if rotary else points
+    return (*points, *((GATED,) if gated else ()), *((PRE_ROTARY,) if rotary else ()))
 
 
 EAGER = "runs this layer eagerly"
@@ -87,6 +87,7 @@ def _seen(name: str, shape: str, axis: int | None, meaning: str) -> Point:
     return Point(name, shape, "observable", axis, meaning)
 
 
+GATED = _edit("attn.hook_gated_z", "batch pos head d_head", -3, "z times the layer's gate, which W_O reads")
 PRE_ROTARY = _seen(
     "attn.hook_pre_rot_k", "batch pos kv_head d_head", -3, "keys before rotation (after QK-norm), rotated back"
 )
@@ -99,5 +100,15 @@ RESIDUAL = (
     _edit("hook_mlp_out", STREAM, -2, "what the MLP adds to the residual stream, after a post-norm if there is one"),
     _edit("hook_resid_post", STREAM, -2, "residual stream leaving the block"),
 )
+MIXER = _edit(
+    "hook_mixer_out", STREAM, -2, "what the mixer of a block without attention (linear attention, Mamba, ...) adds"
+)
+
+
+def residual_points(attends: bool) -> tuple[Point, ...]:
+    """The points of one block along the residual stream; a block without attention has a mixer in its place."""
+    return RESIDUAL if attends else tuple(MIXER if p.name == "hook_attn_out" else p for p in RESIDUAL)
+
+
 EMBED = _edit("hook_embed", STREAM, -2, "output of the token embedding")
 FINAL = _edit("hook_normalized", STREAM, -2, "residual stream after the final norm")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +20,10 @@ class Rotation:
     by θ and back multiplies by cos² + sin², which is 1 except where the model scales its tables (gpt-oss: 1.81).
     """
 
-    def __init__(self, rotate: Callable[..., tuple[Tensor, Tensor]], width: int) -> None:
+    def __init__(self, rotate: Callable[..., Any], width: int) -> None:
         self.rotate, self.width = rotate, width
+        self.alone = list(inspect.signature(rotate).parameters)[1:2] == ["cos"]
+        """Whether it rotates one tensor at a time (Gemma 3n and 4) instead of queries and keys together."""
 
     @classmethod
     def of(cls, module: nn.Module, d_head: int) -> Rotation | str:
@@ -38,5 +42,8 @@ class Rotation:
         """`k [batch, kv_head, pos, d_head]` as it was before rotation, in fp32; `cos`, `sin` `[batch, pos, ...]`."""
         k, cos, sin = k.float(), cos.float(), sin.float()
         turned, rest = k[..., : self.width], k[..., self.width :]
-        _, back = self.rotate(turned[:, :0], turned, cos, -sin)  # it rotates queries too: give it none
+        if self.alone:
+            back = self.rotate(turned, cos, -sin)
+        else:
+            _, back = self.rotate(turned[:, :0], turned, cos, -sin)  # it rotates queries too: give it none
         return torch.cat([back / (cos**2 + sin**2).mean(-1)[:, None, :, None], rest], -1)

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -24,8 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import GeneralInterface
 
-from interp.errors import UnsupportedModelError
-from interp.seam.call import AttentionCall
+from interp.seam.call import AttentionCall, eager_of
 from interp.seam.masks import remembering
 
 Tensor = torch.Tensor
@@ -121,23 +120,10 @@ def _attention(
     scaling: float | None = None, **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """What a name of the attention registry leads to: finds whose attention this is and lets its site attend."""
-    own = registered or _eager_of(cast(Hashable, type(module)))
+    own = registered or eager_of(cast(Hashable, type(module)))
     call = AttentionCall(module, query, key, value, attention_mask, scaling, rest, name, own)
     site = _sites.get(module)
     return call.answer() if site is None else site.attend(call)
-
-
-@cache
-def _eager_of(kind: Hashable) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The eager attention function of the file that defines a module's class or, for one that inherits it, its base."""
-    assert isinstance(kind, type)
-    for cls in kind.__mro__:
-        function = vars(sys.modules[cls.__module__]).get("eager_attention_forward")
-        if function is not None:
-            return cast(Callable[..., tuple[Tensor, Tensor]], function)
-    raise UnsupportedModelError(
-        f"{kind.__module__} defines no eager attention function; load the model with attn_implementation='sdpa'."
-    )
 
 
 def refusal(model: nn.Module) -> str:

@@ -126,12 +126,11 @@ def test_read_only_points_refuse_changes_in_place(lens: interp.Lens, point: str)
         lens.run_with_hooks(tokens(), fwd_hooks=[(f"blocks.1.{point}", zero)])
 
 
-def test_models_that_mix_attention_with_other_layers() -> None:
-    kinds = ["conv", "full_attention", "conv", "full_attention"]
-    shape = {k: v for k, v in SHAPE.items() if k != "num_hidden_layers"}
-    model = hf.Lfm2ForCausalLM(hf.Lfm2Config(**shape, num_key_value_heads=2, num_hidden_layers=4, layer_types=kinds))
-    with pytest.raises(interp.UnsupportedModelError, match="4 layers of which 2"):
-        interp.load(model.eval())
+def test_attention_that_is_no_softmax_over_tokens_is_refused_by_name() -> None:
+    """Differential attention attends twice in each layer; two stacks of layers have no one depth."""
+    model = hf.DiffLlamaForCausalLM(hf.DiffLlamaConfig(**SHAPE, num_key_value_heads=2))
+    with pytest.raises(interp.UnsupportedModelError, match="attends 2 times in one pass"):
+        interp.load(model)
 
 
 @torch.no_grad()

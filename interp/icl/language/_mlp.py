@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import InterpError, UnsupportedModelError
+from interp.icl.language._layers import attention_everywhere
 from interp.lens.lens import Lens
 from interp.lens.protocol import TextLens
 
@@ -52,7 +53,8 @@ def input_projections(lens: TextLens, tokens: Int[Tensor, "1 pos"]) -> list[dict
             "the implicit MLP update watches the model's own modules, which a TransformerBridge wraps in its own; load "
             "the model itself with interp.load."
         )
-    leaves = [_leaves(part.block, part.attention) for part in lens.anatomy.blocks]
+    attention_everywhere(lens, "the implicit MLP update")
+    leaves = [_leaves(part.block, part.attention) for part in lens.anatomy.blocks if part.attention]
     given: dict[nn.Module, Tensor] = {}
     with watching([module for block in leaves for module in block.values()], lambda m, x, out: given.update({m: x})):
         lens(tokens, return_type=None, **lens.last_logits_only)

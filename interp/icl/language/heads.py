@@ -22,6 +22,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from interp.errors import InterpError
+from interp.icl.language._layers import attention_everywhere
 from interp.icl.language._prompts import after_bos, random_tokens, rows_of_text
 from interp.lens.protocol import TextLens
 from interp.results.described import Row, described, with_error
@@ -203,6 +204,7 @@ def _attended(
 ) -> xr.Dataset:
     """The scores `names` of every head on every row, averaged."""
     lens.check_length(rows.shape[1])
+    attention_everywhere(lens, "scores of attention heads")
     points = [f"blocks.{layer}.attn.hook_pattern" for layer in range(lens.cfg.n_layers)]
     scores = np.zeros((len(names), len(rows), lens.cfg.n_layers, lens.cfg.n_heads))
     for sample, row in enumerate(rows):
@@ -219,6 +221,7 @@ def _attended(
 @torch.no_grad()
 def _copying(lens: TextLens, row: Int[Tensor, " source"]) -> Float[np.ndarray, "layer head"]:
     """The copying score of every head on one sequence."""
+    attention_everywhere(lens, "the copying score")
     layers = range(lens.cfg.n_layers)
     last = f"blocks.{layers[-1]}.hook_resid_post"
     names = [*(f"blocks.{layer}.attn.hook_v" for layer in layers), last]

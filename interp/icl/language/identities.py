@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from interp.errors import InterpError
+from interp.icl.language._layers import attention_everywhere
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
 from interp.lens.protocol import TextLens
@@ -69,6 +70,7 @@ def head_split(lens: TextLens, demos: Text | Sequence[Text], query: Text) -> xr.
         out = z[0, -1].to(splits[layer]["out_icl"].dtype)
         splits[layer]["identity_error"] = (splits[layer]["out_icl"] - out).norm(dim=-1) / out.norm(dim=-1)
 
+    attention_everywhere(lens, "the head split")
     layers = range(lens.cfg.n_layers)
     hooks = [(f"blocks.{layer}.attn.hook_event", partial(attend, layer=layer)) for layer in layers]
     hooks += [(f"blocks.{layer}.attn.hook_z", partial(leave, layer=layer)) for layer in layers]

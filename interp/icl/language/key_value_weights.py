@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.icl.language._layers import attention_everywhere
 from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
@@ -40,7 +41,8 @@ def key_value_weights(lens: TextLens) -> list[KeyValueWeight]:
             f"key and value weights are found through a Lens; load the model itself instead of a {type(lens).__name__}."
         )
     ids = torch.arange(1, 4, device=lens.device)[None] * (lens.cfg.d_vocab // 5)
-    modules = [part.attention for part in lens.anatomy.blocks]
+    attention_everywhere(lens, "fine-tuning keys and values alone")
+    modules = [part.attention for part in lens.anatomy.blocks if part.attention]
     before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
     made: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
 
@@ -65,6 +67,7 @@ def key_value_weights(lens: TextLens) -> list[KeyValueWeight]:
 
 def _of_layer(lens: TextLens, layer: int, made: dict[str, list[Tensor]]) -> list[KeyValueWeight]:
     part = lens.anatomy.blocks[layer]
+    assert part.attention is not None
     projections = [m for m in part.attention.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
     inside = {id(p) for m in projections for p in m.parameters(recurse=False)}
     named = {name: p for name, p in part.attention.named_parameters() if id(p) in inside}

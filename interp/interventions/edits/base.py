@@ -95,6 +95,11 @@ class AttentionEdit(Intervention, ABC):
                 raise InterpError(
                     f"{self.name}: {cfg.architecture} has {name} 0 to {count - 1}, found {', '.join(missing)}."
                 )
+        if without := [str(layer) for layer in several(self.layers) if layer not in cfg.attention_layers]:
+            raise InterpError(
+                f"{self.name}: layers {', '.join(without)} of {cfg.architecture} have no attention to edit; those that "
+                f"have are {', '.join(map(str, cfg.attention_layers))}."
+            )
         if cfg.n_ctx and (unmet := self.unmet(cfg.n_ctx)):
             raise InterpError(f"{self.name}: {unmet}, the context of {cfg.architecture}.")
 
