@@ -1,8 +1,9 @@
 """Find the parts of a transformers model by watching it run on two tokens.
 
 No table of architectures: the attention modules are those that call what the model looks up by the name in its config
-(`interp/seam/routing.py` answers to it for that run), a block is their ancestor in a `ModuleList`, and what writes to
-the residual stream is recognised by arithmetic (`interp.lens.writers`). Blocks without attention, of which hybrids
+(`interp/seam/routing.py` answers to it for that run) or, where none does, those whose own code calls torch's softmax or
+SDPA (`interp/seam/softmax_seam.py`). A block is their ancestor in a `ModuleList`, and what writes to the residual
+stream is recognised by arithmetic (`interp.lens.writers`). Blocks without attention, of which hybrids
 have many (linear attention, Mamba, convolutions), keep their place in the depth: they have a mixer in its stead.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from interp.seam.call import AttentionCall
 from interp.seam.config import AttentionType, LensConfig
 from interp.seam.rotation import Rotation
 from interp.seam.routing import attention_through, refusal
+from interp.seam.softmax_seam import SoftmaxNotes, only_open, own_attention_through
 
 Tensor = torch.Tensor
 
@@ -60,6 +62,8 @@ class BlockParts:
     heads_written: bool = True
     """Whether what the output projection puts out reaches the residual stream through `attn_out` alone, so that it can
     be told what each head adds."""
+    seam: Literal["registry", "sdpa", "softmax"] = "registry"
+    """How its attention is reached: through transformers' registry, or where its own code calls SDPA or softmax."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Anatomy:
     final_norm: nn.Module | None
     unembed: Step | None
     """From the normalised residual stream to the model's logits; None where the way there could not be found."""
+    embeds_by_token: bool = True
+    """Whether the token embedding puts out a vector a token, `[batch, pos, d_model]`."""
 
     @property
     def attending(self) -> Iterator[tuple[int, BlockParts]]:
@@ -83,15 +89,17 @@ class Anatomy:
 
 
 def first(value: Any) -> Any:
-    """The tensor of a module's output, which may be a tuple."""
-    return value[0] if isinstance(value, tuple) else value
+    """The tensor of a module's output, which may be a tuple or a list."""
+    return value[0] if isinstance(value, (tuple, list)) else value
 
 
-class _Watcher:
+class _Watcher(SoftmaxNotes):
     """Stands in as the site of every attention module: notes the calls and delegates them."""
 
-    def __init__(self) -> None:
-        self.calls: dict[nn.Module, list[dict[str, Any]]] = {}
+    def __init__(self, in_code: bool) -> None:
+        super().__init__()
+        self.in_code = in_code
+        """Whether the calls that it gets come from modelling files' own code."""
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         z, weights = call.answer()
@@ -100,6 +108,7 @@ class _Watcher:
             "n_heads": q.shape[1],
             "n_key_value_heads": k.shape[1],
             "d_head": q.shape[3],
+            "seam": "sdpa" if self.in_code else "registry",
             "d_value": z.shape[3],
             "softcap": rest.get("softcap"),
             "sinks": rest.get("s_aux") is not None,
@@ -133,21 +142,23 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
 def dissect(model: Any) -> Anatomy:
     """Run `model` on two tokens and find its parts.
 
-    Raises UnsupportedModelError for encoder-decoder models, models that text alone does not run, models whose attention
-    does not go through the registry, and models with more than one stack of attention layers, or several attention
-    calls in one of them.
+    Raises UnsupportedModelError for encoder-decoder models, models that text alone does not run, models without
+    attention or with one that no seam reaches, and models with more than one stack of attention layers, or several
+    attention calls in one of them.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder model; a Lens reads decoder-only models."
         )
-    watcher, seen, logits = _watched(model)
+    watcher, seen, logits = _watched(model, in_code=False)
     if logits is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
         )
-    if not watcher.calls:
-        raise UnsupportedModelError(refusal(model))
+    if in_code := not watcher.calls:
+        watcher, seen, _ = _watched(model, in_code)
+    if not watcher.calls or watcher.unread.intersection(watcher.calls):
+        raise UnsupportedModelError(refusal(model, attends=bool(watcher.unread)))
     names = {module: name for name, module in model.named_modules()}
     owners = {_block_of(names[module], model): module for module in watcher.calls}
     stack = _stack(model, [_block_of(names[module], model) for module in watcher.calls])
@@ -164,24 +175,35 @@ def dissect(model: Any) -> Anatomy:
         facts = {} if own is None else watcher.calls[own][0]
         blocks.append(_block(model, block, name, "" if own is None else names[own], facts, seen))
     _mark_shared(blocks, watcher)
-    stored = tried(model, {i: block.attention for i, block in enumerate(blocks) if block.attention is not None})
+    attention = {i: block.attention for i, block in enumerate(blocks) if block.attention is not None}
+    stored = tried(model, attention, in_code)
     for i, block in enumerate(blocks):
         block.seen["stored"] = stored is None or i in stored
+    embedding = next((call.out for call in seen if names[model.get_input_embeddings()] == call.name), None)
+    by_token = embedding is None or embedding.shape[:2] == (1, 2)
     last = max(at for at, call in enumerate(seen) if call.parent == stack)
     resid_post = seen[last].out
-    if resid_post is None:
-        return Anatomy(tuple(blocks), None, None)
-    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits))
+    if resid_post is None or resid_post.shape[:2] != (1, 2):
+        return Anatomy(tuple(blocks), None, None, by_token)
+    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), by_token)
 
 
-def _watched(model: Any) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
-    """What the model's attention and its modules do on two tokens, and its logits."""
+def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
+    """What the model's attention and its modules do on two tokens, and its logits.
+
+    in_code: look at what modelling files compute themselves, rather than at the attention registry.
+    """
     ids = some_tokens(model, 2)[None]
-    watcher = _Watcher()
+    watcher = _Watcher(in_code)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with attention_through(model, dict.fromkeys(modes, watcher)), _recorded(model) as seen:
+        inside = [module for module in modes if in_code and any(module.children())]  # an nn.Softmax is not what attends
+        with (
+            attention_through(model, dict.fromkeys(modes, watcher)),
+            own_attention_through(model, dict.fromkeys(inside, watcher)),
+            _recorded(model) as seen,
+        ):
             out = model(input_ids=ids, use_cache=False)
     except InterpError:
         raise
@@ -194,6 +216,11 @@ def _watched(model: Any) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
     finally:
         for module, training in modes.items():
             module.training = training
+    if modes.keys() != set(model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} replaced modules of its own when it read two tokens: its attention depends on how "
+            "long a text is. Load it in a mode that does not (BigBird: attention_type='original_full')."
+        )
     return watcher, seen, _activation(getattr(out, "logits", None))
 
 
@@ -236,7 +263,9 @@ def _block(
     inside = [call for call in seen if call.name.startswith(f"{name}.")]
     found = Writers(reason="its block does not run on text alone" if not calls else "its block runs several times")
     scale = float(getattr(model.config.get_text_config(decoder=True), "residual_multiplier", 1.0))
-    if len(calls) == 1 and calls[0].given is not None and calls[0].out is not None:
+    if name == attention_name:
+        found = Writers(reason="its layers are attention alone, and no module holds a whole one", one_stream=False)
+    elif len(calls) == 1 and calls[0].given is not None and calls[0].out is not None:
         found = writers(inside, calls[0].given, calls[0].out, attention_name or None, scale)
 
     def module(name: str | None) -> nn.Module | None:
@@ -261,12 +290,16 @@ def _block(
     attention = model.get_submodule(attention_name)
     inner = [call for call in inside if call.name.startswith(f"{attention_name}.")]
     projection, gated = _out_projection(model, attention_name, inner, facts["z"])
+    seam = facts["seam"]
     tables = next((c.kwargs.get("position_embeddings") for c in inside if c.name == attention_name), None)
     written = [call.out for call in inner if call.out is not None]
-    seen_facts = {k: v for k, v in facts.items() if k not in ("z", "k")} | {"rotary": tables is not None}
-    rotation = rotation_of(attention, facts["k"], tables, written)
-    written_by = _heads_written(inside, attention_name, found) and projection is not None
+    seen_facts = {k: v for k, v in facts.items() if k not in ("z", "k", "seam")} | {"rotary": tables is not None}
+    seen_facts["rotary"] &= seam != "softmax"  # keys stay inside
+    rotation = only_open(attention) if seam == "softmax" else rotation_of(attention, facts["k"], tables, written)
+    itself = projection is not None and projection is attn_out  # Bloom's attention adds its input to what it projects
+    written_by = itself or (_heads_written(inside, attention_name, found) and projection is not None)
     parts |= {"attention": attention, "out_projection": projection, "gated": gated, "heads_written": written_by}
+    parts["seam"] = seam
     return BlockParts(**parts, rotation=rotation, seen=seen_facts)
 
 
@@ -283,13 +316,15 @@ def _heads_written(inside: list[ModuleCall], attention_name: str, found: Writers
 
 
 def _out_projection(
-    model: Any, attention_name: str, inner: list[ModuleCall], z: Tensor
+    model: Any, attention_name: str, inner: list[ModuleCall], z: Tensor | None
 ) -> tuple[nn.Module | None, bool]:
     """The child of attention that reads z, and whether it reads z times a gate.
 
     Of a gated one no value equals z: it is the last child that is linear and reads something of z's size, each entry
     of z's sign and none where z has none (gates are positive).
     """
+    if z is None:
+        return None, False
     children = [call for call in inner if call.parent == attention_name and call.given is not None]
     for call in children:
         if call.given is not None and call.given.numel() == z.numel() and torch.equal(call.given.reshape(z.shape), z):
@@ -307,7 +342,8 @@ def _scaled_down(x: Tensor, z: Tensor) -> bool:
 
 def _mark_shared(blocks: list[BlockParts], watcher: _Watcher) -> None:
     """Note which layers attend to keys of an earlier layer, and whose: they share one cache."""
-    keys = {i: watcher.calls[block.attention][0]["k"] for i, block in enumerate(blocks) if block.attention is not None}
+    attending = [(i, block.attention) for i, block in enumerate(blocks) if block.attention and block.seam != "softmax"]
+    keys = {i: watcher.calls[attention][0]["k"] for i, attention in attending}
     for i, k in keys.items():
         lender = next((j for j, earlier in keys.items() if j < i and _equal(earlier, k)), None)
         if lender is not None:
@@ -334,10 +370,10 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         n_layers=len(anatomy.blocks),
         n_heads=max(facts["n_heads"] for facts in seen),
         n_key_value_heads=max(facts["n_key_value_heads"] for facts in seen),
-        d_head=max(facts["d_head"] for facts in seen),
+        d_head=max(facts.get("d_head", config.hidden_size // facts["n_heads"]) for facts in seen),
         d_model=config.hidden_size,
         d_vocab=int(getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0]),
-        n_ctx=int(getattr(config, "max_position_embeddings", 0) or 0),  # also the name of GPT-2's n_positions
+        n_ctx=max(0, int(getattr(config, "max_position_embeddings", 0) or 0)),  # GPT-2's n_positions; -1 in XLNet
         positional_embedding_type="rotary" if seen[0]["rotary"] else "other",
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
@@ -358,6 +394,8 @@ def attention_types(model: Any, anatomy: Anatomy) -> tuple[AttentionType, ...]:
     def of(layer: int, block: BlockParts) -> AttentionType:
         if block.attention is None:
             return "none"
+        if block.seam == "softmax":
+            return "other"
         at = getattr(block.attention, "layer_idx", layer)
         kind = kept[layer] if at == layer and layer < len(kept) else "other"
         if kind in ("full", "beside") and not block.seen["stored"]:

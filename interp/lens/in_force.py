@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,8 +10,10 @@ from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
 
+from transformers import PreTrainedModel
+
 from interp.cache.lens_cache import LensCache
-from interp.errors import InterpError
+from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits._edit_memory import EditedCache, EditMemory
 from interp.interventions.edits._editing import EditAccount, Editing, LayerEdits
@@ -21,6 +24,7 @@ from interp.lens.protocol import InterventionLens
 from interp.lens.readout import output_norms
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
+from interp.seam.softmax_seam import only_open
 
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 Applied = TypeVar("Applied", bound=InterventionLens)
@@ -36,6 +40,8 @@ class InForce:
         self.model, self.cfg, self.anatomy = model, cfg, anatomy
         self.policies: tuple[CachePolicy, ...] = ()
         self.edits: tuple[AttentionEdit, ...] = ()
+        self.caches = takes_cache(model)
+        """Whether the model goes on from a cache of keys and values that it is given."""
         self._keepers: list[tuple[Keeper, LensCache]] = []
         self._ledger = False
         self._account = EditAccount()
@@ -49,6 +55,10 @@ class InForce:
         others = [part for part in parts(intervention) if not isinstance(part, AttentionEdit)]
         for edit in edits:
             edit.check(self.cfg)
+        inside = [block.attention for _, block in self.anatomy.attending if block.seam == "softmax"]
+        if inside and inside[0] is not None:
+            names = ", ".join(part.name for part in parts(intervention))
+            raise UnsupportedModelError(f"{names} cannot act here: {only_open(inside[0])}.")
         if ledger and not others:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
         self.policies = lens.policies_of(reduce(or_, others)) if others else ()
@@ -70,6 +80,8 @@ class InForce:
             raise InterpError(f"{names} acts on a cache, and this call keeps none: pass use_cache=True, or generate.")
         if not use_cache:
             return None
+        if not self.caches:
+            raise InterpError(f"{self.cfg.architecture} takes no cache of keys and values; pass use_cache=False.")
         # no bound method: it could not be copied with the cache
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         layers = self.cfg.full_attention_layers
@@ -110,6 +122,13 @@ class InForce:
             )
         if self.policies and all(cache is not past for _, cache in self._keepers):
             self._keepers.append((past.keeper, past))
+
+
+def takes_cache(model: Any) -> bool:
+    """Whether a model's forward pass, or that of its decoder, takes `past_key_values`."""
+    inside = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    forwards = [part.forward for part in (model, getattr(model, "base_model", model), inside) if part is not None]
+    return any("past_key_values" in inspect.signature(forward).parameters for forward in forwards)
 
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:

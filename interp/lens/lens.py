@@ -29,6 +29,7 @@ from interp.interventions.keeper import cache_policies
 from interp.lens import scoring
 from interp.lens.anatomy import BlockParts, config_of, dissect, first
 from interp.lens.in_force import InForce
+from interp.lens.own_attention import own_sites, points_of_attention
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
@@ -37,6 +38,7 @@ from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 from interp.seam.points import live
 from interp.seam.routing import attention_through
+from interp.seam.softmax_seam import own_attention_through
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
@@ -45,7 +47,10 @@ _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 class Lens(TextMixin, ReadoutMixin, HookedLens):
-    """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
+    """Hook points around `model`, any decoder-only transformers model.
+
+    Attention is reached through transformers' registry or, in models that compute it in their own code, where that
+    calls torch's SDPA or softmax; of the latter only scores, pattern and z have points.
 
     Args:
         model: a loaded transformers model; it is used as it is, never copied or changed.
@@ -81,7 +86,10 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
     def _build_points(self) -> None:
         parts = self.anatomy
-        self.hook_embed = self._place(table.EMBED, "hook_embed")
+        if parts.embeds_by_token:
+            self.hook_embed = self._place(table.EMBED, "hook_embed")
+        else:
+            self.absent["hook_embed"] = "its embedding puts out tokens before texts"
         self.blocks = nn.ModuleList()
         for layer, block in enumerate(parts.blocks):
             room = HookTree()
@@ -102,10 +110,10 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
     def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
         room = HookTree()
-        for point in table.attention_points(block.seen["rotary"], block.gated):
+        for point, reason in points_of_attention(block):
             name = f"blocks.{layer}.{point.name}"
-            if point is table.PRE_ROTARY and isinstance(block.rotation, str):
-                self.absent[name] = block.rotation
+            if reason is not None:
+                self.absent[name] = reason
             else:
                 room.add_module(point.name.removeprefix("attn."), self._place(point, name))
         return room
@@ -160,7 +168,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         self.check_length(tokens.shape[1] + max_new_tokens)
         kwargs.setdefault("do_sample", False)
         self._interventions.refuse_guessing(kwargs)
-        past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
+        past = self._with_cache(kwargs, kwargs.get("use_cache", True) and self._interventions.caches, tokens)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
         with self._session(past), torch.no_grad():
@@ -278,9 +286,11 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             self._attach_residual(part, self.blocks[layer], stack, on)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
         if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
-            sites = {layer: self._site(layer, part, stack) for layer, part in self.anatomy.attending}
-            by_module = {part.attention: sites[layer] for layer, part in self.anatomy.attending if part.attention}
+            called = [(layer, part) for layer, part in self.anatomy.attending if part.seam != "softmax"]
+            sites = {layer: self._site(layer, part, stack) for layer, part in called}
+            by_module = {part.attention: sites[layer] for layer, part in called if part.attention}
             stack.enter_context(attention_through(self.model, by_module))
+            stack.enter_context(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))
             if isinstance(cache, LensCache):
                 cache.listener = lambda layer, k, v: sites[layer].store(k, v) if layer in sites else (k, v)
                 stack.callback(setattr, cache, "listener", None)
@@ -343,7 +353,9 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
 
 def replaced(out: Any, value: Tensor) -> Any:
-    """A module's output with its tensor replaced; the rest of a tuple stays."""
+    """A module's output with its tensor replaced; the rest of a tuple or list stays."""
+    if isinstance(out, list):
+        return [value, *out[1:]]
     return (value, *out[1:]) if isinstance(out, tuple) else value
 
 

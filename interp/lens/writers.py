@@ -75,14 +75,19 @@ def writers(calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixe
     if resid_pre.ndim != 3 or resid_pre.shape != resid_post.shape:
         shape = list(resid_pre.shape)
         return Writers(reason=f"its blocks hand on {shape} numbers, not one vector a token", one_stream=False)
+    if resid_pre.shape[:2] != (1, 2):
+        shape = list(resid_pre.shape)
+        return Writers(reason=f"for two tokens of one text its blocks hand on {shape} numbers", one_stream=False)
     names = [call.name for call in calls]
     once = [call for call in calls if names.count(call.name) == 1]  # Phi's one dropout serves attention and MLP
     stream = [_shaped(call, resid_pre) for call in once]
     at = 0 if mixer is None else next((i for i, call in enumerate(once) if call.name == mixer), len(once))
+    inner = next((i for i, call in enumerate(once) if call.name.startswith(f"{mixer}.")), at)
     return (
         _sequential(stream, resid_pre, resid_post, at, scale)
         or _alone(stream, resid_pre, resid_post, at, scale)
         or _parallel(stream, resid_pre, resid_post, mixer)
+        or _sequential(stream, resid_pre, resid_post, at, scale, inner)
         or _post_norm(stream, resid_pre, at, scale)
         or Writers()
     )
@@ -99,10 +104,16 @@ def _shaped(call: ModuleCall, like: Tensor) -> ModuleCall:
     return ModuleCall(call.name, fit(call.given), fit(call.out), call.kwargs)
 
 
-def _sequential(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float) -> Writers | None:
-    """The mixer leads from resid_pre to what a later module reads (resid_mid), the MLP from there to resid_post."""
+def _sequential(
+    calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float, start: int | None = None
+) -> Writers | None:
+    """The mixer leads from resid_pre to what a later module reads (resid_mid), the MLP from there to resid_post.
+
+    start: the first module that may be what the mixer adds, where that is one inside it (Bloom's attention adds its
+    input itself).
+    """
     for at, middle in _middles(calls, pre, mixer_at):
-        if mixer := _adds(pre, middle, calls[mixer_at:at], scale):
+        if mixer := _adds(pre, middle, calls[mixer_at if start is None else start : at], scale):
             later = [call for call in calls[at:] if call.name != mixer.name]
             if mlp := _adds(middle, post, later, scale):
                 return Writers(mixer, mlp)
