@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -26,11 +25,14 @@ from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import scoring
-from interp.lens.anatomy import BlockParts, config_of, dissect, first
+from interp.lens.anatomy import Anatomy, BlockParts, first
+from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.in_force import InForce
 from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.staying_current import CurrentMixin, looking_once
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.turns import mine, refuse_nesting, turn_of
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
@@ -40,10 +42,9 @@ from interp.seam.routing import attention_through
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
 On = Callable[[nn.Module | None, Hook], None]
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class Lens(TextMixin, ReadoutMixin, HookedLens):
+class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
 
     Args:
@@ -63,23 +64,31 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.anatomy = dissect(model)
-        self.cfg: LensConfig = config_of(model, self.anatomy, name)
+        self.model, self.tokenizer, self._name = model, tokenizer, name
         self.last_cache: LensCache | None = None
-        self._build_points()
-        self.setup()
-        _refuse_lossy_delegates(self.cfg)
-        self._interventions = InForce(model, self.cfg, self.anatomy)
-        takes = inspect.signature(model.forward).parameters
-        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.last_logits_only: dict[str, Any] = {}
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
-        self._known = known_keywords(model)
-        self._lock = _locks.setdefault(model, threading.RLock())
-        self._inside = False
+        self._interventions = InForce(model)
+        self._turn = turn_of(model)
+        self._lock = self._turn.lock
+        self._calls_of = threading.local()
+        self._learn()
 
-    def _build_points(self) -> None:
-        parts = self.anatomy
+    def _check_config(self, cfg: LensConfig) -> None:
+        _refuse_lossy_delegates(cfg)
+
+    def _build(self, anatomy: Anatomy, cfg: LensConfig) -> None:
+        """Hook points and the rest that depends on the model's parts; points that were there keep their hooks."""
+        self.absent.clear()
+        self.point_table.clear()
+        self._build_points(anatomy)
+        self.setup()
+        self._interventions.cfg, self._interventions.anatomy = cfg, anatomy
+        takes = inspect.signature(self.model.forward).parameters
+        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._keywords = known_keywords(self.model)
+
+    def _build_points(self, parts: Anatomy) -> None:
         self.hook_embed = self._place(table.EMBED, "hook_embed")
         self.blocks = nn.ModuleList()
         for layer, block in enumerate(parts.blocks):
@@ -103,6 +112,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
 
+    @looking_once
     def forward(
         self,
         input: Any,
@@ -122,7 +132,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             >>> logits, loss = lens(prompt, return_type="both")
         """
         scoring.check_return_type(return_type)
-        if unknown := sorted(kwargs.keys() - self._known):
+        if unknown := sorted(kwargs.keys() - self._keywords):
             raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
@@ -135,6 +145,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
         return scoring.as_asked(return_type, logits, tokens, attention_mask)
 
+    @looking_once
     def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any:
         """transformers' `generate` with hooks alive: text in, text out; tokens in, tokens out.
 
@@ -156,7 +167,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
-        with self._session(past), torch.no_grad():
+        with evaluating(self), self._session(past), torch.no_grad():
             out = self.model.generate(tokens, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **kwargs)
         if isinstance(input, Tensor):
             return out
@@ -243,16 +254,13 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
     @contextmanager
     def _session(self, cache: Any) -> Iterator[None]:
         """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
-        with self._lock, ExitStack() as stack:
-            if self._inside:
-                raise InterpError(
-                    "the Lens was called from inside one of its own hooks; call it after the hook returns."
-                )
-            self._inside = True
-            stack.callback(setattr, self, "_inside", False)
+        with ExitStack() as stack:
+            self._turn.take(stack)
             watched = stack.enter_context(self._watching())
             keeper = getattr(cache, "keeper", None)
+            check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
             if watched or keeper is not None or self.edits_in_force:
+                refuse_nesting(self.model, stack)
                 self._attach(watched, cache, stack)
             yield
 
@@ -261,7 +269,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
         def on(module: nn.Module | None, hook: Hook) -> None:
             assert module is not None  # a point exists only where its module was found
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(mine(hook)).remove)
 
         if "hook_embed" in watched:
             on(self.model.get_input_embeddings(), lambda m, a, out: self.hook_embed(out))
@@ -295,7 +303,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 resid["pre"] = given = room.hook_resid_pre(given)
                 return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
-            stack.callback(part.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
         if live(point("hook_attn_out")):
             on(part.attn_out, written_through(room.hook_attn_out, part.residual_scale))
         if live(point("hook_resid_mid")):
@@ -315,7 +323,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
 
-        stack.callback(part.attention.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
         return site
 
 
