@@ -17,7 +17,8 @@ from interp.errors import UnsupportedModelError
 PLAIN = (int, float, str, bool, type(None))
 # Of a module's own numbers those that say nothing about its maths.
 MOODS = frozenset({"training", "gradient_checkpointing", "_is_full_backward_hook"})
-NAMED = ("forward", "_compiled_call_impl", "config")
+NAMED = ("_compiled_call_impl", "config")
+COMPILED = "_torchdynamo_orig_callable"
 
 
 class Fingerprint:
@@ -40,7 +41,11 @@ class Fingerprint:
 
     def _read(self) -> list[Any]:
         own = zip(self._inner, self._own, self._asked, strict=True)
-        return [(type(module), *map(held.get, NAMED), *map(held.get, names)) for module, held, names in own]
+        # somebody's own forward function, to skip a layer say, runs where the module does; a compiled one does not
+        return [
+            (type(module), getattr(held.get("forward"), COMPILED, None), *map(held.get, NAMED), *map(held.get, names))
+            for module, held, names in own
+        ]
 
     def same_parts(self, model: nn.Module) -> bool:
         """Whether the model has the same modules, which compute by the same settings."""
@@ -79,7 +84,7 @@ def refuse_unrunnable(model: nn.Module) -> None:
         )
     for name, module in model.named_modules():
         own = vars(module)
-        compiled = own.get("_compiled_call_impl") or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        compiled = own.get("_compiled_call_impl") or hasattr(own.get("forward"), COMPILED)
         if compiled or hasattr(module, "_orig_mod"):
             raise UnsupportedModelError(
                 f"{name or type(module).__name__} is compiled, and compiled code passes hooks by; give interp the "

@@ -12,7 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -65,7 +65,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
         self.model, self.tokenizer, self._name = model, tokenizer, name
-        self.last_cache: LensCache | None = None
+        self._last_cache: LensCache | None = None
         self.last_logits_only: dict[str, Any] = {}
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
         self._interventions = InForce(model)
@@ -217,6 +217,15 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
             torch.Size([1, 3])
         """
         return self._interventions.apply(self, intervention, ledger)
+
+    @property
+    def last_cache(self) -> LensCache | None:
+        """The cache of this thread's last call, None where it kept none; of the last call of all before its first."""
+        return cast(LensCache | None, getattr(self._calls_of, "cache", self._last_cache))
+
+    @last_cache.setter
+    def last_cache(self, cache: LensCache | None) -> None:
+        self._last_cache = self._calls_of.cache = cache
 
     @property
     def edits_in_force(self) -> tuple[AttentionEdit, ...]:

@@ -104,7 +104,7 @@ def looking_once(call: C) -> C:
     """A method that looks at the model as it begins, and takes what it then knows for true until it ends."""
 
     @functools.wraps(call)
-    def steady(lens: Any, *args: Any, **kwargs: Any) -> Any:
+    def steady(lens: CurrentMixin, *args: Any, **kwargs: Any) -> Any:
         lens._look()
         depth = getattr(lens._calls_of, "depth", 0)
         lens._calls_of.depth = depth + 1

@@ -18,7 +18,7 @@ def unwrapped(model: Any) -> Any:
     `torch.compile(model)` leaves the model itself as it is, DataParallel and DistributedDataParallel hold it, and peft
     puts its adapters inside it: they stay active. Raises UnsupportedModelError for prompts that peft keeps outside.
     """
-    seen = []
+    seen: list[Any] = []
     while all(model is not other for other in seen):
         seen.append(model)
         model = _inside(model)
@@ -37,10 +37,11 @@ def _inside(model: Any) -> Any:
     kinds = getattr(model, "peft_config", {})
     if outside := sorted(name for name, kind in kinds.items() if getattr(kind, "is_prompt_learning", False)):
         raise UnsupportedModelError(
-            f"the adapter {outside[0]!r} is a learned prompt, which peft keeps outside the model, where a Lens does not "
-            "reach; take an adapter that changes modules (LoRA, IA3), or load model.get_base_model() without it."
+            f"the adapter {outside[0]!r} is a learned prompt, which peft keeps outside the model, out of reach of a "
+            "Lens; take an adapter that changes modules (LoRA, IA3), or load model.get_base_model() without it."
         )
-    return model.get_base_model()
+    inside: Any = model
+    return inside.get_base_model()
 
 
 def _is_peft(model: nn.Module) -> bool:
