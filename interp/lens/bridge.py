@@ -37,6 +37,9 @@ Tensor = torch.Tensor
 class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
+    cfg: LensConfig
+    anatomy: Anatomy
+    hooks_need_lens = False  # the points are the bridge's own, and fire wherever it runs
     edits_in_force: tuple[AttentionEdit, ...] = ()
     policies_in_force: tuple[CachePolicy, ...] = ()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
@@ -19,9 +21,27 @@ from interp.interventions.keeper import Keeper
 from interp.lens.anatomy import Anatomy
 from interp.lens.protocol import InterventionLens
 from interp.lens.readout import output_norms
+from interp.lens.turns import mine
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 
+
+@dataclass
+class Block:
+    """One `apply` block: what it puts in force, and what came of it."""
+
+    owner: InForce | None
+    policies: tuple[CachePolicy, ...] = ()
+    edits: tuple[AttentionEdit, ...] = ()
+    ledger: bool = False
+    keepers: list[tuple[Keeper, LensCache]] = field(default_factory=list)
+    account: EditAccount = field(default_factory=EditAccount)
+    open: bool = True
+
+
+NOTHING = Block(None)
+_open: ContextVar[tuple[Block, ...]] = ContextVar("interp_apply", default=())
+"""The blocks that this thread, or this task of an event loop, is in; another one is in none of them."""
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 Applied = TypeVar("Applied", bound=InterventionLens)
 
@@ -32,13 +52,23 @@ class InForce:
     It knows the parts of a Lens and not the Lens itself, so that a Lens nobody holds any more is freed at once.
     """
 
-    def __init__(self, model: Any, cfg: LensConfig, anatomy: Anatomy) -> None:
-        self.model, self.cfg, self.anatomy = model, cfg, anatomy
-        self.policies: tuple[CachePolicy, ...] = ()
-        self.edits: tuple[AttentionEdit, ...] = ()
-        self._keepers: list[tuple[Keeper, LensCache]] = []
-        self._ledger = False
-        self._account = EditAccount()
+    cfg: LensConfig
+    anatomy: Anatomy
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def _block(self) -> Block:
+        return next((block for block in reversed(_open.get()) if block.owner is self and block.open), NOTHING)
+
+    @property
+    def policies(self) -> tuple[CachePolicy, ...]:
+        return self._block.policies
+
+    @property
+    def edits(self) -> tuple[AttentionEdit, ...]:
+        return self._block.edits
 
     @contextmanager
     def apply(self, lens: Applied, intervention: Intervention, ledger: bool) -> Iterator[Applied]:
@@ -51,17 +81,18 @@ class InForce:
             edit.check(self.cfg)
         if ledger and not others:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
-        self.policies = lens.policies_of(reduce(or_, others)) if others else ()
-        self._keepers, self._ledger = [], ledger
-        self.edits, self._account = edits, EditAccount()
+        policies = lens.policies_of(reduce(or_, others)) if others else ()
+        block = Block(self, policies, edits, ledger)
+        _open.set((*_open.get(), block))
         try:
             yield lens
-            if self.policies:
-                _warn_unless_fired(self.policies, self._keepers)
-            for told in self._account.silent(self.edits):
+            if policies:
+                _warn_unless_fired(policies, block.keepers)
+            for told in block.account.silent(edits):
                 warnings.warn(told, stacklevel=3)  # the line of the `with`
         finally:
-            self.policies, self._keepers, self._ledger, self.edits = (), [], False, ()
+            block.open = False  # for whoever was started inside and outlives the block
+            _open.set(tuple(other for other in _open.get() if other is not block))
 
     def new_cache(self, use_cache: bool) -> LensCache | None:
         """A cache for a call that brought none, under the interventions in force."""
@@ -73,7 +104,7 @@ class InForce:
         # no bound method: it could not be copied with the cache
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         layers = self.cfg.full_attention_layers
-        keeper = Keeper(self.policies, self.cfg, layers, norms, self._ledger) if self.policies else None
+        keeper = Keeper(self.policies, self.cfg, layers, norms, self._block.ledger) if self.policies else None
         config = self.model.config
         return EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
 
@@ -81,20 +112,34 @@ class InForce:
         """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
         memory = cache.memory if isinstance(cache, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
-        editing = Editing(self.edits, memory, seen, self._account)
-        stack.callback(self.model.register_forward_pre_hook(editing.arrive, with_kwargs=True).remove)
+        editing = Editing(self.edits, memory, seen, self._block.account)
+
+        def arrive(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if cache is not None and kwargs.get("past_key_values") is not cache:
+                raise InterpError(
+                    f"{editing.names}: the model was run on a second text within one call (guidance_scale does, and a "
+                    "logits processor may), which an attention edit would take for the first; leave that out."
+                )
+            editing.arrive(model, args, kwargs)
+
+        stack.callback(self.model.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
         for i, site in sites.items():
             layer = LayerEdits(i, editing)
             if layer.acting:
                 site.edits = layer
             if layer.reads_residual:
                 block = self.anatomy.blocks[i].block
-                stack.callback(block.register_forward_pre_hook(layer.enter, with_kwargs=True).remove)
+                stack.callback(block.register_forward_pre_hook(mine(layer.enter), with_kwargs=True).remove)
 
     def refuse_guessing(self, kwargs: dict[str, Any]) -> None:
         """Assisted generation reads guessed tokens with the prompt: a policy would take them for the prompt's."""
         carries = getattr(kwargs.get("past_key_values"), "keeper", None) is not None
-        asked = [name for name in ASSISTED if kwargs.get(name) is not None]
+        said = (kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
+        asked = [
+            name
+            for name in ASSISTED
+            if kwargs.get(name) is not None or any(getattr(config, name, None) is not None for config in said)
+        ]
         if asked and (self.policies or carries):
             raise InterpError(f"assisted generation ({asked[0]}) does not go with a cache policy; leave it out.")
 
@@ -108,8 +153,8 @@ class InForce:
             raise InterpError(
                 "this cache was filled without the interventions in force; start a new one inside the block."
             )
-        if self.policies and all(cache is not past for _, cache in self._keepers):
-            self._keepers.append((past.keeper, past))
+        if self.policies and all(cache is not past for _, cache in self._block.keepers):
+            self._block.keepers.append((past.keeper, past))
 
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:

@@ -12,8 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Self
-from weakref import WeakKeyDictionary
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -27,11 +26,14 @@ from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import scoring
-from interp.lens.anatomy import BlockParts, config_of, dissect, first
+from interp.lens.anatomy import Anatomy, BlockParts, first
+from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.in_force import InForce
 from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.staying_current import CurrentMixin, looking_once
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.turns import mine, refuse_nesting, turn_of
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
@@ -41,10 +43,9 @@ from interp.seam.routing import attention_through
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
 On = Callable[[nn.Module | None, Hook], None]
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class Lens(TextMixin, ReadoutMixin, HookedLens):
+class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
 
     Args:
@@ -64,23 +65,31 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.anatomy = dissect(model)
-        self.cfg: LensConfig = config_of(model, self.anatomy, name)
-        self.last_cache: LensCache | None = None
-        self._build_points()
-        self.setup()
-        _refuse_lossy_delegates(self.cfg)
-        self._interventions = InForce(model, self.cfg, self.anatomy)
-        takes = inspect.signature(model.forward).parameters
-        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.model, self.tokenizer, self._name = model, tokenizer, name
+        self._last_cache: LensCache | None = None
+        self.last_logits_only: dict[str, Any] = {}
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
-        self._known = known_keywords(model)
-        self._lock = _locks.setdefault(model, threading.RLock())
-        self._inside = False
+        self._interventions = InForce(model)
+        self._turn = turn_of(model)
+        self._lock = self._turn.lock
+        self._calls_of = threading.local()
+        self._learn()
 
-    def _build_points(self) -> None:
-        parts = self.anatomy
+    def _check_config(self, cfg: LensConfig) -> None:
+        _refuse_lossy_delegates(cfg)
+
+    def _build(self, anatomy: Anatomy, cfg: LensConfig) -> None:
+        """Hook points and the rest that depends on the model's parts; points that were there keep their hooks."""
+        self.absent.clear()
+        self.point_table.clear()
+        self._build_points(anatomy)
+        self.setup()
+        self._interventions.cfg, self._interventions.anatomy = cfg, anatomy
+        takes = inspect.signature(self.model.forward).parameters
+        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._keywords = known_keywords(self.model)
+
+    def _build_points(self, parts: Anatomy) -> None:
         self.hook_embed = self._place(table.EMBED, "hook_embed")
         self.blocks = nn.ModuleList()
         for layer, block in enumerate(parts.blocks):
@@ -110,6 +119,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 room.add_module(point.name.removeprefix("attn."), self._place(point, name))
         return room
 
+    @looking_once
     def forward(
         self,
         input: Any,
@@ -129,7 +139,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             >>> logits, loss = lens(prompt, return_type="both")
         """
         scoring.check_return_type(return_type)
-        if unknown := sorted(kwargs.keys() - self._known):
+        if unknown := sorted(kwargs.keys() - self._keywords):
             raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
@@ -142,6 +152,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
         return scoring.as_asked(return_type, logits, tokens, attention_mask)
 
+    @looking_once
     def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any:
         """transformers' `generate` with hooks alive: text in, text out; tokens in, tokens out.
 
@@ -163,7 +174,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
         if attention_mask is None:
             attention_mask = torch.ones_like(tokens)
-        with self._session(past), torch.no_grad():
+        with evaluating(self), self._session(past), torch.no_grad():
             out = self.model.generate(tokens, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **kwargs)
         if isinstance(input, Tensor):
             return out
@@ -215,6 +226,15 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         return self._interventions.apply(self, intervention, ledger)
 
     @property
+    def last_cache(self) -> LensCache | None:
+        """The cache of this thread's last call, None where it kept none; of the last call of all before its first."""
+        return cast(LensCache | None, getattr(self._calls_of, "cache", self._last_cache))
+
+    @last_cache.setter
+    def last_cache(self, cache: LensCache | None) -> None:
+        self._last_cache = self._calls_of.cache = cache
+
+    @property
     def edits_in_force(self) -> tuple[AttentionEdit, ...]:
         """The attention edits of the `apply` block that is open, in order."""
         return self._interventions.edits
@@ -250,16 +270,13 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
     @contextmanager
     def _session(self, cache: Any) -> Iterator[None]:
         """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
-        with self._lock, ExitStack() as stack:
-            if self._inside:
-                raise InterpError(
-                    "the Lens was called from inside one of its own hooks; call it after the hook returns."
-                )
-            self._inside = True
-            stack.callback(setattr, self, "_inside", False)
+        with ExitStack() as stack:
+            self._turn.take(stack)
             watched = stack.enter_context(self._watching())
             keeper = getattr(cache, "keeper", None)
+            check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
             if watched or keeper is not None or self.edits_in_force:
+                refuse_nesting(self.model, stack)
                 self._attach(watched, cache, stack)
             yield
 
@@ -268,7 +285,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
         def on(module: nn.Module | None, hook: Hook) -> None:
             assert module is not None  # a point exists only where its module was found
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(mine(hook)).remove)
 
         if "hook_embed" in watched:
             on(self.model.get_input_embeddings(), lambda m, a, out: self.hook_embed(out))
@@ -303,7 +320,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 resid["pre"] = given = room.hook_resid_pre(given)
                 return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
-            stack.callback(part.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
         for name in ("hook_attn_out", "hook_mixer_out"):
             if live(point(name)):
                 on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
@@ -330,7 +347,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             site.position_embeddings = kwargs.get("position_embeddings")
 
         assert part.attention is not None
-        stack.callback(part.attention.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
         if part.gated and live(gated := names.get("attn.hook_gated_z")):
             assert part.out_projection is not None
             heads = part.seen["n_heads"]
@@ -338,7 +355,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             def read(module: nn.Module, args: Args) -> Args:
                 return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
 
-            stack.callback(part.out_projection.register_forward_pre_hook(read).remove)
+            stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
         return site
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from interp.errors import InterpError
+from interp.lens.unwrapping import refuse_adapter, unwrapped
 
 if TYPE_CHECKING:
     from interp.lens.bridge import BridgeLens
@@ -57,6 +58,7 @@ def load(
 
     Args:
         model: `"demo"`, a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
+            Of a peft model (adapters active), a compiled or a parallel one the transformers model inside is taken.
         tokenizer: for a model that is already loaded; otherwise it comes with the weights.
         dtype: of the weights, a torch dtype or its name; ignored for a loaded model.
         device_map, attn_implementation: passed to transformers.
@@ -103,6 +105,7 @@ def _lens(model: Any, tokenizer: Any, name: str | None) -> Lens:
 
     from interp.lens.lens import Lens
 
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise InterpError(
             f"interp.load takes 'demo', a hub id, a folder, a .gguf file, a transformers model or a TransformerBridge, "
@@ -135,6 +138,7 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
             f"{name} is a file but not a .gguf; give the folder that holds config.json and safetensors weights."
         )
     if path.is_dir() and not (path / "config.json").is_file():
+        refuse_adapter(path)
         raise InterpError(f"the folder {name} has no config.json; give the folder that save_pretrained wrote.")
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
 

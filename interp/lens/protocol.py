@@ -28,15 +28,19 @@ Tensor = torch.Tensor
 class TextLens(Protocol):
     """A model that reads text, with hook points: a `Lens` or a `BridgeLens`."""
 
-    cfg: LensConfig
     model: Any
     """The transformers model, whose classes have no types that mypy could follow."""
     tokenizer: Any
-    anatomy: Anatomy
     point_table: dict[str, Point]
     absent: dict[str, str]
     ln_final: FinalNorm
     """Missing where the model has no final norm that could be found."""
+
+    @property
+    def cfg(self) -> LensConfig: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float, Int
 
 from interp.errors import InterpError
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import InterventionLens
 
 Tensor = torch.Tensor
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def score(
     lens: InterventionLens, prompt: str | Tensor, continuation: str | Tensor, chunk: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,11 @@ class TextMixin:
     """Turns text into tokens and back with the tokenizer's own defaults (special tokens included)."""
 
     tokenizer: Any
-    cfg: LensConfig
     model: Any
+    if TYPE_CHECKING:
+
+        @property
+        def cfg(self) -> LensConfig: ...
 
     @property
     def device(self) -> torch.device:

@@ -17,11 +17,13 @@ import torch
 from interp.cache.lens_cache import LensCache
 from interp.cache.stored_layer import StoredLayer
 from interp.interventions import Intervention, parts
+from interp.lens.evaluating import in_evaluation_mode
 
 if TYPE_CHECKING:
     from interp.lens.protocol import InterventionLens
 
 
+@in_evaluation_mode
 def generate(
     lens: InterventionLens,
     prompt: str,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 
 from interp.errors import InterpError, UnknownNameError
+from interp.lens.evaluating import in_evaluation_mode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,6 +64,7 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
     return metric
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def patch(
     lens: TextLens,

@@ -14,6 +14,7 @@ import torch
 
 from interp.errors import InterpError, UnknownNameError
 from interp.icl.tasks.regression import Tasks
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 
@@ -28,6 +29,7 @@ Progress = Callable[[int, int], None]
 """Called as `progress(layers done, layers in all)` while a model reads text; on tasks it counts probes."""
 
 
+@in_evaluation_mode
 def probe(
     lens: TextLens | AttentionRegressor,
     inputs: str | torch.Tensor | Sequence[str] | Tasks,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
+from interp.lens.evaluating import in_evaluation_mode
 from interp.runs.generating import generate
 from interp.runs.probing import Progress
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SIDES = ("unchanged", "intervened")
 
 
+@in_evaluation_mode
 def side_by_side(
     lens: InterventionLens,
     prompt: str,

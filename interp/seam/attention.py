@@ -22,6 +22,7 @@ from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
 from interp.seam.masks import additive_mask, first_new
 from interp.seam.points import live
+from interp.seam.precision import alike, in_one_dtype
 from interp.seam.rotation import Rotation
 
 Tensor = torch.Tensor
@@ -64,7 +65,10 @@ class Site:
     def store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """New keys and values `[batch, kv_head, new, d_head]` on their way into the Lens' cache."""
         self.stored_new = True
-        return self._edit("k", k), self._edit("v", v)
+        k, v = self._edit("k", k), self._edit("v", v)
+        if self.cache is not None:  # what policies act on has one dtype
+            k, v = alike(k, v)
+        return k, v
 
     def _edit(self, name: str, x: Tensor) -> Tensor:
         """Fire an editable point; hooks see TransformerLens' `[batch, pos, head, d_head]`, the maths `[batch, head,
@@ -89,13 +93,15 @@ class Site:
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """One attention call with hook points around it; returns z `[batch, pos, head, d_head]` and weights or None."""
         q = self._edit("q", call.q)
+        # guided decoding runs the model on a second text within the call, whose keys do not come through our cache
+        cached = self.stored_new
         k, v = self._new_keys_values(call)
-        call = replace(call, q=q, k=k, v=v)
-        stored = None if self.cache is None else self.cache.layers[self.layer]
-        if isinstance(stored, StoredLayer):
-            z, weights = self._attend_stored(call, stored)
-        else:
-            z, weights = self._attend(call)
+        stored = self.cache.layers[self.layer] if self.cache is not None and cached else None
+        with in_one_dtype(replace(call, q=q, k=k, v=v)) as even:
+            if isinstance(stored, StoredLayer):
+                z, weights = self._attend_stored(even, stored)
+            else:
+                z, weights = self._attend(even)
         return (self.point("z")(z) if live(self.point("z")) else z), weights
 
     def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
