@@ -19,8 +19,8 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.anatomy import FIT, Anatomy, BlockParts, logit_map
-from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.reading_input import unpacked, without_types
+from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin

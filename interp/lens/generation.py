@@ -1,7 +1,7 @@
 """What `Lens.generate` adds to transformers' own: whose settings hold, sequences as text, activations of all steps.
 
-The caller's keywords hold first, then a `generation_config` that was passed, then the Lens' own (64 new tokens, greedy),
-then the model's `generation_config`, which is where transformers takes every other default from.
+The caller's keywords hold first, then a `generation_config` that was passed, then the Lens' own (64 new tokens,
+greedy), then the model's `generation_config`, which is where transformers takes every other default from.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Settings:
             if (length := source("max_length")) is not None:
                 if _at_least_one("max_length", length) <= prompt_tokens:
                     raise InterpError(
-                        f"max_length={length} counts the prompt, which has {prompt_tokens} tokens already; raise it, or "
-                        "pass max_new_tokens."
+                        f"max_length={length} counts the prompt, which has {prompt_tokens} tokens already; raise it, "
+                        "or pass max_new_tokens."
                     )
                 return int(length) - prompt_tokens
         return NEW_TOKENS
@@ -95,7 +95,7 @@ class Settings:
         config = copy.deepcopy(self.passed)
         config.max_length = None
         with in_one_sentence():
-            rest = config.update(**{name: value for name, value in told.items() if value is not None})
+            rest: dict[str, Any] = config.update(**{name: value for name, value in told.items() if value is not None})
         return rest | {name: None for name, value in told.items() if value is None} | {"generation_config": config}
 
 

@@ -28,8 +28,8 @@ from interp.interventions.keeper import cache_policies
 from interp.lens import generation, scoring
 from interp.lens.anatomy import BlockParts, config_of, dissect, first
 from interp.lens.in_force import InForce
-from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.reading_input import left_padded, unpacked, without_types
+from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.seam import points as table

@@ -193,7 +193,16 @@ def _from_pretrained(
     return model.eval(), tokenizer
 
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "spiece*", "*.tiktoken", "*.model", "tekken*", "special_tokens_map*")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "spiece*",
+    "*.tiktoken",
+    "*.model",
+    "tekken*",
+    "special_tokens_map*",
+)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -166,8 +166,6 @@ def _row(row: Any) -> list[int]:
         row = row.tolist() if row.ndim == 1 else [row]
     if isinstance(row, (str, bytes)) or not isinstance(row, Sequence):
         raise _refused(f"a list that holds {type(row).__name__}", None)
-    if len(row) == 1 and isinstance(row[0], (list, tuple)):
-        row = row[0]
     for value in row:
         if isinstance(value, str):
             raise InterpError("a text is a string, not a list of its words; join the words, or pass their token ids.")
@@ -184,6 +182,8 @@ def _rows(items: list[Any], attention_mask: Any, pad: int) -> Given:
         odd = next((one for one in others if not isinstance(one, str)), others[0])
         raise _refused(f"a list that holds {type(odd).__name__}", None)
     rows = [_row(one) for one in items]
+    if not all(rows):
+        raise InterpError(f"row {[len(row) for row in rows].index(0)} holds no tokens; leave it out.")
     masks = [[1] * len(row) for row in rows] if attention_mask is None else _mask_rows(attention_mask)
     if [len(mask) for mask in masks] != [len(row) for row in rows]:
         raise InterpError(

@@ -113,9 +113,7 @@ class TextMixin:
             raise InterpError(f"truncate should be at least 1, found {truncate}.")
         return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on)
 
-    def rows(
-        self, input: Any, attention_mask: Any = None, truncate: int | None = None
-    ) -> tuple[list[Tensor], bool]:
+    def rows(self, input: Any, attention_mask: Any = None, truncate: int | None = None) -> tuple[list[Tensor], bool]:
         """Each text or row of ids by itself as tokens `[1, pos]`, without padding, and whether only one was passed."""
         given = self._told_apart(*reading_input.tokens_alone(input, attention_mask))
         if given.kind != "tokens":
@@ -133,7 +131,7 @@ class TextMixin:
             raise InterpError("a continuation is a text or tokens, not chat messages; pass what the reply says.")
         if after.kind == "tokens":
             if after.tokens.numel() == 0:
-                return [row[0] for row in after.tokens.to(self.device).split(1)]
+                return [after.tokens.reshape(-1)]
             read = self._tokens_of(after, False, None)
             return [row[0] for row in reading_input.without_padding(read.tokens, read.mask)]
         known = self._told_apart(*reading_input.tokens_alone(prompt, None))
@@ -235,7 +233,7 @@ class TextMixin:
         """A conversation as one text, up to where the assistant is to speak; or to go on, if it has begun to."""
         tokenizer = self._need_tokenizer()
         if not getattr(tokenizer, "chat_template", None):
-            raise InterpError(f"{self.cfg.model_name} has no chat template; call generate without chat=True.")
+            raise InterpError(f"{self.cfg.model_name} has no chat template; pass plain text, without chat=True.")
         begun = talk[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
         try:

@@ -64,7 +64,7 @@ def of_ids(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def continuing(tokenizer: Any, before: str | None, text: str) -> list[int]:
-    """Ids of a text that goes on after another, as if both were one text where that leaves the first one's tokens alone.
+    """Ids of a text that goes on after another, as if both were one text, if that leaves the first one's tokens alone.
 
     Else, or where what lies before is not known as text, those of the text alone; but without the space that a
     tokenizer puts before every text (sentencepiece), since a text that goes on has none there.

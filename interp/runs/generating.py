@@ -61,8 +61,8 @@ def generate(
     before = peak_resident_bytes()
     with _noting() as notes, nullcontext() if intervention is None else lens.apply(intervention):
         # a cache whatever the model's own default is: the account is about it
-        how = {"use_cache": True, "num_return_sequences": 1, "return_dict_in_generate": False, "streamer": watch}
-        out = lens.generate(tokens, max_new_tokens=max_new_tokens, attention_mask=mask, **how)
+        how: dict[str, Any] = {"use_cache": True, "num_return_sequences": 1, "return_dict_in_generate": False}
+        out = lens.generate(tokens, max_new_tokens, attention_mask=mask, streamer=watch, **how)
     new = out[0, tokens.shape[1] :]
     cache = lens.last_cache
     assert cache is not None

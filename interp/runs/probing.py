@@ -46,9 +46,10 @@ def probe(
         lens: from `interp.load`.
         inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text); or anything else
             that `lens.tokens_and_mask` takes: lists of ids, what a tokenizer returned (its mask says what is padding),
-            chat messages. Each text is read by itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for
-            what does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
-            `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text out again).
+            chat messages. Each text is read by itself, so that no padding enters a measurement; of several, results
+            have a `text` dimension and, for what does not depend on positions, `<variable>_mean` with bootstrap limits
+            `<variable>_low` and `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text
+            out again).
         probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all.
         tokens: read only the first so many tokens of each text.
         attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
