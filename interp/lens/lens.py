@@ -25,10 +25,11 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
-from interp.lens import scoring
+from interp.lens import generation, scoring
 from interp.lens.anatomy import Anatomy, BlockParts, first
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.in_force import InForce
+from interp.lens.reading_input import left_padded, unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.staying_current import CurrentMixin, looking_once
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
@@ -122,76 +123,127 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
     @looking_once
     def forward(
         self,
-        input: Any,
+        input: Any = None,
         return_type: str | None = "logits",
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the model on text, a list of texts, or tokens `[batch, pos]`.
+        """Run the model on text, a list of texts, tokens `[batch, pos]`, or anything else that `tokens_and_mask` takes.
 
         Returns logits `[batch, pos, d_vocab]` (`"logits"`), the mean next-token loss in nats (`"loss"`), both as a pair
         (`"both"`), or None. Texts of different length are padded on the left and masked. Keywords go to the model;
         `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
+        What a tokenizer returned may come as it is or as keywords (`lens(**encoded)`), and `inputs_embeds=...` in the
+        place of an input; those have no tokens, and so no loss.
 
         Examples:
             >>> lens(prompt).shape[:2]
             torch.Size([1, 40])
             >>> logits, loss = lens(prompt, return_type="both")
+            >>> lens(**lens.tokenizer(prompt, return_tensors="pt")).shape[:2]
+            torch.Size([1, 40])
         """
         scoring.check_return_type(return_type)
+        input, attention_mask, kwargs = unpacked(input, attention_mask, kwargs)
+        without_types(kwargs, self._keywords)
         if unknown := sorted(kwargs.keys() - self._keywords):
             raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
-        tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
+        read = self.embeddings(kwargs, attention_mask) if "inputs_embeds" in kwargs else None
+        if read is not None and return_type in ("loss", "both"):
+            raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
+        read = read or self.read(input, attention_mask)
+        tokens, attention_mask = read.tokens, read.mask
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
         seen = past.get_seq_length() if past is not None else 0
         self.check_length(seen + tokens.shape[1])
         self.check_mask(attention_mask, tokens, seen)
-        if attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask.all()):
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not bool(attention_mask.all()):
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
+        if "inputs_embeds" not in kwargs:
+            kwargs["input_ids"] = tokens
         with self._session(past):
-            logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
+            logits = self.model(attention_mask=attention_mask, **kwargs).logits
         return scoring.as_asked(return_type, logits, tokens, attention_mask)
 
     @looking_once
-    def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        input: Any = None,
+        max_new_tokens: int | None = None,
+        chat: bool = False,
+        *,
+        names_filter: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """transformers' `generate` with hooks alive: text in, text out; tokens in, tokens out.
 
-        A string returns the whole text (prompt and continuation, special tokens left out), a list of strings a list, a
-        tensor `[batch, pos]` the tensor with the new tokens appended. `chat=True` puts a string through the tokenizer's
-        chat template and returns only the reply. Greedy unless `do_sample=True`; keywords go to transformers.
+        A string returns the whole text (prompt and continuation, special tokens left out), a list of strings a list,
+        tokens in any form the tensor `[batch, pos]` of prompt and new tokens, all padding on the left. Chat messages
+        return the reply only, and so does a string with `chat=True`, which is a conversation of one message. With
+        `num_return_sequences` the sequences of each prompt follow each other in one list, as in transformers, and with
+        `return_dict_in_generate` what transformers returns is returned. Embeddings return the new tokens alone.
+
+        64 new tokens and greedy, unless a keyword or a `generation_config` says otherwise (`max_length` counts the
+        prompt too). Keywords go to transformers; every other default is that of `lens.model.generation_config`, its
+        `use_cache` too, except that a cache policy in force asks for a cache.
+
+        With `names_filter`, as in `run_with_cache`, returns `(output, ActivationCache)` with the activations of all
+        steps one after the other: those of the prompt, then one position for each new token but the last, which is
+        never read. Scores, patterns and what else has an axis of keys, which grow, are lists with one item a step.
 
         Examples:
             >>> tokens = lens.to_tokens(prompt)
             >>> lens.generate(tokens, max_new_tokens=3, min_new_tokens=3).shape
             torch.Size([1, 43])
+            >>> out, cache = lens.generate(tokens, 3, min_new_tokens=3, names_filter="blocks.0.hook_resid_post")
+            >>> cache["resid_post", 0].shape[:2]
+            torch.Size([1, 42])
         """
-        tokens, attention_mask = self.tokens_and_mask(input, kwargs.pop("attention_mask", None), chat=chat)
-        if "cache_implementation" in kwargs:
-            raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
-        self.check_length(tokens.shape[1] + max_new_tokens)
-        kwargs.setdefault("do_sample", False)
-        self._interventions.refuse_guessing(kwargs)
-        past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)
+        input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
+        without_types(kwargs, self._keywords)
+        embedded = "inputs_embeds" in kwargs
+        read = self.embeddings(kwargs, attention_mask) if embedded else None
+        read = read or self.read(input, attention_mask, chat, goes_on=True)
+        tokens, attention_mask = left_padded(read.tokens, read.mask)
+        if embedded:
+            kwargs["inputs_embeds"] = tokens
+        asked = generation.Settings(self.model, kwargs, max_new_tokens)
+        guessing = {name: asked.held(name) for name in generation.GUESSING}
+        self._interventions.refuse_guessing(guessing | {"past_key_values": kwargs.get("past_key_values")})
+        use_cache = asked.use_cache(acting=bool(self.policies_in_force))
+        kwargs = asked.keywords(tokens.shape[1], use_cache, self.tokenizer)
+        self.check_length(tokens.shape[1] + asked.new_tokens(tokens.shape[1]))
+        past = self._with_cache(kwargs, use_cache, tokens)
         if attention_mask is None:
-            attention_mask = torch.ones_like(tokens)
-        with evaluating(self), self._session(past), torch.no_grad():
-            out = self.model.generate(tokens, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **kwargs)
-        if isinstance(input, Tensor):
-            return out
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        texts = self.tokenizer.batch_decode(sequences[:, tokens.shape[1] if chat else 0 :], skip_special_tokens=True)
-        return texts[0] if isinstance(input, str) else texts
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        self.check_mask(attention_mask, tokens, 0)
+        if names_filter is not None and any(value is not None for value in guessing.values()):
+            raise InterpError("assisted generation reads tokens that it gives up again; leave names_filter out.")
+        recorder = None if names_filter is None else generation.Recorder(self, names_filter)
+        with ExitStack() as stack:
+            if recorder is not None:
+                stack.enter_context(self.hooks(fwd_hooks=recorder.hooks))
+            for context in (evaluating(self), self._session(past), torch.no_grad(), generation.in_one_sentence()):
+                stack.enter_context(context)
+            ids = () if embedded else (tokens,)
+            out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
+        if read.as_text and isinstance(out, Tensor):
+            out = generation.as_text(self.tokenizer, out, read)
+        return out if recorder is None else (out, recorder.activations(cached=use_cache))
 
-    def score(
-        self, prompt: str | Tensor, continuation: str | Tensor, *, chunk: int = 256
-    ) -> Float[Tensor, "batch token"]:
+    def score(self, prompt: Any, continuation: Any, *, chunk: int = 256) -> Float[Tensor, "batch token"]:
         """Negative log-likelihood (nats) of every token of `continuation` after `prompt`: `[batch, token]`, fp32.
 
         The prompt is read first, cache policies in force act, and then the true continuation is fed `chunk` tokens at a
         time: policies that act at every step want `chunk=1`, as in generation. The first token is predicted from the
         prompt alone, so no cache policy changes it (an attention edit does). A policy that waits for the first token
         after the prompt (D2O by default) gets that one by itself and then acts, so the second token's prediction is the
-        full cache's too. Text is tokenised with special tokens in the prompt only.
+        full cache's too.
+
+        Both are anything that a Lens reads, of several prompts each with a continuation of its own; where those have
+        different lengths, the shorter rows end in NaN. Text is tokenised with special tokens in the prompt only. The
+        continuation's tokens are those that it has in prompt + continuation, where the prompt's tokens are not changed
+        by what follows; else those of the continuation alone, without the space that some tokenizers put before a text.
 
         Examples:
             >>> nats = lens.score(prompt, "w9 w8 w7")

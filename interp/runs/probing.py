@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,11 +32,11 @@ Progress = Callable[[int, int], None]
 @in_evaluation_mode
 def probe(
     lens: TextLens | AttentionRegressor,
-    inputs: str | torch.Tensor | Sequence[str] | Tasks,
+    inputs: Any,
     probes: Iterable[str | Probe] | str | Probe | None = None,
     *,
     tokens: int | None = None,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: Any = None,
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run probes on a model reading text; returns their results by name.
@@ -46,10 +46,12 @@ def probe(
 
     Args:
         lens: from `interp.load`.
-        inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text). Each text is read
-            by itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for
-            what does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
-            `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text out again).
+        inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text); or anything else
+            that `lens.tokens_and_mask` takes: lists of ids, what a tokenizer returned (its mask says what is padding),
+            chat messages. Each text is read by itself, so that no padding enters a measurement; of several, results
+            have a `text` dimension and, for what does not depend on positions, `<variable>_mean` with bootstrap limits
+            `<variable>_low` and `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text
+            out again).
         probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all.
         tokens: read only the first so many tokens of each text.
         attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
@@ -79,7 +81,7 @@ def probe(
             f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
             "reads those that interp.icl.make_regression makes."
         )
-    rows = _rows(lens, inputs, tokens, attention_mask)
+    rows, alone = _rows(lens, inputs, tokens, attention_mask)
     facts = provenance(lens.device) | {"special_tokens": _special_tokens(lens)}
     total, done = lens.cfg.n_layers * len(rows), 0
     results: list[dict[str, xr.Dataset]] = []
@@ -89,7 +91,7 @@ def probe(
         for dataset in results[-1].values():
             dataset.attrs |= facts
         done += lens.cfg.n_layers
-    if not _several(inputs):
+    if alone:
         return results[0]
     from interp.results.many_texts import gather
 
@@ -115,54 +117,19 @@ def _report(progress: Progress, before: int, total: int, layer: int, _: Any = No
     progress(before + layer, total)
 
 
-def _several(inputs: Any) -> bool:
-    return not isinstance(inputs, str) and not (isinstance(inputs, torch.Tensor) and inputs.ndim == 1)
-
-
-def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """One row of tokens `[1, pos]` for each text."""
+def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tuple[list[torch.Tensor], bool]:
+    """One row of tokens `[1, pos]` for each text, and whether there is only one that came alone."""
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
-    if isinstance(inputs, torch.Tensor):
-        rows = [row[:, :n] for row in _cut(lens.tokens_and_mask(inputs)[0], attention_mask)]
-    elif attention_mask is not None:
-        raise InterpError("attention_mask goes with tokens; texts are read one by one and never padded.")
-    else:
-        rows = [lens.to_tokens(text, truncate=n) for text in _texts(inputs)]
+    texts = [inputs] if isinstance(inputs, str) else inputs if isinstance(inputs, (list, tuple)) else []
+    if not all(text.strip() for text in texts if isinstance(text, str)):
+        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
+    if isinstance(inputs, (list, tuple)) and not inputs:
+        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
+    rows, alone = lens.rows(inputs, attention_mask, truncate=n)
     for row in rows:
         lens.check_length(row.shape[1])
-    return rows
-
-
-def _texts(inputs: Any) -> list[str]:
-    listed = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping))
-    texts = list(inputs) if listed else [inputs]
-    if wrong := next((type(text).__name__ for text in texts if not isinstance(text, str)), None):
-        raise InterpError(
-            "probe reads a text, a list of texts, or an integer tensor of tokens [pos] or [batch, pos], not "
-            f"{'a ' + type(inputs).__name__ + ' that holds ' if listed else ''}{wrong}."
-        )
-    if not texts or not all(text.strip() for text in texts):
-        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
-    return texts
-
-
-def _cut(tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """Rows `[1, pos]` of tokens `[batch, pos]` without their padding."""
-    if attention_mask is None:
-        return list(tokens.split(1))
-    mask = torch.atleast_2d(torch.as_tensor(attention_mask))
-    if mask.shape != tokens.shape:
-        raise InterpError(f"attention_mask has shape {tuple(mask.shape)} and the tokens have {tuple(tokens.shape)}.")
-    rows = []
-    for i, (row, real) in enumerate(zip(tokens.split(1), mask, strict=True)):
-        kept = real.nonzero().flatten().tolist()
-        if not kept:
-            raise InterpError(f"attention_mask leaves nothing of row {i}; leave that row out.")
-        if kept[-1] - kept[0] + 1 != len(kept):
-            raise InterpError(f"attention_mask has a hole in row {i}; padding can only be left or right of a text.")
-        rows.append(row[:, kept[0] : kept[-1] + 1])
-    return rows
+    return rows, alone
 
 
 def _special_tokens(lens: TextLens) -> str:
