@@ -210,7 +210,7 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
 
 LEFT_ALONE = {
     "local": "have a sliding window",
-    "shared": "share keys and values with others",
+    "shared": "read keys and values of an earlier layer",
     "other": "keep something else in their cache than the keys that they attend to",
     "none": "have no attention",
 }

@@ -50,6 +50,8 @@ class BlockParts:
     seen: dict[str, Any] = field(default_factory=dict)
     """Facts from the two-token run: n_heads, n_key_value_heads, d_head, keywords of the attention call."""
     writers: Writers = field(default_factory=Writers)
+    middle: nn.Module | None = None
+    """The norm whose output is resid_mid, where norms follow sums."""
     mixer: str = "attention"
     """What mixes tokens here, for people: attention, or the class of what stands in its place."""
     ran: bool = True
@@ -70,6 +72,8 @@ class Anatomy:
     final_norm: nn.Module | None
     unembed: Step | None
     """From the normalised residual stream to the model's logits; None where the way there could not be found."""
+    own_cache: bool = False
+    """Whether the model keeps a cache of a class of its own."""
 
     @property
     def attending(self) -> Iterator[tuple[int, BlockParts]]:
@@ -164,14 +168,14 @@ def dissect(model: Any) -> Anatomy:
         facts = {} if own is None else watcher.calls[own][0]
         blocks.append(_block(model, block, name, "" if own is None else names[own], facts, seen))
     _mark_shared(blocks, watcher)
-    stored = tried(model, {i: block.attention for i, block in enumerate(blocks) if block.attention is not None})
+    kept = tried(model, {i: block.attention for i, block in enumerate(blocks) if block.attention is not None})
     for i, block in enumerate(blocks):
-        block.seen["stored"] = stored is None or i in stored
+        block.seen["stored"] = kept.nothing or i in kept.layers
     last = max(at for at, call in enumerate(seen) if call.parent == stack)
     resid_post = seen[last].out
     if resid_post is None:
-        return Anatomy(tuple(blocks), None, None)
-    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits))
+        return Anatomy(tuple(blocks), None, None, kept.own)
+    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), kept.own)
 
 
 def _watched(model: Any) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
@@ -253,6 +257,7 @@ def _block(
         "residual_scale": found.mixer.scale if found.mixer else scale,
         "mlp_scale": found.mlp.scale if found.mlp else scale,
         "parallel": found.parallel,
+        "middle": module(found.middle),
         "writers": found,
         "ran": bool(calls),
     }
@@ -306,12 +311,12 @@ def _scaled_down(x: Tensor, z: Tensor) -> bool:
 
 
 def _mark_shared(blocks: list[BlockParts], watcher: _Watcher) -> None:
-    """Note which layers attend to keys of an earlier layer, and whose: they share one cache."""
+    """Note which layers attend to keys of an earlier layer, and whose: they have no cache of their own."""
     keys = {i: watcher.calls[block.attention][0]["k"] for i, block in enumerate(blocks) if block.attention is not None}
     for i, k in keys.items():
         lender = next((j for j, earlier in keys.items() if j < i and _equal(earlier, k)), None)
         if lender is not None:
-            blocks[i].seen["shares"] = blocks[lender].seen["shares"] = True
+            blocks[i].seen["reads"] = lender
 
 
 def _activation(x: Any) -> Tensor | None:
@@ -358,13 +363,12 @@ def attention_types(model: Any, anatomy: Anatomy) -> tuple[AttentionType, ...]:
     def of(layer: int, block: BlockParts) -> AttentionType:
         if block.attention is None:
             return "none"
-        at = getattr(block.attention, "layer_idx", layer)
-        kind = kept[layer] if at == layer and layer < len(kept) else "other"
+        kind = kept[layer] if layer < len(kept) else "other"
         if kind in ("full", "beside") and not block.seen["stored"]:
             kind = "other"
         if block.seen["window"] or kind == "sliding":
             return "local"
-        if block.seen.get("shares") or kind == "none":
+        if "reads" in block.seen or kind == "none":
             return "shared"
         return "global" if kind in ("full", "beside") else "other"
 

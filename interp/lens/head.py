@@ -98,12 +98,24 @@ def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Step | None
     factor = _fit(x, y)
     candidates: list[Step] = [lambda x: x, lambda x: x * factor]
     if softcap is not None:
-        before = _fit(x, torch.atanh((y / softcap).clamp(-1 + 1e-6, 1 - 1e-6)) * softcap)
+        before = _fit_before_cap(x.double(), y.double(), softcap)
         candidates += [partial(_capped, factor=c, cap=softcap) for c in (1.0, before)]
     for candidate in candidates:
         if torch.allclose(candidate(x), y, rtol=FIT[logits.dtype], atol=1e-6):
             return _without(candidate, ruled_out, lowest) if bool(ruled_out.any()) else candidate
     return None
+
+
+def _fit_before_cap(x: Tensor, y: Tensor, cap: float) -> float:
+    """c with y = cap * tanh(c * x / cap), as nearly as it can be: from where the tangent is nearly straight, and then
+    by Gauss and Newton over all."""
+    small = y.abs() < cap / 2
+    factor = _fit(x[small], torch.atanh(y[small] / cap) * cap) if bool(small.any()) else 1.0
+    for _ in range(4):
+        tangent = torch.tanh(factor * x / cap)
+        slope = x * (1 - tangent.square())
+        factor += float(((y - cap * tangent) * slope).sum() / slope.square().sum())
+    return factor
 
 
 def _capped(x: Tensor, factor: float, cap: float) -> Tensor:

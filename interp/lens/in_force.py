@@ -12,7 +12,7 @@ from operator import or_
 from typing import Any, TypeVar
 
 from interp.cache.lens_cache import LensCache
-from interp.errors import InterpError
+from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits._edit_memory import EditedCache, EditMemory
 from interp.interventions.edits._editing import EditAccount, Editing, LayerEdits
@@ -101,6 +101,13 @@ class InForce:
             raise InterpError(f"{names} acts on a cache, and this call keeps none: pass use_cache=True, or generate.")
         if not use_cache:
             return None
+        if self.anatomy.own_cache:
+            if self.edits:
+                raise UnsupportedModelError(
+                    f"{self.cfg.architecture} keeps a cache of its own making, in which attention edits cannot "
+                    "remember what they saw; run it without one (use_cache=False)."
+                )
+            return None  # the model makes one; hooks may look at new keys and values then, not change them
         # no bound method: it could not be copied with the cache
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         layers = self.cfg.full_attention_layers

@@ -82,6 +82,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
     def _build(self, anatomy: Anatomy, cfg: LensConfig) -> None:
         """Hook points and the rest that depends on the model's parts; points that were there keep their hooks."""
         self.absent.clear()
+        self.elsewhere.clear()
         self.point_table.clear()
         self._build_points(anatomy)
         self.setup()
@@ -376,7 +377,9 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         for name in ("hook_attn_out", "hook_mixer_out"):
             if live(point(name)):
                 on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
-        if live(point("hook_resid_mid")):
+        if part.middle is not None and live(point("hook_resid_mid")):
+            on(part.middle, lambda m, a, out: replaced(out, room.hook_resid_mid(first(out))))
+        elif live(point("hook_resid_mid")):
             on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
         if live(rest):
 
@@ -394,6 +397,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         points = table.attention_points(part.seen["rotary"], part.gated)
         names = {p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in points}
         site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
+        site.kept_in = part.seen.get("reads", layer)
 
         def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
@@ -463,6 +467,8 @@ def _elsewhere(point: str, block: BlockParts) -> str | None:
         return "its block does not run on text alone"
     if point in ("hook_resid_mid", "hook_mlp_out") and block.writers.alone:
         return f"this block has {block.mixer} and no MLP"
+    if point in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out") and block.middle is not None:
+        return f"{block.writers.reason} (post-norm block)"
     return None
 
 
@@ -471,7 +477,7 @@ def _missing(point: str, block: BlockParts) -> str | None:
     found = block.writers
     if not found.one_stream:
         return found.reason
-    if point in ("hook_resid_pre", "hook_resid_post"):
+    if point in ("hook_resid_pre", "hook_resid_post") or block.middle is not None:
         return None
     if point == "hook_resid_mid" and found.parallel:
         return "attention and MLP read the same input (parallel block), so nothing lies between them"

@@ -7,6 +7,7 @@ that are no tokens (compressed ones), or keep something else in its cache than w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,9 +34,21 @@ class _Keys:
         return call.answer()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a model kept in its cache when it was tried out."""
+
+    layers: frozenset[int]
+    """Those whose cache holds the very keys that they attend to."""
+    own: bool = False
+    """Whether the cache is of a class of the model's own, which no other can stand in for (MiniMax)."""
+    nothing: bool = False
+    """Whether it kept no cache."""
+
+
 @torch.no_grad()
-def tried(model: Any, attention: dict[int, nn.Module]) -> set[int] | None:
-    """The layers whose cache holds the very keys that they attend to, of those with attention; None: it kept none.
+def tried(model: Any, attention: dict[int, nn.Module]) -> Kept:
+    """Run a model on a few tokens, those of its layers that are named having attention, and see what it keeps.
 
     Raises UnsupportedModelError where the model computes something else while it is looked at, or attends to keys that
     are no tokens.
@@ -69,7 +82,7 @@ def tried(model: Any, attention: dict[int, nn.Module]) -> set[int] | None:
                 f"layer {layer} of {type(model).__name__} attends to {keys.of[module].shape[2]} keys where there are "
                 f"{LENGTH} tokens, so a column of its attention is no token."
             )
-    return _stored(getattr(out, "past_key_values", None), {i: keys.of[module] for i, module in attention.items()})
+    return _kept(getattr(out, "past_key_values", None), {i: keys.of[module] for i, module in attention.items()})
 
 
 def some_tokens(model: Any, n: int) -> Tensor:
@@ -89,10 +102,11 @@ def _agree(model: Any, bare: Tensor, seen: Tensor) -> None:
         )
 
 
-def _stored(cache: Any, keys: dict[int, Tensor]) -> set[int] | None:
+def _kept(cache: Any, keys: dict[int, Tensor]) -> Kept:
+    cache = getattr(cache, "self_attention_cache", cache)  # decoders that may stand behind an encoder have two
     if cache is None:
-        return None
-    if type(cache) is not DynamicCache:  # some models keep a cache of their own
-        return set()
+        return Kept(frozenset(), nothing=True)
+    if type(cache) is not DynamicCache:
+        return Kept(frozenset(), own=True)
     held = {i: getattr(cache.layers[i], "keys", None) for i in keys if i < len(cache.layers)}
-    return {i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])}
+    return Kept(frozenset(i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])))

@@ -50,6 +50,8 @@ class Site:
 
     def __init__(self, layer: int, points: Mapping[str, nn.Module], rotation: Rotation | str) -> None:
         self.layer, self.points, self.rotation = layer, points, rotation
+        self.kept_in = layer
+        """The layer whose cache holds the keys: an earlier one where layers share them."""
         self.rotary = "attn.hook_rot_q" in points
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
@@ -82,10 +84,13 @@ class Site:
         if self.stored_new:
             self.stored_new = False
             return k, v
-        if k.shape[2] == n_new:
+        if k.shape[2] == n_new and self.kept_in == self.layer:
             return self._edit("k", k), self._edit("v", v)
         start = first_new(k, n_new, call.mask, call.causal)
-        for name, x in (("k", k), ("v", v)):  # a cache that is not ours already holds them: look, don't touch
+        for name, x in (
+            ("k", k),
+            ("v", v),
+        ):  # a cache that is not ours, or another layer's, holds them already: look, don't touch
             if live(self.point(name)):
                 show(self.point(name), x[:, :, start : start + n_new].transpose(1, 2))
         return k, v
@@ -131,6 +136,19 @@ class Site:
         self.cache.keeper.attended(self.layer, self.cache.layers, call.q, lambda: self._event(call))
         return z, weights
 
+    def _attend_lent(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor | None]:
+        """Attention over what policies left of another layer's keys: it neither counts for them nor makes them act.
+
+        While the prompt is read that layer may have been compressed already, and all its keys are in the call still.
+        """
+        if not stored.compressed or call.k.shape[2] == stored.seen:
+            return self._attend(call)
+        if self._in_the_open(call):
+            return self._attend_dense(call, stored, counts=False)
+        if self.edits is not None:
+            return self._attend_edited(call, stored, counts=False), None
+        return self._attend_packed(call, stored, counts=False), None
+
     def _in_one_kernel(self, call: AttentionCall, stored: StoredLayer) -> bool:
         """Whether a step's attention and the policy's turn are one kernel, in place.
 
@@ -154,9 +172,9 @@ class Site:
         z: Tensor = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
-    def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+    def _attend_packed(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> Tensor:
         z, mass = packed_decode(
-            call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass
+            call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=counts and stored.keeps_mass
         )
         if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
             q = call.q[:, :, -counted:]
@@ -165,7 +183,7 @@ class Site:
             stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
-    def _attend_dense(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor]:
+    def _attend_dense(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> tuple[Tensor, Tensor]:
         """The same for eyes and gradients: dense keys and values, scores and pattern in the open."""
         bias = stored.additive_mask(call.q.shape[2])
         bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
@@ -173,18 +191,22 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
+        if not counts:
+            return z, pattern
         counted = pattern.detach().float()[:, :, -stored.queries_counted(call.q.shape[2]) :]
         received = by_stored_head(counted.sum(2), keys.shape[1])
         stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z, pattern
 
-    def _attend_edited(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+    def _attend_edited(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> Tensor:
         """The same under attention edits, without scores of all new tokens and keys at once."""
         assert self.edits is not None
         keys, values = stored.dense()
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
-        z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
+        z, mass = self.edits.attend_stored(
+            self._event(full, {"causal": True, "bias": bias}), counts and stored.keeps_mass
+        )
         if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
             newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
             _, mass = self.edits.attend_stored(newest, True)
