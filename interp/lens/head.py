@@ -100,10 +100,11 @@ def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Step | None
     if softcap is not None:
         before = _fit_before_cap(x.double(), y.double(), softcap)
         candidates += [partial(_capped, factor=c, cap=softcap) for c in (1.0, before)]
-    for candidate in candidates:
-        if torch.allclose(candidate(x), y, rtol=FIT[logits.dtype], atol=1e-6):
-            return _without(candidate, ruled_out, lowest) if bool(ruled_out.any()) else candidate
-    return None
+    # small logits hardly meet a cap, so that several maps may fit: the nearest is meant, of equals the first
+    nearest = min(candidates, key=lambda candidate: float((candidate(x) - y).abs().max()))
+    if not torch.allclose(nearest(x), y, rtol=FIT[logits.dtype], atol=1e-6):
+        return None
+    return _without(nearest, ruled_out, lowest) if bool(ruled_out.any()) else nearest
 
 
 def _fit_before_cap(x: Tensor, y: Tensor, cap: float) -> float:

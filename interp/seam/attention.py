@@ -87,10 +87,7 @@ class Site:
         if k.shape[2] == n_new and self.kept_in == self.layer:
             return self._edit("k", k), self._edit("v", v)
         start = first_new(k, n_new, call.mask, call.causal)
-        for name, x in (
-            ("k", k),
-            ("v", v),
-        ):  # a cache that is not ours, or another layer's, holds them already: look, don't touch
+        for name, x in (("k", k), ("v", v)):  # a cache that is not ours, or another layer's, has them: don't touch
             if live(self.point(name)):
                 show(self.point(name), x[:, :, start : start + n_new].transpose(1, 2))
         return k, v
@@ -204,9 +201,8 @@ class Site:
         keys, values = stored.dense()
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
-        z, mass = self.edits.attend_stored(
-            self._event(full, {"causal": True, "bias": bias}), counts and stored.keeps_mass
-        )
+        event = self._event(full, {"causal": True, "bias": bias})
+        z, mass = self.edits.attend_stored(event, counts and stored.keeps_mass)
         if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
             newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
             _, mass = self.edits.attend_stored(newest, True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 AttentionType = Literal["global", "local", "shared", "other", "none"]
-"""global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: to keys and values of
-an earlier layer, and what a policy leaves of them. other: its cache holds something else than the keys it attends to (latents, an index of
-sparse attention). none: the layer has another mixer (linear attention, Mamba, a convolution)."""
+"""global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: to keys and values of an earlier
+layer, or to what a policy left of them. other: its cache holds something else than the keys it attends to (latents, an
+index of sparse attention). none: the layer has another mixer (linear attention, Mamba, a convolution)."""
 
 
 @dataclass(frozen=True)
