@@ -123,7 +123,7 @@ class Prompt:
         return torch.tensor([False, True, False]).repeat_interleave(sizes).to(self.query.device)
 
 
-def _tokens(lens: TextLens, part: str | Tensor) -> Int[Tensor, " pos"]:
+def _tokens(lens: TextLens, part: Any) -> Int[Tensor, " pos"]:
     if isinstance(part, Tensor):
         return part.reshape(-1).to(lens.device)
     if not isinstance(part, str):
