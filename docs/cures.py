@@ -91,7 +91,6 @@ CURES = {
     "does not generate with these settings": "The reason is that of transformers; change the setting that it names.",
     "the attention mask leaves nothing of row": "Leave that row out.",
     "a padding mask is 1 at tokens": "Pass zeros and ones; masks that are added to scores have four axes.",
-    "is one number": "Pass one entry for each token.",
     "embeddings have no tokens": "Pass tokens or text.",
     "inputs_embeds should be a tensor": "Pass `lens.model.get_input_embeddings()(tokens)`, or something of its shape.",
     "assisted generation reads tokens": "Leave `names_filter` out, or generate without assistance.",
