@@ -111,17 +111,17 @@ def _at_least_one(name: str, value: Any) -> int:
 
 @contextmanager
 def in_one_sentence() -> Iterator[None]:
-    """Refusals of transformers' own generation as InterpError; errors from hooks and processors of others pass."""
+    """What transformers' own generation does not take as InterpError; errors from hooks and others' processors pass."""
     try:
         yield
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # what its checks overlook ends in any error, such as one of arithmetic
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
         if isinstance(error, InterpError) or not where.startswith("transformers.generation"):
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InterpError(f"transformers does not generate with these settings: {reason[:300]}") from error
 
 

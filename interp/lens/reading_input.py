@@ -7,7 +7,7 @@ trying to iterate it: the words of a mapping's keys are texts too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -184,6 +184,8 @@ def _rows(items: list[Any], attention_mask: Any, pad: int) -> Given:
     rows = [_row(one) for one in items]
     if not all(rows):
         raise InterpError(f"row {[len(row) for row in rows].index(0)} holds no tokens; leave it out.")
+    if isinstance(attention_mask, (Tensor, np.ndarray)) and len(set(map(len, rows))) == 1:
+        return replace(_array(torch.tensor(rows), attention_mask), single=False)
     masks = [[1] * len(row) for row in rows] if attention_mask is None else _mask_rows(attention_mask)
     if [len(mask) for mask in masks] != [len(row) for row in rows]:
         raise InterpError(
@@ -195,12 +197,14 @@ def _rows(items: list[Any], attention_mask: Any, pad: int) -> Given:
 
 
 def _mask_rows(mask: Any) -> list[list[int]]:
-    rows = mask.tolist() if isinstance(mask, (Tensor, np.ndarray)) else list(mask)
-    plain = [row.tolist() if isinstance(row, (Tensor, np.ndarray)) else row for row in rows]
-    plain = [row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], list) else row for row in plain]
-    if not all(isinstance(row, (list, tuple)) for row in plain):
+    """The mask of each row; what is said of several rows of different length can only be lists."""
+    whole = isinstance(mask, (Tensor, np.ndarray)) and mask.ndim == 2
+    if not whole and (not isinstance(mask, Sequence) or isinstance(mask, (str, bytes))):
         raise InterpError("the attention mask is not [batch, tokens]; pass one entry for each token.")
-    return [list(row) for row in plain]
+    rows = [as_mask(row) for row in ([mask] if all(_is_number(one) for one in mask) else mask)]
+    if not all(isinstance(row, Tensor) and row.ndim == 2 and row.shape[0] == 1 for row in rows):
+        raise InterpError("the attention mask is not [batch, tokens]; pass one entry for each token.")
+    return [row[0].long().tolist() for row in rows]
 
 
 def padded(rows: list[list[int]], pad: int, masks: list[list[int]] | None = None) -> tuple[Tensor, Tensor]:
@@ -230,19 +234,24 @@ def _array(ids: Tensor, attention_mask: Any) -> Given:
     return Given("tokens", ids.ndim == 1, tokens=torch.atleast_2d(wide), mask=as_mask(attention_mask))
 
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
 def as_mask(mask: Any, device: torch.device | None = None) -> Any:
-    """A mask for tokens: a padding mask as zeros and ones `[batch, tokens]`; anything of more axes is the model's."""
-    if mask is None or isinstance(mask, Mapping):
+    """A mask for tokens: a padding mask as zeros and ones `[batch, tokens]`; one of four axes is the model's."""
+    if mask is None:
         return mask
+    if isinstance(mask, Mapping) and mask and all(one is None or isinstance(one, Tensor) for one in mask.values()):
+        return mask  # a prepared mask for each kind of layer
     try:
         made = torch.as_tensor(np.asarray(mask) if isinstance(mask, (list, tuple)) else mask)
-    except (TypeError, ValueError, RuntimeError):
+        made = made.to(device, torch.int64) if made.dtype in UNSIGNED else made.to(device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InterpError("the attention mask is not [batch, tokens]; pass one entry for each token.") from None
-    made = made.to(device)
-    if made.ndim > 2:
+    if made.ndim == 4:
         return made
-    if made.ndim == 0:
-        raise InterpError("the attention mask is one number; pass one entry for each token.")
+    if made.ndim not in (1, 2):
+        raise InterpError(f"the attention mask has {made.ndim} axes; pass one entry for each token, [batch, tokens].")
     made = torch.atleast_2d(made)
     if made.dtype != torch.bool and not bool(((made == 0) | (made == 1)).all()):
         raise InterpError("a padding mask is 1 at tokens and 0 at padding, and this one holds other numbers.")

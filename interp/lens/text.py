@@ -165,7 +165,13 @@ class TextMixin:
 
     def check_mask(self, mask: Any, tokens: Tensor, seen: int) -> None:
         """Raise InterpError when a padding mask does not cover the tokens (those seen before included)."""
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != (tokens.shape[0], seen + tokens.shape[1]):
+        if not isinstance(mask, Tensor):
+            return
+        batch, new = tokens.shape[:2]
+        fits = mask.shape == (batch, seen + new)
+        if mask.ndim == 4:
+            fits = mask.shape[0] in (1, batch) and mask.shape[2] == new
+        if not fits:
             raise InterpError(
                 f"the attention mask is {list(mask.shape)}, but there are {tokens.shape[0]} sequences of "
                 f"{seen + tokens.shape[1]} tokens; pass one entry for each token, cached ones included."

@@ -105,7 +105,7 @@ def test_no_space_is_put_before_what_goes_on(kind: str) -> None:
 
 
 def test_an_unknown_word_that_grows_is_no_boundary() -> None:
-    """"zz" and "zzw5" are the same token to a tokenizer that knows neither."""
+    """ "zz" and "zzw5" are the same token to a tokenizer that knows neither."""
     from tests.models import shared, tokenizer
 
     lens = interp.load(shared("llama"), tokenizer())
