@@ -12,6 +12,7 @@ from interp_kernels import KeySegment
 from jaxtyping import Bool, Float, Int
 from transformers.cache_utils import DynamicLayer
 
+from interp.cache.places import check_places
 from interp.cache.segments import Part, Segment, either, joined, protected
 from interp.cache.slots import Slots, fit, newest_apart
 from interp.errors import InterpError
@@ -85,28 +86,13 @@ class StoredLayer(DynamicLayer):
         """
         self.newest_query_only = newest_query_only
         if index is not None:
-            self._check_index(index, recent)
+            check_places(index, self.segments, recent)
         whole = self.whole(None if index is None else index.shape[1])
         if mass is not None:
             whole = replace(whole, mass=mass)
         tail = whole.part(slice(len(whole) - recent, len(whole)))
         old = [] if index is None or index.shape[-1] == 0 else [whole.take(index)]
         self._segments = [*old, tail]
-
-    def _check_index(self, index: Int[Tensor, "batch head kept"], recent: int) -> None:
-        """Raise InterpError where a policy names places that there are not, or counts others twice."""
-        batch, heads = self.segments[0].keys.shape[:2]
-        places = sum(map(len, self.segments)) - recent
-        if index.ndim != 3 or index.shape[0] != batch or index.shape[1] % heads or index.is_floating_point():
-            raise InterpError(
-                f"a cache policy keeps tokens by whole numbers [{batch}, {heads} or a multiple, kept], found "
-                f"{index.dtype} {list(index.shape)}."
-            )
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < places:
-            raise InterpError(
-                f"a cache policy keeps tokens {int(index.min())} to {int(index.max())}, and there are 0 to "
-                f"{places - 1} before the newest {recent}."
-            )
 
     def summarise(
         self, index: Int[Tensor, "batch head kept"], summaries: Segment, recent: int = 0, marked: bool = True

@@ -15,6 +15,7 @@ row) is computed in the open, see `_open.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
