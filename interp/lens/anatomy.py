@@ -329,12 +329,13 @@ def _logit_map(model: Any, seen: list[ModuleCall], logits: Tensor) -> Callable[[
 def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Callable[[Tensor], Tensor] | None:
     """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma
     2)."""
+    fit, raw = max(FIT[raw.dtype], FIT[logits.dtype]), raw.to(logits.dtype)  # autocast in the model's own forward pass
     factor = float((raw * logits).sum() / raw.square().sum())
     candidates: list[Callable[[Tensor], Tensor]] = [lambda x: x, lambda x: x * factor]
     if softcap is not None:
         candidates.append(lambda x: torch.tanh(x / softcap) * softcap)
     for candidate in candidates:
-        if torch.allclose(candidate(raw), logits, rtol=FIT[logits.dtype], atol=1e-6):
+        if torch.allclose(candidate(raw), logits, rtol=fit, atol=1e-6):
             return candidate
     return None
 

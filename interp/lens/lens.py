@@ -85,7 +85,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         self.point_table.clear()
         self._build_points(anatomy)
         self.setup()
-        self._interventions.cfg, self._interventions.anatomy = cfg, anatomy
+        acting = self._interventions
+        acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
         takes = inspect.signature(self.model.forward).parameters
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._keywords = known_keywords(self.model)

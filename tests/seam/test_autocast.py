@@ -133,3 +133,42 @@ def test_double_precision_stays(half: torch.autocast) -> None:
         wanted = lens(TEXT)
         with half:
             assert lens(TEXT).shape == wanted.shape
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "olmo2"])
+def test_a_lens_made_under_autocast_knows_what_it_would_know(half: torch.autocast, name: str) -> None:
+    from tests.models import tiny
+
+    model = tiny(name)
+    wanted = interp.load(model)
+    with half:
+        found = interp.load(model)
+    assert found.cfg == wanted.cfg
+    assert list(found.hook_dict) == list(wanted.hook_dict)
+    assert found.absent == wanted.absent
+
+
+def test_autocast_inside_the_models_own_forward_pass(half: torch.autocast) -> None:
+    """As accelerate prepares a model: bfloat16 within, float32 logits."""
+    from tests.models import tiny
+
+    model, lens = tiny("llama"), interp.load(tiny("llama"))
+    plain = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with half:
+            out = plain(*args, **kwargs)
+        out.logits = out.logits.float()
+        return out
+
+    model.forward = forward
+    prepared = interp.load(model)
+    for policy in (interp.H2O(budget=16), interp.SnapKV(budget=16, window=8), interp.KnockOut(keys=0)):
+        with lens.apply(policy):
+            wanted = lens.score(TEXT, MORE, chunk=1)
+        with prepared.apply(policy):
+            found = prepared.score(TEXT, MORE, chunk=1)
+        assert float((found - wanted).abs().median()) < 0.25
+    with torch.no_grad():
+        _, cache = prepared.run_with_cache(TEXT, names_filter="ln_final.hook_normalized")
+        assert prepared.unembed(cache["ln_final.hook_normalized"].float()).isfinite().all()
