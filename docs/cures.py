@@ -18,6 +18,8 @@ CURES = {
     "skip names layer": "Name layers that the model has, or leave `skip` out.",
     "a ledger lists what cache policies evict": "Leave `ledger=True` out, or put a cache policy in force.",
     "sets ‹key› twice": "Leave one of the two out.",
+    "a cache policy keeps tokens ‹int(index.min())›":
+        "Count places in `stored.whole()`; the newest `recent` tokens are kept without being named.",
     "is not UTF-8, so it is no TOML": "Convert the file to UTF-8; `interp.interventions.save` writes it so.",
     "this is not TOML": "Mend the line that the parser names, or write the file with `interp.interventions.save`.",
     "TOML holds tables":

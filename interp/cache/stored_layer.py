@@ -12,6 +12,7 @@ from interp_kernels import KeySegment
 from jaxtyping import Bool, Float, Int
 from transformers.cache_utils import DynamicLayer
 
+from interp.cache.places import check_places
 from interp.cache.segments import Part, Segment, either, joined, protected
 from interp.cache.slots import Slots, fit, newest_apart
 from interp.errors import InterpError
@@ -84,6 +85,8 @@ class StoredLayer(DynamicLayer):
         newest_query_only: the account holds what the newest query alone pays, instead of a sum over all.
         """
         self.newest_query_only = newest_query_only
+        if index is not None:
+            check_places(index, self.segments, recent)
         whole = self.whole(None if index is None else index.shape[1])
         if mass is not None:
             whole = replace(whole, mass=mass)

@@ -40,7 +40,6 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
 
     cfg: LensConfig
     anatomy: Anatomy
-    hooks_need_lens = False  # the points are the bridge's own, and fire wherever it runs
     edits_in_force: tuple[AttentionEdit, ...] = ()
     policies_in_force: tuple[CachePolicy, ...] = ()
 

@@ -92,6 +92,7 @@ def _is_norm(module: nn.Module) -> bool:
 def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Step | None:
     """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma
     2), perhaps after a constant (Muse); some columns may be ruled out for good (Chameleon's image tokens)."""
+    fit, raw = max(FIT[raw.dtype], FIT[logits.dtype]), raw.to(logits.dtype)  # autocast in the model's own forward pass
     lowest = torch.finfo(logits.dtype).min
     ruled_out = (logits <= lowest).flatten(0, -2).all(0)
     x, y = raw[..., ~ruled_out], logits[..., ~ruled_out]
@@ -102,7 +103,7 @@ def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Step | None
         candidates += [partial(_capped, factor=c, cap=softcap) for c in (1.0, before)]
     # small logits hardly meet a cap, so that several maps may fit: the nearest is meant, of equals the first
     nearest = min(candidates, key=lambda candidate: float((candidate(x) - y).abs().max()))
-    if not torch.allclose(nearest(x), y, rtol=FIT[logits.dtype], atol=1e-6):
+    if not torch.allclose(nearest(x), y, rtol=fit, atol=1e-6):
         return None
     return _without(nearest, ruled_out, lowest) if bool(ruled_out.any()) else nearest
 

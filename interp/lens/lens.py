@@ -64,6 +64,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         torch.Size([1, 40])
     """
 
+    hooks_need_lens = True
+
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
         self.model, self.tokenizer, self._name = model, tokenizer, name
@@ -86,7 +88,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         self.point_table.clear()
         self._build_points(anatomy)
         self.setup()
-        self._interventions.cfg, self._interventions.anatomy = cfg, anatomy
+        acting = self._interventions
+        acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
         takes = inspect.signature(self.model.forward).parameters
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._keywords = known_keywords(self.model)
@@ -136,6 +139,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
         What a tokenizer returned may come as it is or as keywords (`lens(**encoded)`), and `inputs_embeds=...` in the
         place of an input; those have no tokens, and so no loss.
+        A model in train mode runs in train mode, unlike in what measures (`generate`, `score`).
 
         Examples:
             >>> lens(prompt).shape[:2]
@@ -264,8 +268,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         A cache policy acts on the cache of each call that starts one (`generate`, `score`, or a call with
         `use_cache=True`); the cache carries its policy, so a later turn may continue with it inside the block or after.
         An attention edit acts in every call, with a cache or without, and ends with the block; a policy beside it sees
-        the attention that the edited model pays. The model itself is never changed. With `ledger`,
-        `lens.last_cache.keeper.ledger` lists every eviction.
+        the attention that the edited model pays. The model itself is never changed, and no other thread is in the
+        block, not even one that is started inside. With `ledger`, `lens.last_cache.keeper.ledger` lists evictions.
 
         Raises InterpError where interventions do not go together or do not fit the model, before anything runs. Warns
         on leaving where nothing was ever dropped, or no attention changed: what did not act is no result.

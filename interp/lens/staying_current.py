@@ -20,6 +20,7 @@ from interp.lens.strict_hooks import HookPoint
 from interp.lens.turns import Turn
 from interp.seam.config import LensConfig
 from interp.seam.points import live
+from interp.seam.precision import plain_numbers
 from interp.seam.routing import forget
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -49,7 +50,8 @@ class CurrentMixin:
         """Take the model apart and build what depends on its parts."""
         refuse_unrunnable(self.model)
         forget(self.model)
-        anatomy = dissect(self.model)
+        with plain_numbers(self.model.device):  # parts are found by arithmetic
+            anatomy = dissect(self.model)
         self._know(anatomy, config_of(self.model, anatomy, self._name))
 
     def _know(self, anatomy: Anatomy, cfg: LensConfig) -> None:

@@ -57,7 +57,7 @@ class HookedLens(HookedRootModule):
         self._calls = 0
         """How often this lens ran its model with an eye on hooks."""
 
-    hooks_need_lens = True
+    hooks_need_lens = False
     """Whether hooks act in calls of the lens alone, and not where the model inside is run by itself."""
 
     if TYPE_CHECKING:  # TransformerLens' own, which annotates no return value and takes lists only

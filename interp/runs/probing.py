@@ -17,6 +17,7 @@ from interp.icl.tasks.regression import Tasks
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
+from interp.seam.precision import autocast_dtype, plain_numbers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -143,7 +144,8 @@ def _probe_one(
     lens: TextLens, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None
 ) -> dict[str, xr.Dataset]:
     context = Context(lens, tokens, lens.to_str_tokens(tokens))
-    folds = {p.name: p.begin(context) for p in wanted}
+    with plain_numbers(lens.device):
+        folds = {p.name: p.begin(context) for p in wanted}
     hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
     if report is not None:
         last = lens.cfg.n_layers - 1
@@ -153,7 +155,8 @@ def _probe_one(
     # The last position's logits suffice: all of them would be the largest tensor of the pass.
     lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
     seconds = time.perf_counter() - began
-    results = {name: fold.result() for name, fold in folds.items()}
+    with plain_numbers(lens.device):
+        results = {name: fold.result() for name, fold in folds.items()}
     ids = tokens[0].cpu().numpy().astype("<i8")  # what was read, whatever the tokenizer: little-endian int64
     facts = {
         "model": lens.cfg.model_name,
@@ -171,17 +174,17 @@ def _probe_one(
 
 def _attach(lens: TextLens, probe: str, fold: Fold) -> list[tuple[str, Hook]]:
     """A fold's wishes as (hook point name, hook)."""
-    hooks = []
+    hooks, dtype = [], lens.model.dtype
     for name, fn in fold.hooks().items():
         if name in lens.hook_dict:
-            hooks.append((name, _only(partial(fn, -1))))
+            hooks.append((name, _only(partial(fn, -1), dtype)))
             continue
         wanted = {i: f"blocks.{i}.{name}" for i in range(lens.cfg.n_layers)}
         built = {i: point for i, point in wanted.items() if point in lens.hook_dict or point in lens.absent}
         missing = [point for point in built.values() if point not in lens.hook_dict]
         if missing or not built:  # blocks that are not built to have it (hybrids) are left out
             raise _no_point(lens, probe, name, None if len(missing) == len(built) else missing[0])
-        hooks += [(point, _only(partial(fn, i))) for i, point in built.items()]
+        hooks += [(point, _only(partial(fn, i), dtype)) for i, point in built.items()]
     return hooks
 
 
@@ -198,10 +201,16 @@ def _no_point(lens: TextLens, probe: str, name: str, first: str | None) -> Inter
     return InterpError(f"{lens.cfg.architecture} has no {first}, which {probe} needs in every layer: {reason}.")
 
 
-def _only(look: Callable[[Any], None]) -> Hook:
-    """A hook that looks and leaves the value alone."""
+def _only(look: Callable[[Any], None], dtype: torch.dtype | None = None) -> Hook:
+    """A hook that looks and leaves the value alone; under autocast it looks in the dtype of the weights."""
 
     def hook(value: Any, hook: Any) -> None:
-        look(value)
+        if not isinstance(value, torch.Tensor):  # an event has one dtype
+            look(value)
+            return
+        if dtype is not None and autocast_dtype(value.device) is not None:
+            value = value.to(dtype)
+        with plain_numbers(value.device):
+            look(value)
 
     return hook

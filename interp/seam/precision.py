@@ -8,10 +8,10 @@ since it would change the dtype of some of their steps and not of others.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,11 @@ Tensor = torch.Tensor
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What autocast computes matrix products in on a device; None while it is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def plain_numbers(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off on a device while the block runs."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -51,5 +56,5 @@ def in_one_dtype(call: AttentionCall) -> Iterator[AttentionCall]:
         with torch.autocast(device, dtype=low, enabled=low is not None):
             return call.answer()
 
-    with torch.autocast(device, enabled=False):
+    with plain_numbers(call.q.device):
         yield replace(call, q=q, k=k, v=v, own=lambda *_, **__: own())

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
+from interp.interventions.edits._answers import groups_of, rows_of
 from interp.interventions.edits._edit_memory import EditMemory
 from interp.interventions.edits._members import Meeting, Member, met
 from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
@@ -203,7 +204,7 @@ class LayerEdits:
                 continue
             residual = self.residual if edit.reads_residual else None
             text = NewTokens(self.layer, editing.new, editing.positions, editing.ids, residual)
-            editing.memory.learn((self.layer, i), edit.groups(text), edit.rows(text))
+            editing.memory.learn((self.layer, i), groups_of(edit, text), rows_of(edit, text))
 
 
 def _among(numbers: Any, count: int, device: torch.device) -> Bool[Tensor, " head"] | None:
