@@ -236,7 +236,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 kwargs["past_key_values"] = past
         self._interventions.admit_cache(past)
         if isinstance(past, LensCache) and past.keeper is not None:
-            past.keeper.expect(past.get_seq_length() + tokens.shape[1])
+            past.keeper.expect((seen := past.get_seq_length()) + tokens.shape[1], seen)
         self.last_cache = past if use_cache else None
         return past
 
