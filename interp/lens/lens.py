@@ -27,10 +27,12 @@ from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import scoring
 from interp.lens.anatomy import BlockParts, config_of, dissect, first
+from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
@@ -43,7 +45,7 @@ On = Callable[[nn.Module | None, Hook], None]
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class Lens(TextMixin, ReadoutMixin, HookedLens):
+class Lens(TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
 
     Args:
@@ -123,7 +125,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         """
         scoring.check_return_type(return_type)
         if unknown := sorted(kwargs.keys() - self._known):
-            raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
+            named = ", ".join(unknown) + keywords_instead(unknown)
+            raise InterpError(f"{self.cfg.architecture} knows no argument {named}; it would be ignored.")
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
         seen = past.get_seq_length() if past is not None else 0

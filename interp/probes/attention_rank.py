@@ -25,6 +25,7 @@ from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column
 from interp.results.described import Row, described
 from interp.results.naming import heads_named
+from interp.results.wording import among, extremes
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -79,20 +80,23 @@ class AttentionRank(Probe):
             result[name].transpose("layer", "head").values for name in ("rank90", "effective_rank", "rank90_censored")
         )
         typical = f"more than {k}" if np.median(rank) > k else f"{np.median(rank):g}"
-        wide = (rank > tokens / 4) | (censored > 0)
+        if tokens == 1:
+            return ["A pattern of one token is one number, 1, so its rank is 1 in every head."]
+        wide = (rank > max(1, tokens / 4)) | (censored > 0)
         exceptions = f"in every head that rank is at most {rank.max()}"
         if wide.any():
-            bound = min(k, tokens // 4)
+            bound = min(k, max(1, tokens // 4))
             exceptions = f"{wide.sum()} of {wide.size} heads need more than {bound}: {heads_named(wide, layers)}"
-        lowest, highest = (heads_named(effective == x, layers) for x in (effective.min(), effective.max()))
+        if not np.isfinite(effective).any():
+            return ["No head of this text has an effective rank: its attention could not be computed."]
         return [
             f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; "
             f"{exceptions}.",
-            f"Effective rank (exponential of the singular values' entropy) has the median {np.median(effective):.3g}, "
-            f"from {effective.min():.3g} in {lowest} to {effective.max():.3g} in {highest}.",
+            f"Effective rank (exponential of the singular values' entropy) has the median {np.nanmedian(effective):.3g}"
+            f"{among(effective, 'heads')}, {extremes(effective, layers)}.",
             f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head "
             f"holds 90 % of their energy in {np.median(result['score_rank90']):g} singular values, with an effective "
-            f"rank of {np.median(result['score_effective_rank']):.3g}.",
+            f"rank of {np.nanmedian(result['score_effective_rank']):.3g}.",
         ]
 
     @classmethod

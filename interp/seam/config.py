@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class LensConfig:
     """What a study needs to know of a model. Field names are TransformerLens' where it has one."""
 
+    attn_only: ClassVar[bool] = False
+    """That every block has an MLP, as TransformerLens asks when a residual stream is taken apart."""
     model_name: str
     architecture: str
     n_layers: int
