@@ -6,14 +6,11 @@ holds any more.
 
 CURES = {
     # caches and policies
-    "what a policy compressed does not come back": "Start a new cache, or go back no further than its newest tokens.",
     "only a Lens can attend to this cache": "Pass it to the Lens that made it: `lens(..., past_key_values=cache)`.",
     "cannot follow a chunked prefill": "Read the prompt in one piece, or in pieces without a mask of your own.",
     "caches latent vectors": "Take a model that caches keys, or an attention edit, which does not touch the cache.",
     "has no room for": "Raise `budget`, or lower `sinks`, the recent share and the share of summaries.",
     "caps its attention logits, which a fitted key": "Take another policy that evicts, such as `interp.H2OPrefill`.",
-    "is longer than the prompt of": "Pass a longer prompt, or a smaller `window`.",
-    "does not fit a prompt of": "Pass a longer prompt, or a smaller `window`.",
     "together leave no room": "Lower `summaries` or `recent_share`, so that they add up to less than 1.",
     "skip names layer": "Name layers that the model has, or leave `skip` out.",
     "a ledger lists what cache policies evict": "Leave `ledger=True` out, or put a cache policy in force.",

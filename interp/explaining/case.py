@@ -157,6 +157,7 @@ class Case:
         """The steps under the policy."""
         with self.applied(ledger=True):
             cache = self.read(self.prompt)
+            cache.keeper.reads_back = True
             stepping = any(p.each_step or p.moment == "first_decode" for p in cache.keeper.plans.values())
             total = int(self.seen.shape[1])
             evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}

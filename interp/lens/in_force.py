@@ -169,7 +169,7 @@ def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Ke
     keepers = [(keeper, cache) for keeper, cache in keepers if keeper.prompt_tokens is not None]
     if not keepers:
         warnings.warn(f"{names}: no call inside apply() used a cache, so nothing was changed.", stacklevel=4)
-    elif not any(layer.compressed for _, cache in keepers for layer in cache.stored.values()):
+    elif not any(layer.lost_something for _, cache in keepers for layer in cache.stored.values()):
         tokens = max(keeper.prompt_tokens or 0 for keeper, _ in keepers)
         warnings.warn(
             f"{names} dropped nothing: the prompt of {tokens} tokens fits what it keeps, or ended before it acts.",

@@ -28,6 +28,7 @@ from interp.interventions.keeper import cache_policies
 from interp.lens import generation, scoring
 from interp.lens.anatomy import Anatomy, BlockParts, first
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
 from interp.lens.reading_input import left_padded, unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
@@ -35,6 +36,7 @@ from interp.lens.staying_current import CurrentMixin, looking_once
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
 from interp.lens.turns import mine, refuse_nesting, turn_of
+from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
@@ -46,7 +48,7 @@ Args = tuple[Any, ...]
 On = Callable[[nn.Module | None, Hook], None]
 
 
-class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
+class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
 
     Args:
@@ -152,7 +154,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
         input, attention_mask, kwargs = unpacked(input, attention_mask, kwargs)
         without_types(kwargs, self._keywords)
         if unknown := sorted(kwargs.keys() - self._keywords):
-            raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
+            named = ", ".join(unknown) + keywords_instead(unknown)
+            raise InterpError(f"{self.cfg.architecture} knows no argument {named}; it would be ignored.")
         read = self.embeddings(kwargs, attention_mask) if "inputs_embeds" in kwargs else None
         if read is not None and return_type in ("loss", "both"):
             raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
@@ -320,7 +323,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, HookedLens):
                 kwargs["past_key_values"] = past
         self._interventions.admit_cache(past)
         if isinstance(past, LensCache) and past.keeper is not None:
-            past.keeper.expect(past.get_seq_length() + tokens.shape[1])
+            past.keeper.expect((seen := past.get_seq_length()) + tokens.shape[1], seen)
         self.last_cache = past if use_cache else None
         return past
 

@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError, UnknownNameError
+from interp.lens.activations import LensActivations
+from interp.lens.habits import point_instead
 from interp.lens.hook_values import Held, fitting
 from interp.seam.points import Point, live
 
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
-    from transformer_lens.ActivationCache import ActivationCache
     from transformer_lens.hook_points import HookPoint as HookPoint
     from transformer_lens.HookedRootModule import HookedRootModule
     from transformer_lens.utilities import Slice
@@ -160,6 +161,8 @@ class HookedLens(HookedRootModule):
             if (reason := self.why_absent(name)) is not None:
                 raise UnknownNameError(f"this model has no {name}: {reason}.")
             if name not in self.hook_dict:
+                if (told := point_instead(name)) is not None:
+                    raise UnknownNameError(f"there is no hook point {name!r}; {told}.")
                 near = difflib.get_close_matches(name, self.hook_dict, n=1, cutoff=0.0)
                 raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near[0]!r}?")
             return [name]
@@ -219,18 +222,3 @@ class HookedLens(HookedRootModule):
             [(n, partial(save, name=n)) for n in names],
             [(n, partial(save, name=n, suffix="_grad")) for n in backward],
         )
-
-
-class LensActivations(ActivationCache):
-    """TransformerLens' activation cache that also resolves this library's points: `cache["column_mass", 3]`."""
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        if isinstance(key, tuple) and len(key) == 2 and key[1] is not None:
-            layer, n_layers = key[1], self.model.cfg.n_layers
-            if not -n_layers <= layer < n_layers:
-                raise UnknownNameError(f"there is no layer {layer}; this model has {n_layers} layers.")
-            layer %= n_layers
-            for name in (f"blocks.{layer}.attn.hook_{key[0]}", f"blocks.{layer}.hook_{key[0]}"):
-                if name in self.cache_dict:
-                    return self.cache_dict[name]
-        return super().__getitem__(key)

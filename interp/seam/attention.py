@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,6 +123,7 @@ class Site:
         assert self.cache is not None
         if self._in_one_kernel(call, stored):
             return self._attend_and_step(call, stored), None
+        event = partial(self._stored_event, call, stored) if stored.compressed else partial(self._event, call)
         if not stored.compressed:
             z, weights = self._attend(call)
         elif self._in_the_open(call):
@@ -130,7 +132,7 @@ class Site:
             z, weights = self._attend_edited(call, stored), None
         else:
             z, weights = self._attend_packed(call, stored), None
-        self.cache.keeper.attended(self.layer, self.cache.layers, call.q, lambda: self._event(call))
+        self.cache.keeper.attended(self.layer, self.cache.layers, call.q, event)
         return z, weights
 
     def _attend_lent(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor | None]:
@@ -198,18 +200,21 @@ class Site:
     def _attend_edited(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> Tensor:
         """The same under attention edits, without scores of all new tokens and keys at once."""
         assert self.edits is not None
+        z, mass = self.edits.attend_stored(self._stored_event(call, stored), counts and stored.keeps_mass)
+        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
+            newest = self._stored_event(replace(call, q=call.q[:, :, -counted:]), stored)
+            _, mass = self.edits.attend_stored(newest, True)
+        if mass is not None:
+            received = by_stored_head(mass, stored.segments[0].keys.shape[1])
+            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
+        return z
+
+    def _stored_event(self, call: AttentionCall, stored: StoredLayer) -> AttentionEvent:
+        """Attention of the call's queries to all that a compressed layer stores."""
         keys, values = stored.dense()
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
-        event = self._event(full, {"causal": True, "bias": bias})
-        z, mass = self.edits.attend_stored(event, counts and stored.keeps_mass)
-        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
-            newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
-            _, mass = self.edits.attend_stored(newest, True)
-        if mass is not None:
-            received = by_stored_head(mass, keys.shape[1])
-            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
-        return z
+        return self._event(full, {"causal": True, "bias": bias})
 
     @torch.no_grad()
     def _show(self, call: AttentionCall) -> None:

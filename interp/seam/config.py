@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 AttentionType = Literal["global", "local", "shared", "other", "none"]
 """global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: to keys and values of an earlier
@@ -15,6 +15,8 @@ index of sparse attention). none: the layer has another mixer (linear attention,
 class LensConfig:
     """What a study needs to know of a model. Field names are TransformerLens' where it has one."""
 
+    attn_only: ClassVar[bool] = False
+    """That every block has an MLP, as TransformerLens asks when a residual stream is taken apart."""
     model_name: str
     architecture: str
     n_layers: int
