@@ -17,6 +17,7 @@ from benchmarks.extract_handbook import handbook_path
 from interp.cache.lens_cache import LensCache
 from interp.interventions import Intervention, parts
 from interp.interventions.keeper import Keeper
+from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
 
 PROMPT, SCORED = 1024, 256
@@ -65,8 +66,7 @@ class Read:
         logits = [self.logits]
         for part in self.rest[:, :-1].split(chunk, 1):
             logits.append(self.lens(part, past_key_values=cache, use_cache=True))
-        wide = torch.cat(logits, 1).float().transpose(1, 2)
-        return torch.nn.functional.cross_entropy(wide, self.rest, reduction="none")[0].numpy(), held
+        return nll_of(torch.cat(logits, 1), self.rest)[0].numpy(), held
 
 
 def readings(lens: Any, n: int) -> Iterator[Read]:

@@ -139,7 +139,7 @@ def test_every_error_that_is_made_is_found() -> None:
         ("there is no probe ‹name›; did you mean ‹near›? There are ‹all›.", "did you mean ‹near›? There are ‹all›."),
         ("a set of hook_q|k is * wrong: leave_one out.", "leave&#95;one out."),
         ("this needs a name.", "Give what the sentence asks for."),
-        ("window=3 is longer than the prompt of 2 tokens.", cures.CURES["is longer than the prompt of"]),
+        ("a budget of 3 tokens has no room for 4 sinks.", cures.CURES["has no room for"]),
     ],
 )
 def test_every_error_has_a_cure(sentence: str, told: str) -> None:

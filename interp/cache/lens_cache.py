@@ -113,7 +113,9 @@ class LensCache(DynamicCache):
         All layers do or, where one of them cannot, none: it raises before any is cut.
         """
         seen = self.get_seq_length()
-        left = seen + tokens if tokens <= 0 else min(tokens, seen)
+        left = max(0, seen + tokens) if tokens <= 0 else min(tokens, seen)
+        if left == seen and not any(getattr(layer, "record_past", False) for layer in self.layers):
+            return  # a window that has moved on would refuse even to forget nothing
         if self.keeper is not None and left < seen and self.keeper.needs_more_than(left):
             raise InterpError(
                 f"the cache cannot go back to {left} tokens while its policies have yet to compress the prompt of "
@@ -125,8 +127,14 @@ class LensCache(DynamicCache):
                 f"the cache cannot forget tokens: layers {', '.join(map(str, states))} hold a recurrent state, which "
                 "has no past; start a new one."
             )
-        for layer in self.layers:
-            copy.copy(layer).crop(left - seen)
+        for i, layer in enumerate(self.layers):
+            try:
+                copy.copy(layer).crop(left - seen)
+            except (RuntimeError, ValueError) as error:  # transformers' own, of a sliding window that has moved on
+                raise InterpError(
+                    f"the cache cannot go back to {left} tokens: the window of layer {i} has moved on, and what it left "
+                    "behind does not come back; start a new cache, or go on with a copy (copy.deepcopy)."
+                ) from error
         super().crop(left - seen)
 
     def fork(self) -> Self:

@@ -25,6 +25,8 @@ INDEX = torch.int16
 PER_HEAD = ("channels", "value_channels", "key_mean")
 """Fields without a token axis."""
 NO_SUMMARY = -1
+NOWHERE = -1
+"""Position of what stands in a place that a text does not use: before every text, so hidden as padding is."""
 POSITION = torch.int32
 """Stored type of token positions, where they are no plain range."""
 
@@ -160,7 +162,8 @@ class Segment:
         keys, values = cut(token.keys, self.channels), cut(token.values, self.value_channels)
         new: dict[str, Any] = {"keys": keys, "values": values, "positions": token.at().expand(*where.shape, 1)}
         new |= {"summary": token.summary_number().expand(*where.shape, 1)}
-        new |= {n: getattr(token, n) for n in ("mass", "log_count")}
+        zero = torch.zeros(*where.shape, 1, device=where.device)
+        new |= {n: zero if (of := getattr(token, n)) is None else of for n in ("mass", "log_count")}
         for name, tensor in self.tensors():
             if name in PER_HEAD:
                 continue
@@ -241,13 +244,17 @@ def protected(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -
     first = torch.zeros(whole.keys.shape[:2], dtype=torch.long, device=whole.keys.device)
     if padding is not None:
         first = (whole.at() < padding[:, None, None]).sum(-1).expand(whole.keys.shape[:2])
-    sinks = max(0, min(sinks, total - recent - int(first.max())))
     if not bool(first.any()):
+        sinks = max(0, min(sinks, total - recent))
         pieces = [slice(sinks, total - recent), slice(0, sinks), slice(total - recent, total)]
         old, front, tail = (whole.part(piece) for piece in pieces)
     else:
         place = torch.arange(total - recent, device=first.device).expand(*first.shape, -1)
-        is_sink = (place >= first[..., None]) & (place < first[..., None] + sinks)
+        own = (total - recent - first).clamp(0, sinks)[..., None]  # how many of its sinks are not recent
+        sinks = int(own.max())
+        begins = first.clamp_max(total - recent)[..., None]
+        # a text that has fewer than another lays padding apart in their stead
+        is_sink = (place >= begins - (sinks - own)) & (place < begins + own)
         order = is_sink.sort(dim=-1, stable=True).indices  # old tokens first, then the sinks, each in the text's order
         old, front = whole.take(order[..., : total - recent - sinks]), whole.take(order[..., total - recent - sinks :])
         tail = whole.part(slice(total - recent, total))

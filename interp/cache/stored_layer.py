@@ -12,7 +12,8 @@ from interp_kernels import KeySegment
 from jaxtyping import Bool, Float, Int
 from transformers.cache_utils import DynamicLayer
 
-from interp.cache.segments import Part, Segment, either, joined, protected
+from interp.cache.places import check_places
+from interp.cache.segments import NOWHERE, Part, Segment, either, joined, protected
 from interp.cache.slots import Slots, fit, newest_apart
 from interp.errors import InterpError
 
@@ -42,6 +43,9 @@ class StoredLayer(DynamicLayer):
         Of tokens in slots, as many are the newest ones."""
         self.newest_query_only = False
         """Whether accounts hold what the newest query alone pays; set by `keep`."""
+        self.settled = 0
+        """Tokens seen when something last happened that no crop undoes: tokens or channels went, or the attention that
+        tokens receive was added up."""
         self.slots: Slots | None = None
         self.kv_heads = self.d_head = self.d_value = 0
         self.seam = False
@@ -74,6 +78,7 @@ class StoredLayer(DynamicLayer):
         mass: Float[Tensor, "batch head token"] | None = None,
         *,
         newest_query_only: bool = False,
+        unused: Bool[Tensor, "batch head kept"] | None = None,
     ) -> None:
         """Keep the tokens at `index` and the newest `recent` ones, which lie apart and grow; drop and free the others.
 
@@ -82,24 +87,38 @@ class StoredLayer(DynamicLayer):
         mass: attention that each token of `whole()` has received so far, fp32, if account is to be kept of it: from now
             on what each new query pays is added, see `interp.interventions.base.Plan`.
         newest_query_only: the account holds what the newest query alone pays, instead of a sum over all.
+        unused: which of `index` are places that a text does not need, since another one keeps more: what stands there
+            is hidden, as padding is.
         """
-        self.newest_query_only = newest_query_only
+        self.newest_query_only, self.settled = newest_query_only, self.seen
+        if index is not None:
+            check_places(index, self.segments, recent)
         whole = self.whole(None if index is None else index.shape[1])
         if mass is not None:
             whole = replace(whole, mass=mass)
         tail = whole.part(slice(len(whole) - recent, len(whole)))
         old = [] if index is None or index.shape[-1] == 0 else [whole.take(index)]
+        if old and unused is not None:
+            if self.padding is None:
+                self.padding = torch.zeros(len(whole.keys), dtype=torch.long, device=whole.keys.device)
+            at = old[0].at()
+            old = [replace(old[0], positions=at.masked_fill(unused & (at >= self.padding[:, None, None]), NOWHERE))]
         self._segments = [*old, tail]
 
     def summarise(
-        self, index: Int[Tensor, "batch head kept"], summaries: Segment, recent: int = 0, marked: bool = True
+        self,
+        index: Int[Tensor, "batch head kept"],
+        summaries: Segment,
+        recent: int = 0,
+        marked: bool = True,
+        unused: Bool[Tensor, "batch head kept"] | None = None,
     ) -> None:
         """`keep`, with tokens that stand for those that were dropped.
 
         marked: whether they are marked as summaries, for who asks why (`interp.explain`); where channels are pruned
             too, that takes a number a token.
         """
-        self.keep(index, recent)
+        self.keep(index, recent, unused=unused)
         *old, tail = self._segments
         numbers = range(len(summaries)) if marked else None
         self._segments = [*old, replace(summaries, summary=numbers), tail]
@@ -130,6 +149,7 @@ class StoredLayer(DynamicLayer):
         key_mean: what stands for each dropped key channel, rising, the same for all tokens; None: zero.
         """
         packed, *dense = self._segments
+        self.settled = self.seen
         if not dense:
             raise InterpError("pack cuts what protect returned; protect some tokens first, or none: protect().")
         if keys is not None:
@@ -146,6 +166,7 @@ class StoredLayer(DynamicLayer):
         place: of the token, counted in storage order. One of the last segment just goes, since that stays in the text's
         order. Returns the evicted tokens, one of each head, with zeros for channels that they lacked.
         """
+        self.settled = self.seen
         *older, tail = self._segments
         victim = aged = tail.part(slice(0, 1))
         first = 0
@@ -203,7 +224,15 @@ class StoredLayer(DynamicLayer):
             return "the keys of every query head"
         if any(segment.log_count is not None for segment in self._segments):
             return "tokens that stand for several, with a bias"
+        if self.padding is not None and self.compressed and bool((self.places() < self.padding[:, None, None]).any()):
+            return "padding among a text's tokens"
         return None
+
+    @property
+    def lost_something(self) -> bool:
+        """Whether anything is gone: a token, or a channel of one."""
+        channels = any(s.channels is not None or s.value_channels is not None for s in self._segments)
+        return channels or (self.is_initialized and self.kept < self.seen)
 
     @property
     def kept(self) -> int:
@@ -290,6 +319,7 @@ class StoredLayer(DynamicLayer):
                 segment.mass.copy_(received)
             elif segment.mass is not None:
                 segment.mass.add_(received)
+                self.settled = self.seen
 
     def queries_counted(self, new: int) -> int:
         """How many of a call's `new` queries, counted from the newest, `receive` wants the attention of."""
@@ -314,7 +344,7 @@ class StoredLayer(DynamicLayer):
     def free_slot(self) -> None:
         """One token of each head has gone, and the newest one lies in its slot."""
         assert self.slots is not None
-        self._segments = [self.slots.held]
+        self._segments, self.settled = [self.slots.held], self.seen
 
     def leave_slots(self) -> None:
         """Let tokens that lie in slots lie in segments of their own again, the newest in the last one."""
@@ -334,7 +364,7 @@ class StoredLayer(DynamicLayer):
 
     def reset(self) -> None:
         self._segments, self.seen, self.padding, self.slots, self.is_initialized = [], 0, None, None, False
-        self.newest_query_only = False
+        self.newest_query_only, self.settled, self.newest_at_compression = False, 0, 0
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.in_slots:
@@ -363,23 +393,19 @@ class StoredLayer(DynamicLayer):
     def crop(self, tokens: int) -> None:
         """Forget the newest tokens: -`tokens` of them, or all but the first `tokens` of the text where it is positive.
 
-        Raises InterpError where those are not all in the part that only grows: what was evicted does not come back.
+        Raises InterpError where that would undo half: what went for those tokens, and what they paid to others, does
+        not come back.
         """
         drop = -tokens if tokens <= 0 else max(0, self.seen - tokens)
         if drop == 0 or not self.is_initialized:
             return
+        if self.seen - drop < self.settled:
+            raise InterpError(
+                f"the cache can forget its newest {self.seen - self.settled} tokens, not {drop}: a policy has acted on "
+                "the others, and what went for them does not come back; start a new cache, or go on with a copy "
+                "(copy.deepcopy) that was made before they came."
+            )
         self.leave_slots()
         tail = self._segments[-1]
-        spared = self.compressed and len(self._segments) == 1  # a layer of nothing would count as uncompressed
-        if drop > len(tail) - spared:
-            raise InterpError(
-                f"the cache can forget its newest {len(tail) - spared} tokens, not {drop}: what a policy compressed "
-                "does not come back."
-            )
-        if bool((tail.at()[..., len(tail) - drop :] < self.seen - drop).any()):
-            raise InterpError(
-                f"the cache cannot forget its newest {drop} tokens: a policy has evicted one of them in some head, and "
-                "what went for it does not come back."
-            )
         self._segments = [*self._segments[:-1], tail.part(slice(0, len(tail) - drop))]
         self.seen -= drop

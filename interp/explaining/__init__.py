@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from interp.discovery import classes_in
 from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
+from interp.lens.evaluating import in_evaluation_mode
 from interp.settings.reading import made
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["NothingToSay", "Question", "available", "explain", "findings", "resolve"]
 
 
+@in_evaluation_mode
 def explain(
     lens: TextLens,
     intervention: Intervention,
@@ -75,7 +77,7 @@ def explain(
         else:
             answers[question.name].attrs |= facts
     if silent:
-        warnings.warn(f"left out of the explanation: {' '.join(silent)}", stacklevel=2)
+        warnings.warn(f"left out of the explanation: {' '.join(silent)}", stacklevel=3)  # who called
     return answers
 
 

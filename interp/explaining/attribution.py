@@ -121,10 +121,10 @@ class Attribution(Question):
 
     @staticmethod
     def _token(case: Case, text: Any) -> int:
-        if isinstance(text, int):
+        if isinstance(text, (int, np.integer)):
             if not 0 <= text < case.lens.cfg.d_vocab:
                 raise InterpError(f"attribution: there is no token {text}; the vocabulary has {case.lens.cfg.d_vocab}.")
-            return text
+            return int(text)
         ids = case.lens.token_ids(text)
         if len(ids) != 1:
             raise InterpError(f"attribution: answers are single tokens, and {text!r} has {len(ids)}.")

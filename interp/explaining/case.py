@@ -79,7 +79,7 @@ class Case:
         if not takes_interventions(lens):
             raise InterpError("explain needs a Lens of a transformers model; a TransformerBridge has no such cache.")
         policies = lens.policies_of(intervention)
-        tokens, rest = one_text(lens, prompt), one_text(lens, continuation, special=False)
+        tokens, rest = one_text(lens, prompt), _continuation(lens, prompt, continuation)
         if rest.shape[1] < 2:
             raise InterpError("explain: the continuation needs at least 2 tokens; the first one sees no policy.")
         lens.check_length(tokens.shape[1] + rest.shape[1])
@@ -157,6 +157,7 @@ class Case:
         """The steps under the policy."""
         with self.applied(ledger=True):
             cache = self.read(self.prompt)
+            cache.keeper.reads_back = True
             stepping = any(p.each_step or p.moment == "first_decode" for p in cache.keeper.plans.values())
             total = int(self.seen.shape[1])
             evicted_at = {i: torch.full((1, total), NEVER, dtype=torch.int32) for i in self.layers}
@@ -211,16 +212,19 @@ class Case:
         return losses[0]
 
 
-def one_text(lens: TextLens, text: Any, special: bool = True) -> Int[Tensor, "1 pos"]:
-    """Tokens of one text, or the tokens of one text that were given. Raises InterpError for several."""
-    if isinstance(text, str) and not special:
-        text = torch.tensor(lens.token_ids(text), dtype=torch.long)
-    if not isinstance(text, (str, Tensor)):
-        raise InterpError(f"explain reads one text, or its tokens, not {type(text).__name__}.")
-    tokens, _ = lens.tokens_and_mask(text)
-    if tokens.shape[0] != 1:
-        raise InterpError(f"explain reads one text at a time; these are tokens of {tokens.shape[0]}.")
-    return tokens
+def one_text(lens: TextLens, text: Any) -> Int[Tensor, "1 pos"]:
+    """Tokens of one text, or of one of anything else that a Lens reads. Raises InterpError for several."""
+    return _only_one(lens.rows(text)[0])
+
+
+def _continuation(lens: TextLens, prompt: Any, continuation: Any) -> Int[Tensor, "1 pos"]:
+    return _only_one([row[None] for row in lens.continuation_rows(prompt, continuation)])
+
+
+def _only_one(rows: Sequence[Tensor]) -> Int[Tensor, "1 pos"]:
+    if len(rows) != 1:
+        raise InterpError(f"explain reads one text at a time; these are tokens of {len(rows)}.")
+    return rows[0]
 
 
 def _keep(held: dict[int, Any], layer: int) -> Any:

@@ -143,7 +143,8 @@ class Plan(ABC):
     prompt that came in chunks: with its newest `queries_needed` queries at least), and `compress` when `moment` says:
     right after it ("layer"), when all layers have read the prompt ("prefill_end"), or when they have attended for the
     first token after it, with which `observe` is called once more ("first_decode"). `compress` changes the layer by the
-    methods of `StoredLayer`. Without `each_step` that is all, and later tokens are added at the layer's end.
+    methods of `StoredLayer`. Without `each_step` later tokens are added at the layer's end, and where several come at
+    once, another turn, `another_turn` is called; a text that is read back (`lens.score`) is no other turn.
 
     **Every step.** With `each_step`, `step` is called each time the layer has attended for new tokens: one in
     generation, several where several come at once (`lens.score(chunk=...)`, another turn). They are stored by then, at
@@ -160,7 +161,7 @@ class Plan(ABC):
     **Padding, beams, crop.** `stored.padding` says how many columns on the left of each text are padding: such tokens
     are stored until the plan drops them, and it should drop them first. Positions count columns. What the layer holds,
     accounts included, is reordered with the cache; what the plan itself keeps by batch, `reorder` must. A cropped cache
-    forgets tokens of the last segment only, and refuses where one of them was evicted.
+    forgets tokens that came after anything was dropped or added to an account, and refuses to forget others.
 
     **One kernel a step.** A plan may let a layer of dense tokens with an account lie in slots (`move_to_slots`). Then
     attention and `step` for a single new token become one call of `attend_and_step`, which attends, adds to the account
@@ -188,6 +189,11 @@ class Plan(ABC):
     @abstractmethod
     def compress(self, layer: int, stored: StoredLayer) -> None:
         """Drop from a layer's cache what the policy drops. Called once a layer, after all that it waited for."""
+
+    def another_turn(self, layer: int, stored: StoredLayer, event: Callable[[], AttentionEvent]) -> None:
+        """Several tokens have come at once after the prompt, and a layer has attended for them; they are stored by now.
+        Only called without `each_step`. `event()` is their attention over all that is stored, with dense keys and
+        values in storage order."""
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         """A layer has attended for newly generated tokens, already stored. Only called with `each_step`."""

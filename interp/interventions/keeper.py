@@ -38,12 +38,21 @@ class Keeper:
         self.plans: dict[str, Plan] = {}
         self.compressed: set[int] = set()
         self.prompt_tokens: int | None = None
+        self.reads_back = False
+        """Whether what comes after the prompt is its continuation however many tokens come at once, and no other turn."""
         self._earlier_queries: dict[int, list[Tensor]] = {}
         self._earlier_unrotate: dict[int, list[tuple[int, Unrotate | None]]] = {}
         """Lengths of a prompt's earlier chunks, and how each is rotated back, where a plan asks for it."""
 
-    def expect(self, tokens: int) -> None:
-        """Tell how long the prompt is, before its first tokens arrive. Later calls (another turn) change nothing."""
+    def expect(self, tokens: int, seen: int = 0) -> None:
+        """Tell how long the text will be when the tokens that are about to follow the first `seen` ones have arrived.
+
+        The first call says how long the prompt is. In later ones several tokens at once are another turn, which
+        policies have to have room for.
+        """
+        if self.prompt_tokens is not None and tokens - seen > 1 and seen >= self.prompt_tokens and not self.reads_back:
+            for policy in self.policies:
+                policy.check(Prompt(self.cfg, self.layers, tokens, self.output_norms))
         if self.prompt_tokens is None:
             prompt = Prompt(self.cfg, self.layers, tokens, self.output_norms)
             for policy in self.policies:
@@ -87,6 +96,8 @@ class Keeper:
             tokens = self.plans.get("tokens")
             if tokens is not None and tokens.each_step:
                 tokens.step(layer, own)
+            elif tokens is not None and q.shape[2] > 1 and not self.reads_back:
+                tokens.another_turn(layer, own, event)
             return
         if own.seen < self.prompt_tokens:
             self._keep_queries(layer, q, event)
@@ -149,7 +160,7 @@ class Keeper:
 
     def reset(self) -> None:
         """Forget the sequence: the next tokens are a new prompt."""
-        self.plans, self.prompt_tokens = {}, None
+        self.plans, self.prompt_tokens, self.reads_back = {}, None, False
         self.compressed.clear()
         self._earlier_queries.clear()
         self._earlier_unrotate.clear()
@@ -210,7 +221,7 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
 
 LEFT_ALONE = {
     "local": "have a sliding window",
-    "shared": "share keys and values with others",
+    "shared": "read keys and values of an earlier layer",
     "other": "keep something else in their cache than the keys that they attend to, or attend in their own code",
     "none": "have no attention",
 }

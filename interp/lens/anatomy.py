@@ -20,9 +20,10 @@ from torch import nn
 from interp.cache.kinds import kinds
 from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.head import Step, find_head
+from interp.lens.projection import heads_written, out_projection
 from interp.lens.trying import some_tokens, tried
 from interp.lens.unrotated import rotation_of
-from interp.lens.writers import ModuleCall, Writers, writers
+from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
 from interp.seam.call import AttentionCall
 from interp.seam.config import AttentionType, LensConfig
 from interp.seam.rotation import Rotation
@@ -52,6 +53,8 @@ class BlockParts:
     seen: dict[str, Any] = field(default_factory=dict)
     """Facts from the two-token run: n_heads, n_key_value_heads, d_head, keywords of the attention call."""
     writers: Writers = field(default_factory=Writers)
+    middle: nn.Module | None = None
+    """The norm whose output is resid_mid, where norms follow sums."""
     mixer: str = "attention"
     """What mixes tokens here, for people: attention, or the class of what stands in its place."""
     ran: bool = True
@@ -74,6 +77,8 @@ class Anatomy:
     final_norm: nn.Module | None
     unembed: Step | None
     """From the normalised residual stream to the model's logits; None where the way there could not be found."""
+    own_cache: bool = False
+    """Whether the model keeps a cache of a class of its own."""
     embeds_by_token: bool = True
     """Whether the token embedding puts out a vector a token, `[batch, pos, d_model]`."""
 
@@ -176,16 +181,16 @@ def dissect(model: Any) -> Anatomy:
         blocks.append(_block(model, block, name, "" if own is None else names[own], facts, seen))
     _mark_shared(blocks, watcher)
     attention = {i: block.attention for i, block in enumerate(blocks) if block.attention is not None}
-    stored = tried(model, attention, in_code)
+    kept = tried(model, attention, in_code)
     for i, block in enumerate(blocks):
-        block.seen["stored"] = stored is None or i in stored
+        block.seen["stored"] = kept.nothing or i in kept.layers
     embedding = next((call.out for call in seen if names[model.get_input_embeddings()] == call.name), None)
     by_token = embedding is None or embedding.shape[:2] == (1, 2)
     last = max(at for at, call in enumerate(seen) if call.parent == stack)
     resid_post = seen[last].out
     if resid_post is None or resid_post.shape[:2] != (1, 2):
-        return Anatomy(tuple(blocks), None, None, by_token)
-    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), by_token)
+        return Anatomy(tuple(blocks), None, None, kept.own, by_token)
+    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), kept.own, by_token)
 
 
 def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
@@ -282,6 +287,7 @@ def _block(
         "residual_scale": found.mixer.scale if found.mixer else scale,
         "mlp_scale": found.mlp.scale if found.mlp else scale,
         "parallel": found.parallel,
+        "middle": module(found.middle),
         "writers": found,
         "ran": bool(calls),
     }
@@ -289,7 +295,7 @@ def _block(
         return BlockParts(**parts, rotation="it has no keys", mixer=type(attn_out or block).__name__)
     attention = model.get_submodule(attention_name)
     inner = [call for call in inside if call.name.startswith(f"{attention_name}.")]
-    projection, gated = _out_projection(model, attention_name, inner, facts["z"])
+    projection, gated = out_projection(model, attention_name, inner, facts["z"])
     seam = facts["seam"]
     tables = next((c.kwargs.get("position_embeddings") for c in inside if c.name == attention_name), None)
     written = [call.out for call in inner if call.out is not None]
@@ -297,65 +303,24 @@ def _block(
     seen_facts["rotary"] &= seam != "softmax"  # keys stay inside
     rotation = only_open(attention) if seam == "softmax" else rotation_of(attention, facts["k"], tables, written)
     itself = projection is not None and projection is attn_out  # Bloom's attention adds its input to what it projects
-    written_by = itself or (_heads_written(inside, attention_name, found) and projection is not None)
+    written_by = itself or (heads_written(inside, attention_name, found) and projection is not None)
     parts |= {"attention": attention, "out_projection": projection, "gated": gated, "heads_written": written_by}
     parts["seam"] = seam
     return BlockParts(**parts, rotation=rotation, seen=seen_facts)
 
 
-def _heads_written(inside: list[ModuleCall], attention_name: str, found: Writers) -> bool:
-    """Whether attention's own output is what its writer adds, or what a norm reads that does."""
-    if found.mixer is None:
-        return False
-    own = next((call for call in inside if call.name == attention_name), None)
-    writer = next(call for call in inside if call.name == found.mixer.name)
-    if own is None or own.out is None or writer.out is None:
-        return False
-    same = own.out.numel() == writer.out.numel() and torch.equal(own.out.flatten(), writer.out.flatten())
-    return same or (writer.given is not None and _equal(writer.given, own.out))
-
-
-def _out_projection(
-    model: Any, attention_name: str, inner: list[ModuleCall], z: Tensor | None
-) -> tuple[nn.Module | None, bool]:
-    """The child of attention that reads z, and whether it reads z times a gate.
-
-    Of a gated one no value equals z: it is the last child that is linear and reads something of z's size, each entry
-    of z's sign and none where z has none (gates are positive).
-    """
-    if z is None:
-        return None, False
-    children = [call for call in inner if call.parent == attention_name and call.given is not None]
-    for call in children:
-        if call.given is not None and call.given.numel() == z.numel() and torch.equal(call.given.reshape(z.shape), z):
-            return model.get_submodule(call.name), False
-    for call in reversed(children):
-        if call.given is not None and call.given.shape == z.shape and _scaled_down(call.given, z):
-            return model.get_submodule(call.name), True
-    return None, False
-
-
-def _scaled_down(x: Tensor, z: Tensor) -> bool:
-    """Whether x is z times positive numbers."""
-    return bool(((x * z > 0) | (x == 0) | (z == 0)).all())
-
-
 def _mark_shared(blocks: list[BlockParts], watcher: _Watcher) -> None:
-    """Note which layers attend to keys of an earlier layer, and whose: they share one cache."""
+    """Note which layers attend to keys of an earlier layer, and whose: they have no cache of their own."""
     attending = [(i, block.attention) for i, block in enumerate(blocks) if block.attention and block.seam != "softmax"]
     keys = {i: watcher.calls[attention][0]["k"] for i, attention in attending}
     for i, k in keys.items():
-        lender = next((j for j, earlier in keys.items() if j < i and _equal(earlier, k)), None)
+        lender = next((j for j, earlier in keys.items() if j < i and same_tensor(earlier, k)), None)
         if lender is not None:
-            blocks[i].seen["shares"] = blocks[lender].seen["shares"] = True
+            blocks[i].seen["reads"] = lender
 
 
 def _activation(x: Any) -> Tensor | None:
     return x if isinstance(x, Tensor) and x.is_floating_point() else None
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and torch.equal(x, y)
 
 
 def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
@@ -396,13 +361,12 @@ def attention_types(model: Any, anatomy: Anatomy) -> tuple[AttentionType, ...]:
             return "none"
         if block.seam == "softmax":
             return "other"
-        at = getattr(block.attention, "layer_idx", layer)
-        kind = kept[layer] if at == layer and layer < len(kept) else "other"
+        kind = kept[layer] if layer < len(kept) else "other"
         if kind in ("full", "beside") and not block.seen["stored"]:
             kind = "other"
         if block.seen["window"] or kind == "sliding":
             return "local"
-        if block.seen.get("shares") or kind == "none":
+        if "reads" in block.seen or kind == "none":
             return "shared"
         return "global" if kind in ("full", "beside") else "other"
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.errors import UnsupportedModelError
+from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.anatomy import Anatomy, BlockParts
 from interp.lens.head import FIT, Step, logit_map
+from interp.lens.reading_input import unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
@@ -37,6 +38,8 @@ Tensor = torch.Tensor
 class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
+    cfg: LensConfig
+    anatomy: Anatomy
     edits_in_force: tuple[AttentionEdit, ...] = ()
     policies_in_force: tuple[CachePolicy, ...] = ()
 
@@ -104,9 +107,16 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
     def hook_dict(self, points: dict[str, HookPoint]) -> None:
         self.__dict__["_points"] = points
 
-    def forward(self, input: Any, return_type: str | None = "logits", attention_mask: Any = None, **kwargs: Any) -> Any:
-        """Run the bridge on text or tokens `[batch, pos]`; as `Lens.forward`, without a cache."""
+    def forward(
+        self, input: Any = None, return_type: str | None = "logits", attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        """Run the bridge on text, tokens `[batch, pos]` or what a tokenizer returned; as `Lens.forward`, without a
+        cache."""
         check_return_type(return_type)
+        input, attention_mask, kwargs = unpacked(input, attention_mask, kwargs)
+        if "inputs_embeds" in kwargs:
+            raise InterpError("a TransformerBridge reads tokens; load the transformers model itself for inputs_embeds.")
+        without_types(kwargs, ())
         tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
         self.check_length(tokens.shape[1])
         self.check_mask(attention_mask, tokens, 0)
@@ -121,15 +131,26 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
             logits = self.bridge(tokens, **kwargs)
         return as_asked(return_type, logits, tokens, attention_mask)
 
-    def generate(self, input: Any, **kwargs: Any) -> Any:
-        """The bridge's own `generate`, with its own arguments and hooks; observables are refused there."""
+    def generate(self, input: Any = None, **kwargs: Any) -> Any:
+        """The bridge's own `generate`, with its own arguments and hooks; observables are refused there.
+
+        Texts go to it as they are, and anything else that a Lens reads as tokens, which must not be padded.
+        """
         watched = [n for n, point in self.hook_dict.items() if live(point) and self.point_table[n].mode == "observable"]
         if watched:
             raise UnsupportedModelError(
                 f"{watched[0]} is computed in single passes of a TransformerBridge, not in generate."
             )
+        input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
+        without_types(kwargs, ())
+        if "inputs_embeds" in kwargs:
+            raise InterpError("a TransformerBridge reads tokens; load the transformers model itself for inputs_embeds.")
+        tokens, mask = self.tokens_and_mask(input, attention_mask)  # texts too, for what is wrong with one
+        texts = isinstance(input, str) or (isinstance(input, list) and isinstance(input[0], str))
+        if not texts and isinstance(mask, Tensor) and not bool(mask.all()):
+            raise InterpError("a TransformerBridge generates without a mask; pass rows of one length, or texts.")
         with self._lock:
-            return self.bridge.generate(input, **kwargs)
+            return self.bridge.generate(input if texts else tokens, **kwargs)
 
     def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # not torch's `apply(fn)`
         """Not on a bridge: raises UnsupportedModelError."""

@@ -92,18 +92,32 @@ def _is_norm(module: nn.Module) -> bool:
 def logit_map(raw: Tensor, logits: Tensor, softcap: float | None) -> Step | None:
     """How the unembedding's output becomes logits: unchanged, times a constant (Cohere, Granite), or softcapped (Gemma
     2), perhaps after a constant (Muse); some columns may be ruled out for good (Chameleon's image tokens)."""
+    fit, raw = max(FIT[raw.dtype], FIT[logits.dtype]), raw.to(logits.dtype)  # autocast in the model's own forward pass
     lowest = torch.finfo(logits.dtype).min
     ruled_out = (logits <= lowest).flatten(0, -2).all(0)
     x, y = raw[..., ~ruled_out], logits[..., ~ruled_out]
     factor = _fit(x, y)
     candidates: list[Step] = [lambda x: x, lambda x: x * factor]
     if softcap is not None:
-        before = _fit(x, torch.atanh((y / softcap).clamp(-1 + 1e-6, 1 - 1e-6)) * softcap)
+        before = _fit_before_cap(x.double(), y.double(), softcap)
         candidates += [partial(_capped, factor=c, cap=softcap) for c in (1.0, before)]
-    for candidate in candidates:
-        if torch.allclose(candidate(x), y, rtol=FIT[logits.dtype], atol=1e-6):
-            return _without(candidate, ruled_out, lowest) if bool(ruled_out.any()) else candidate
-    return None
+    # small logits hardly meet a cap, so that several maps may fit: the nearest is meant, of equals the first
+    nearest = min(candidates, key=lambda candidate: float((candidate(x) - y).abs().max()))
+    if not torch.allclose(nearest(x), y, rtol=fit, atol=1e-6):
+        return None
+    return _without(nearest, ruled_out, lowest) if bool(ruled_out.any()) else nearest
+
+
+def _fit_before_cap(x: Tensor, y: Tensor, cap: float) -> float:
+    """c with y = cap * tanh(c * x / cap), as nearly as it can be: from where the tangent is nearly straight, and then
+    by Gauss and Newton over all."""
+    small = y.abs() < cap / 2
+    factor = _fit(x[small], torch.atanh(y[small] / cap) * cap) if bool(small.any()) else 1.0
+    for _ in range(4):
+        tangent = torch.tanh(factor * x / cap)
+        slope = x * (1 - tangent.square())
+        factor += float(((y - cap * tangent) * slope).sum() / slope.square().sum())
+    return factor
 
 
 def _capped(x: Tensor, factor: float, cap: float) -> Tensor:

@@ -6,6 +6,8 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
@@ -22,10 +24,28 @@ from interp.interventions.keeper import Keeper
 from interp.lens.anatomy import Anatomy
 from interp.lens.protocol import InterventionLens
 from interp.lens.readout import output_norms
+from interp.lens.turns import mine
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 from interp.seam.softmax_seam import only_open
 
+
+@dataclass
+class Block:
+    """One `apply` block: what it puts in force, and what came of it."""
+
+    owner: InForce | None
+    policies: tuple[CachePolicy, ...] = ()
+    edits: tuple[AttentionEdit, ...] = ()
+    ledger: bool = False
+    keepers: list[tuple[Keeper, LensCache]] = field(default_factory=list)
+    account: EditAccount = field(default_factory=EditAccount)
+    open: bool = True
+
+
+NOTHING = Block(None)
+_open: ContextVar[tuple[Block, ...]] = ContextVar("interp_apply", default=())
+"""The blocks that this thread, or this task of an event loop, is in; another one is in none of them."""
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 Applied = TypeVar("Applied", bound=InterventionLens)
 
@@ -36,15 +56,28 @@ class InForce:
     It knows the parts of a Lens and not the Lens itself, so that a Lens nobody holds any more is freed at once.
     """
 
-    def __init__(self, model: Any, cfg: LensConfig, anatomy: Anatomy) -> None:
-        self.model, self.cfg, self.anatomy = model, cfg, anatomy
-        self.policies: tuple[CachePolicy, ...] = ()
-        self.edits: tuple[AttentionEdit, ...] = ()
-        self.caches = takes_cache(model)
+    cfg: LensConfig
+    anatomy: Anatomy
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def _block(self) -> Block:
+        return next((block for block in reversed(_open.get()) if block.owner is self and block.open), NOTHING)
+
+    @property
+    def caches(self) -> bool:
         """Whether the model goes on from a cache of keys and values that it is given."""
-        self._keepers: list[tuple[Keeper, LensCache]] = []
-        self._ledger = False
-        self._account = EditAccount()
+        return takes_cache(self.model)
+
+    @property
+    def policies(self) -> tuple[CachePolicy, ...]:
+        return self._block.policies
+
+    @property
+    def edits(self) -> tuple[AttentionEdit, ...]:
+        return self._block.edits
 
     @contextmanager
     def apply(self, lens: Applied, intervention: Intervention, ledger: bool) -> Iterator[Applied]:
@@ -61,17 +94,18 @@ class InForce:
             raise UnsupportedModelError(f"{names} cannot act here: {only_open(inside[0])}.")
         if ledger and not others:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
-        self.policies = lens.policies_of(reduce(or_, others)) if others else ()
-        self._keepers, self._ledger = [], ledger
-        self.edits, self._account = edits, EditAccount()
+        policies = lens.policies_of(reduce(or_, others)) if others else ()
+        block = Block(self, policies, edits, ledger)
+        _open.set((*_open.get(), block))
         try:
             yield lens
-            if self.policies:
-                _warn_unless_fired(self.policies, self._keepers)
-            for told in self._account.silent(self.edits):
+            if policies:
+                _warn_unless_fired(policies, block.keepers)
+            for told in block.account.silent(edits):
                 warnings.warn(told, stacklevel=3)  # the line of the `with`
         finally:
-            self.policies, self._keepers, self._ledger, self.edits = (), [], False, ()
+            block.open = False  # for whoever was started inside and outlives the block
+            _open.set(tuple(other for other in _open.get() if other is not block))
 
     def new_cache(self, use_cache: bool) -> LensCache | None:
         """A cache for a call that brought none, under the interventions in force."""
@@ -82,10 +116,17 @@ class InForce:
             return None
         if not self.caches:
             raise InterpError(f"{self.cfg.architecture} takes no cache of keys and values; pass use_cache=False.")
+        if self.anatomy.own_cache:
+            if self.edits:
+                raise UnsupportedModelError(
+                    f"{self.cfg.architecture} keeps a cache of its own making, in which attention edits cannot "
+                    "remember what they saw; run it without one (use_cache=False)."
+                )
+            return None  # the model makes one; hooks may look at new keys and values then, not change them
         # no bound method: it could not be copied with the cache
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         layers = self.cfg.full_attention_layers
-        keeper = Keeper(self.policies, self.cfg, layers, norms, self._ledger) if self.policies else None
+        keeper = Keeper(self.policies, self.cfg, layers, norms, self._block.ledger) if self.policies else None
         config = self.model.config
         return EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
 
@@ -93,20 +134,34 @@ class InForce:
         """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
         memory = cache.memory if isinstance(cache, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
-        editing = Editing(self.edits, memory, seen, self._account)
-        stack.callback(self.model.register_forward_pre_hook(editing.arrive, with_kwargs=True).remove)
+        editing = Editing(self.edits, memory, seen, self._block.account)
+
+        def arrive(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if cache is not None and kwargs.get("past_key_values") is not cache:
+                raise InterpError(
+                    f"{editing.names}: the model was run on a second text within one call (guidance_scale does, and a "
+                    "logits processor may), which an attention edit would take for the first; leave that out."
+                )
+            editing.arrive(model, args, kwargs)
+
+        stack.callback(self.model.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
         for i, site in sites.items():
             layer = LayerEdits(i, editing)
             if layer.acting:
                 site.edits = layer
             if layer.reads_residual:
                 block = self.anatomy.blocks[i].block
-                stack.callback(block.register_forward_pre_hook(layer.enter, with_kwargs=True).remove)
+                stack.callback(block.register_forward_pre_hook(mine(layer.enter), with_kwargs=True).remove)
 
     def refuse_guessing(self, kwargs: dict[str, Any]) -> None:
         """Assisted generation reads guessed tokens with the prompt: a policy would take them for the prompt's."""
         carries = getattr(kwargs.get("past_key_values"), "keeper", None) is not None
-        asked = [name for name in ASSISTED if kwargs.get(name) is not None]
+        said = (kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
+        asked = [
+            name
+            for name in ASSISTED
+            if kwargs.get(name) is not None or any(getattr(config, name, None) is not None for config in said)
+        ]
         if asked and (self.policies or carries):
             raise InterpError(f"assisted generation ({asked[0]}) does not go with a cache policy; leave it out.")
 
@@ -120,8 +175,8 @@ class InForce:
             raise InterpError(
                 "this cache was filled without the interventions in force; start a new one inside the block."
             )
-        if self.policies and all(cache is not past for _, cache in self._keepers):
-            self._keepers.append((past.keeper, past))
+        if self.policies and all(cache is not past for _, cache in self._block.keepers):
+            self._block.keepers.append((past.keeper, past))
 
 
 def takes_cache(model: Any) -> bool:
@@ -136,7 +191,7 @@ def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Ke
     keepers = [(keeper, cache) for keeper, cache in keepers if keeper.prompt_tokens is not None]
     if not keepers:
         warnings.warn(f"{names}: no call inside apply() used a cache, so nothing was changed.", stacklevel=4)
-    elif not any(layer.compressed for _, cache in keepers for layer in cache.stored.values()):
+    elif not any(layer.lost_something for _, cache in keepers for layer in cache.stored.values()):
         tokens = max(keeper.prompt_tokens or 0 for keeper, _ in keepers)
         warnings.warn(
             f"{names} dropped nothing: the prompt of {tokens} tokens fits what it keeps, or ended before it acts.",

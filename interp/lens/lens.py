@@ -12,8 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Self
-from weakref import WeakKeyDictionary
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -26,13 +25,19 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
-from interp.lens import scoring
-from interp.lens.anatomy import BlockParts, config_of, dissect, first
+from interp.lens import generation, scoring
+from interp.lens.anatomy import Anatomy, BlockParts, first
+from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
 from interp.lens.own_attention import own_sites, points_of_attention
+from interp.lens.reading_input import left_padded, unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.staying_current import CurrentMixin, looking_once
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.turns import mine, refuse_nesting, turn_of
+from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
@@ -43,10 +48,9 @@ from interp.seam.softmax_seam import own_attention_through
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
 On = Callable[[nn.Module | None, Hook], None]
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class Lens(TextMixin, ReadoutMixin, HookedLens):
+class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model.
 
     Attention is reached through transformers' registry or, in models that compute it in their own code, where that
@@ -67,25 +71,37 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         torch.Size([1, 40])
     """
 
+    hooks_need_lens = True
+
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.anatomy = dissect(model)
-        self.cfg: LensConfig = config_of(model, self.anatomy, name)
-        self.last_cache: LensCache | None = None
-        self._build_points()
-        self.setup()
-        _refuse_lossy_delegates(self.cfg)
-        self._interventions = InForce(model, self.cfg, self.anatomy)
-        takes = inspect.signature(model.forward).parameters
-        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.model, self.tokenizer, self._name = model, tokenizer, name
+        self._last_cache: LensCache | None = None
+        self.last_logits_only: dict[str, Any] = {}
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
-        self._known = known_keywords(model)
-        self._lock = _locks.setdefault(model, threading.RLock())
-        self._inside = False
+        self._interventions = InForce(model)
+        self._turn = turn_of(model)
+        self._lock = self._turn.lock
+        self._calls_of = threading.local()
+        self._learn()
 
-    def _build_points(self) -> None:
-        parts = self.anatomy
+    def _check_config(self, cfg: LensConfig) -> None:
+        _refuse_lossy_delegates(cfg)
+
+    def _build(self, anatomy: Anatomy, cfg: LensConfig) -> None:
+        """Hook points and the rest that depends on the model's parts; points that were there keep their hooks."""
+        self.absent.clear()
+        self.elsewhere.clear()
+        self.point_table.clear()
+        self._build_points(anatomy)
+        self.setup()
+        acting = self._interventions
+        acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
+        takes = inspect.signature(self.model.forward).parameters
+        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._keywords = known_keywords(self.model)
+
+    def _build_points(self, parts: Anatomy) -> None:
         if parts.embeds_by_token:
             self.hook_embed = self._place(table.EMBED, "hook_embed")
         else:
@@ -118,77 +134,132 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 room.add_module(point.name.removeprefix("attn."), self._place(point, name))
         return room
 
+    @looking_once
     def forward(
         self,
-        input: Any,
+        input: Any = None,
         return_type: str | None = "logits",
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the model on text, a list of texts, or tokens `[batch, pos]`.
+        """Run the model on text, a list of texts, tokens `[batch, pos]`, or anything else that `tokens_and_mask` takes.
 
         Returns logits `[batch, pos, d_vocab]` (`"logits"`), the mean next-token loss in nats (`"loss"`), both as a pair
         (`"both"`), or None. Texts of different length are padded on the left and masked. Keywords go to the model;
         `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
+        What a tokenizer returned may come as it is or as keywords (`lens(**encoded)`), and `inputs_embeds=...` in the
+        place of an input; those have no tokens, and so no loss.
+        A model in train mode runs in train mode, unlike in what measures (`generate`, `score`).
 
         Examples:
             >>> lens(prompt).shape[:2]
             torch.Size([1, 40])
             >>> logits, loss = lens(prompt, return_type="both")
+            >>> lens(**lens.tokenizer(prompt, return_tensors="pt")).shape[:2]
+            torch.Size([1, 40])
         """
         scoring.check_return_type(return_type)
-        if unknown := sorted(kwargs.keys() - self._known):
-            raise InterpError(f"{self.cfg.architecture} knows no argument {', '.join(unknown)}; it would be ignored.")
-        tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
+        input, attention_mask, kwargs = unpacked(input, attention_mask, kwargs)
+        without_types(kwargs, self._keywords)
+        if unknown := sorted(kwargs.keys() - self._keywords):
+            named = ", ".join(unknown) + keywords_instead(unknown)
+            raise InterpError(f"{self.cfg.architecture} knows no argument {named}; it would be ignored.")
+        read = self.embeddings(kwargs, attention_mask) if "inputs_embeds" in kwargs else None
+        if read is not None and return_type in ("loss", "both"):
+            raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
+        read = read or self.read(input, attention_mask)
+        tokens, attention_mask = read.tokens, read.mask
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
         seen = past.get_seq_length() if past is not None else 0
         self.check_length(seen + tokens.shape[1])
         self.check_mask(attention_mask, tokens, seen)
-        if attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask.all()):
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not bool(attention_mask.all()):
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
+        if "inputs_embeds" not in kwargs:
+            kwargs["input_ids"] = tokens
         with self._session(past):
-            logits = self.model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
+            logits = self.model(attention_mask=attention_mask, **kwargs).logits
         return scoring.as_asked(return_type, logits, tokens, attention_mask)
 
-    def generate(self, input: Any, max_new_tokens: int = 64, chat: bool = False, **kwargs: Any) -> Any:
+    @looking_once
+    def generate(
+        self,
+        input: Any = None,
+        max_new_tokens: int | None = None,
+        chat: bool = False,
+        *,
+        names_filter: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """transformers' `generate` with hooks alive: text in, text out; tokens in, tokens out.
 
-        A string returns the whole text (prompt and continuation, special tokens left out), a list of strings a list, a
-        tensor `[batch, pos]` the tensor with the new tokens appended. `chat=True` puts a string through the tokenizer's
-        chat template and returns only the reply. Greedy unless `do_sample=True`; keywords go to transformers.
+        A string returns the whole text (prompt and continuation, special tokens left out), a list of strings a list,
+        tokens in any form the tensor `[batch, pos]` of prompt and new tokens, all padding on the left. Chat messages
+        return the reply only, and so does a string with `chat=True`, which is a conversation of one message. With
+        `num_return_sequences` the sequences of each prompt follow each other in one list, as in transformers, and with
+        `return_dict_in_generate` what transformers returns is returned. Embeddings return the new tokens alone.
+
+        64 new tokens and greedy, unless a keyword or a `generation_config` says otherwise (`max_length` counts the
+        prompt too). Keywords go to transformers; every other default is that of `lens.model.generation_config`, its
+        `use_cache` too, except that a cache policy in force asks for a cache.
+
+        With `names_filter`, as in `run_with_cache`, returns `(output, ActivationCache)` with the activations of all
+        steps one after the other: those of the prompt, then one position for each new token but the last, which is
+        never read. Scores, patterns and what else has an axis of keys, which grow, are lists with one item a step.
 
         Examples:
             >>> tokens = lens.to_tokens(prompt)
             >>> lens.generate(tokens, max_new_tokens=3, min_new_tokens=3).shape
             torch.Size([1, 43])
+            >>> out, cache = lens.generate(tokens, 3, min_new_tokens=3, names_filter="blocks.0.hook_resid_post")
+            >>> cache["resid_post", 0].shape[:2]
+            torch.Size([1, 42])
         """
-        tokens, attention_mask = self.tokens_and_mask(input, kwargs.pop("attention_mask", None), chat=chat)
-        if "cache_implementation" in kwargs:
-            raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
-        self.check_length(tokens.shape[1] + max_new_tokens)
-        kwargs.setdefault("do_sample", False)
-        self._interventions.refuse_guessing(kwargs)
-        past = self._with_cache(kwargs, kwargs.get("use_cache", True) and self._interventions.caches, tokens)
+        input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
+        without_types(kwargs, self._keywords)
+        embedded = "inputs_embeds" in kwargs
+        read = self.embeddings(kwargs, attention_mask) if embedded else None
+        read = read or self.read(input, attention_mask, chat, goes_on=True)
+        tokens, attention_mask = left_padded(read.tokens, read.mask)
+        if embedded:
+            kwargs["inputs_embeds"] = tokens
+        asked = generation.Settings(self.model, kwargs, max_new_tokens)
+        guessing = {name: asked.held(name) for name in generation.GUESSING}
+        self._interventions.refuse_guessing(guessing | {"past_key_values": kwargs.get("past_key_values")})
+        use_cache = asked.use_cache(acting=bool(self.policies_in_force)) and self._interventions.caches
+        kwargs = asked.keywords(tokens.shape[1], use_cache, self.tokenizer)
+        self.check_length(tokens.shape[1] + asked.new_tokens(tokens.shape[1]))
+        past = self._with_cache(kwargs, use_cache, tokens)
         if attention_mask is None:
-            attention_mask = torch.ones_like(tokens)
-        with self._session(past), torch.no_grad():
-            out = self.model.generate(tokens, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **kwargs)
-        if isinstance(input, Tensor):
-            return out
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        texts = self.tokenizer.batch_decode(sequences[:, tokens.shape[1] if chat else 0 :], skip_special_tokens=True)
-        return texts[0] if isinstance(input, str) else texts
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        self.check_mask(attention_mask, tokens, 0)
+        if names_filter is not None and any(value is not None for value in guessing.values()):
+            raise InterpError("assisted generation reads tokens that it gives up again; leave names_filter out.")
+        recorder = None if names_filter is None else generation.Recorder(self, names_filter)
+        with ExitStack() as stack:
+            if recorder is not None:
+                stack.enter_context(self.hooks(fwd_hooks=recorder.hooks))
+            for context in (evaluating(self), self._session(past), torch.no_grad(), generation.in_one_sentence()):
+                stack.enter_context(context)
+            ids = () if embedded else (tokens,)
+            out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
+        if read.as_text and isinstance(out, Tensor):
+            out = generation.as_text(self.tokenizer, out, read)
+        return out if recorder is None else (out, recorder.activations(cached=use_cache))
 
-    def score(
-        self, prompt: str | Tensor, continuation: str | Tensor, *, chunk: int = 256
-    ) -> Float[Tensor, "batch token"]:
+    def score(self, prompt: Any, continuation: Any, *, chunk: int = 256) -> Float[Tensor, "batch token"]:
         """Negative log-likelihood (nats) of every token of `continuation` after `prompt`: `[batch, token]`, fp32.
 
         The prompt is read first, cache policies in force act, and then the true continuation is fed `chunk` tokens at a
         time: policies that act at every step want `chunk=1`, as in generation. The first token is predicted from the
         prompt alone, so no cache policy changes it (an attention edit does). A policy that waits for the first token
         after the prompt (D2O by default) gets that one by itself and then acts, so the second token's prediction is the
-        full cache's too. Text is tokenised with special tokens in the prompt only.
+        full cache's too.
+
+        Both are anything that a Lens reads, of several prompts each with a continuation of its own; where those have
+        different lengths, the shorter rows end in NaN. Text is tokenised with special tokens in the prompt only. The
+        continuation's tokens are those that it has in prompt + continuation, where the prompt's tokens are not changed
+        by what follows; else those of the continuation alone, without the space that some tokenizers put before a text.
 
         Examples:
             >>> nats = lens.score(prompt, "w9 w8 w7")
@@ -208,8 +279,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         A cache policy acts on the cache of each call that starts one (`generate`, `score`, or a call with
         `use_cache=True`); the cache carries its policy, so a later turn may continue with it inside the block or after.
         An attention edit acts in every call, with a cache or without, and ends with the block; a policy beside it sees
-        the attention that the edited model pays. The model itself is never changed. With `ledger`,
-        `lens.last_cache.keeper.ledger` lists every eviction.
+        the attention that the edited model pays. The model itself is never changed, and no other thread is in the
+        block, not even one that is started inside. With `ledger`, `lens.last_cache.keeper.ledger` lists evictions.
 
         Raises InterpError where interventions do not go together or do not fit the model, before anything runs. Warns
         on leaving where nothing was ever dropped, or no attention changed: what did not act is no result.
@@ -221,6 +292,15 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             torch.Size([1, 3])
         """
         return self._interventions.apply(self, intervention, ledger)
+
+    @property
+    def last_cache(self) -> LensCache | None:
+        """The cache of this thread's last call, None where it kept none; of the last call of all before its first."""
+        return cast(LensCache | None, getattr(self._calls_of, "cache", self._last_cache))
+
+    @last_cache.setter
+    def last_cache(self, cache: LensCache | None) -> None:
+        self._last_cache = self._calls_of.cache = cache
 
     @property
     def edits_in_force(self) -> tuple[AttentionEdit, ...]:
@@ -251,23 +331,20 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 kwargs["past_key_values"] = past
         self._interventions.admit_cache(past)
         if isinstance(past, LensCache) and past.keeper is not None:
-            past.keeper.expect(past.get_seq_length() + tokens.shape[1])
+            past.keeper.expect((seen := past.get_seq_length()) + tokens.shape[1], seen)
         self.last_cache = past if use_cache else None
         return past
 
     @contextmanager
     def _session(self, cache: Any) -> Iterator[None]:
         """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
-        with self._lock, ExitStack() as stack:
-            if self._inside:
-                raise InterpError(
-                    "the Lens was called from inside one of its own hooks; call it after the hook returns."
-                )
-            self._inside = True
-            stack.callback(setattr, self, "_inside", False)
+        with ExitStack() as stack:
+            self._turn.take(stack)
             watched = stack.enter_context(self._watching())
             keeper = getattr(cache, "keeper", None)
+            check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
             if watched or keeper is not None or self.edits_in_force:
+                refuse_nesting(self.model, stack)
                 self._attach(watched, cache, stack)
             yield
 
@@ -276,7 +353,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
 
         def on(module: nn.Module | None, hook: Hook) -> None:
             assert module is not None  # a point exists only where its module was found
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(mine(hook)).remove)
 
         if "hook_embed" in watched:
             on(self.model.get_input_embeddings(), lambda m, a, out: self.hook_embed(out))
@@ -313,11 +390,13 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                 resid["pre"] = given = room.hook_resid_pre(given)
                 return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
-            stack.callback(part.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
         for name in ("hook_attn_out", "hook_mixer_out"):
             if live(point(name)):
                 on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
-        if live(point("hook_resid_mid")):
+        if part.middle is not None and live(point("hook_resid_mid")):
+            on(part.middle, lambda m, a, out: replaced(out, room.hook_resid_mid(first(out))))
+        elif live(point("hook_resid_mid")):
             on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
         if live(rest):
 
@@ -335,12 +414,13 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         points = table.attention_points(part.seen["rotary"], part.gated)
         names = {p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in points}
         site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
+        site.kept_in = part.seen.get("reads", layer)
 
         def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
             site.position_embeddings = kwargs.get("position_embeddings")
 
         assert part.attention is not None
-        stack.callback(part.attention.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
         if part.gated and live(gated := names.get("attn.hook_gated_z")):
             assert part.out_projection is not None
             heads = part.seen["n_heads"]
@@ -348,7 +428,7 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
             def read(module: nn.Module, args: Args) -> Args:
                 return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
 
-            stack.callback(part.out_projection.register_forward_pre_hook(read).remove)
+            stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
         return site
 
 
@@ -406,6 +486,8 @@ def _elsewhere(point: str, block: BlockParts) -> str | None:
         return "its block does not run on text alone"
     if point in ("hook_resid_mid", "hook_mlp_out") and block.writers.alone:
         return f"this block has {block.mixer} and no MLP"
+    if point in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out") and block.middle is not None:
+        return f"{block.writers.reason} (post-norm block)"
     return None
 
 
@@ -414,7 +496,7 @@ def _missing(point: str, block: BlockParts) -> str | None:
     found = block.writers
     if not found.one_stream:
         return found.reason
-    if point in ("hook_resid_pre", "hook_resid_post"):
+    if point in ("hook_resid_pre", "hook_resid_post") or block.middle is not None:
         return None
     if point == "hook_resid_mid" and found.parallel:
         return "attention and MLP read the same input (parallel block), so nothing lies between them"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from interp.errors import InterpError
+from interp.lens.unwrapping import refuse_adapter, unwrapped
 
 if TYPE_CHECKING:
     from interp.lens.bridge import BridgeLens
@@ -57,7 +58,9 @@ def load(
 
     Args:
         model: `"demo"`, a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
-        tokenizer: for a model that is already loaded; otherwise it comes with the weights.
+            Of a peft model (adapters active), a compiled or a parallel one the transformers model inside is taken.
+        tokenizer: for a model that is already loaded; otherwise it comes with the weights. A transformers tokenizer, or
+            a folder or hub id to load one from. A folder of weights without a tokenizer gives a Lens for tokens only.
         dtype: of the weights, a torch dtype or its name; ignored for a loaded model.
         device_map, attn_implementation: passed to transformers.
         trust_remote_code: run code that a hub repository ships; off unless you say so. Weights load from safetensors
@@ -74,6 +77,8 @@ def load(
         >>> lens.cfg.n_layers, lens.cfg.d_head
         (2, 8)
     """
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = _tokenizer_of(str(tokenizer), trust_remote_code)
     if isinstance(model, (str, Path)):
         name = str(model)
         loaded, tokenizer = _from_name(
@@ -103,6 +108,7 @@ def _lens(model: Any, tokenizer: Any, name: str | None) -> Lens:
 
     from interp.lens.lens import Lens
 
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise InterpError(
             f"interp.load takes 'demo', a hub id, a folder, a .gguf file, a transformers model or a TransformerBridge, "
@@ -135,6 +141,7 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
             f"{name} is a file but not a .gguf; give the folder that holds config.json and safetensors weights."
         )
     if path.is_dir() and not (path / "config.json").is_file():
+        refuse_adapter(path)
         raise InterpError(f"the folder {name} has no config.json; give the folder that save_pretrained wrote.")
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
 
@@ -169,7 +176,7 @@ def _from_pretrained(
             output_loading_info=True,
             **options,
         )
-        if tokenizer is None:
+        if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
     except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -184,3 +191,37 @@ def _from_pretrained(
             f"the weights of {name} lack {len(missing)} tensors, {missing[0]} among them; download or save them again."
         )
     return model.eval(), tokenizer
+
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "spiece*",
+    "*.tiktoken",
+    "*.model",
+    "tekken*",
+    "special_tokens_map*",
+)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether any file of a tokenizer lies in a folder; one that is damaged is not the same as none."""
+    return any(next(folder.glob(pattern), None) is not None for pattern in TOKENIZER_FILES)
+
+
+def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
+    """The tokenizer in a folder, or of a hub id."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder) if local else name, trust_remote_code=trust_remote_code, local_files_only=local
+        )
+    except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InterpError(
+            f"cannot load a tokenizer from {name!r}, neither a folder nor a hub id that can be reached: {reason[:300]}"
+        ) from error

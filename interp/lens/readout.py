@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -34,9 +34,14 @@ class FinalNorm(HookTree):
 class ReadoutMixin:
     """Reads the residual stream `[..., d_model]` out in the model's own terms."""
 
-    anatomy: Anatomy
-    cfg: LensConfig
     model: Any
+    if TYPE_CHECKING:
+
+        @property
+        def anatomy(self) -> Anatomy: ...
+
+        @property
+        def cfg(self) -> LensConfig: ...
 
     def unembed(self, normalized: Tensor) -> Tensor:
         """Logits `[..., d_vocab]` of a normalised residual stream, scaled or softcapped as the model does."""

@@ -5,31 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from interp.errors import InterpError
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import InterventionLens
+from interp.lens.reading_input import left_padded
 
 Tensor = torch.Tensor
 
 
+@in_evaluation_mode
 @torch.no_grad()
-def score(
-    lens: InterventionLens, prompt: str | Tensor, continuation: str | Tensor, chunk: int
-) -> Float[Tensor, "batch token"]:
+def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does, in terms of what any lens with a cache can do."""
     if chunk < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
-    tokens, attention_mask = lens.tokens_and_mask(prompt)
-    rest = _continuation(lens, continuation, tokens)
-    if rest.shape[1] == 0:
-        raise InterpError("score: the continuation is empty; there is nothing to score.")
+    tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
+    rest, there = _continuation(lens, prompt, continuation, tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
     call: dict[str, Any] = {"use_cache": True, "attention_mask": attention_mask}
     logits = lens(tokens, **call, **lens.last_logits_only)[:, -1:]
     cache = lens.last_cache
     assert cache is not None  # made by the call before
     call["past_key_values"] = cache
+    if cache.keeper is not None:
+        cache.keeper.reads_back = True
     losses = [nll_of(logits, rest[:, :1])]
     fed = rest[:, :-1]
     first = 1 if cache.waits else chunk
@@ -42,23 +43,36 @@ def score(
             call["attention_mask"] = torch.cat([call["attention_mask"], ones], 1)
         logits = lens(part, **call)
         losses.append(nll_of(logits, rest[:, start : start + part.shape[1]]))
-    return torch.cat(losses, 1)
+    found = torch.cat(losses, 1)
+    return found if there is None else found.masked_fill(~there, torch.nan)
 
 
-def _continuation(lens: InterventionLens, continuation: str | Tensor, tokens: Tensor) -> Int[Tensor, "batch token"]:
-    if isinstance(continuation, Tensor):
-        rest: Tensor = torch.atleast_2d(continuation).to(tokens.device)
-    else:
-        rest = torch.tensor([lens.token_ids(continuation)], dtype=tokens.dtype, device=tokens.device)
-    if rest.shape[0] != tokens.shape[0]:
-        raise InterpError(f"score: {tokens.shape[0]} prompts and {rest.shape[0]} continuations do not pair up.")
-    return rest
+def _continuation(
+    lens: InterventionLens, prompt: Any, continuation: Any, tokens: Tensor
+) -> tuple[Int[Tensor, "batch token"], Bool[Tensor, "batch token"] | None]:
+    """Ids of the continuations, and where they are: None where all have one length. Shorter ones are filled up on the
+    right, which nothing before it sees."""
+    rows = lens.continuation_rows(prompt, continuation)
+    if not rows or any(row.numel() == 0 for row in rows):
+        raise InterpError("score: the continuation is empty; there is nothing to score.")
+    if len(rows) != tokens.shape[0]:
+        raise InterpError(f"score: {tokens.shape[0]} prompts and {len(rows)} continuations do not pair up.")
+    rest = torch.nn.utils.rnn.pad_sequence([row.to(tokens) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=rest.device)
+    there = torch.arange(rest.shape[1], device=rest.device) < lengths[:, None]
+    return rest, None if bool(there.all()) else there
 
 
 def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of `targets [batch, token]` under `logits [batch, token, d_vocab]`."""
-    wide = logits.float().transpose(1, 2)
-    return torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    return cross_entropy(logits.float(), targets)
+
+
+def cross_entropy(logits: Float[Tensor, "batch token d_vocab"], targets: Int[Tensor, "batch token"]) -> Tensor:
+    """Of each token `[batch, token]`, summed along rows as they lie: along the columns of a view, torch's softmax adds a
+    vocabulary up one by one, and a mean of losses is low by 1e-4."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    return torch.nn.functional.cross_entropy(rows, targets.reshape(-1), reduction="none").view(targets.shape)
 
 
 def check_return_type(return_type: str | None) -> None:
@@ -81,8 +95,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | Non
     """
     if logits.shape[1] != tokens.shape[1]:
         raise InterpError(f"a loss needs the logits of all {tokens.shape[1]} positions, not of {logits.shape[1]}.")
-    wide = logits[:, :-1].transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
-    loss = torch.nn.functional.cross_entropy(wide, tokens[:, 1:], reduction="none")
+    loss = cross_entropy(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), tokens[:, 1:])
     if attention_mask is None:
         return loss.mean()
     if attention_mask.ndim != 2:

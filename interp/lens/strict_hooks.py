@@ -18,10 +18,12 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError, UnknownNameError
+from interp.lens.activations import LensActivations
+from interp.lens.habits import point_instead
+from interp.lens.hook_values import Held, fitting
 from interp.seam.points import Point, live
 
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
-    from transformer_lens.ActivationCache import ActivationCache
     from transformer_lens.hook_points import HookPoint as HookPoint
     from transformer_lens.HookedRootModule import HookedRootModule
     from transformer_lens.utilities import Slice
@@ -53,36 +55,68 @@ class HookedLens(HookedRootModule):
         """Points that this model cannot have, with the reason."""
         self.elsewhere: dict[str, str] = {}
         """Points that single blocks are not built to have, with the reason: those of an MLP where there is none."""
+        self._calls = 0
+        """How often this lens ran its model with an eye on hooks."""
+
+    hooks_need_lens = False
+    """Whether hooks act in calls of the lens alone, and not where the model inside is run by itself."""
 
     if TYPE_CHECKING:  # TransformerLens' own, which annotates no return value and takes lists only
 
         def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any: ...
 
     def _place(self, point: Point, name: str) -> HookPoint:
-        """A new hook point that knows its full name and its row of the table."""
-        made = HookPoint()
+        """A hook point that knows its full name and its row of the table; one of that name keeps its hooks."""
+        made = getattr(self, "hook_dict", {}).get(name) or HookPoint()
         made.name = name
         made.pos_dim = point.position_axis
         self.point_table[name] = point
         return made
 
     @contextmanager
-    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As in TransformerLens; while the block runs, other threads that call this Lens wait."""
-        with self._lock, super().hooks(*args, **kwargs) as hooked:
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in TransformerLens; while the block runs, other threads that call this Lens wait.
+
+        Warns on leaving where no call of this Lens ran inside: hooks do nothing to `lens.model` by itself.
+        """
+        with self._lock, super().hooks(fwd_hooks, bwd_hooks, *args, **kwargs) as hooked:  # type: ignore[arg-type]
+            before = self._calls
             yield hooked
+            if self.hooks_need_lens and (fwd_hooks or bwd_hooks) and self._calls == before:
+                warnings.warn(
+                    "the hooks of this block never fired: nothing ran through the Lens inside it, and lens.model alone "
+                    "(in a pipeline, say) passes them by; call lens(...) or lens.generate(...).",
+                    stacklevel=3,  # the line of the `with`
+                )
 
     @contextmanager
     def _watching(self) -> Iterator[dict[str, HookPoint]]:
-        """The points that are hooked now; warns at the end of those that never fired while the block ran."""
+        """The points that are hooked now; checks what hooks return while the block runs, and warns at its end of those
+        that never fired."""
+        self._calls += 1
         watched = {name: point for name, point in self.hook_dict.items() if live(point)}
         fired: set[str] = set()
         with ExitStack() as stack:
             for name, point in watched.items():
                 stack.callback(point.register_forward_pre_hook(lambda *_, name=name: fired.add(name)).remove)
+                if self.point_table[name].mode == "edit":
+                    self._check_values(name, point, stack)
             yield watched
         if silent := sorted(watched.keys() - fired):
             warnings.warn(f"hooks on {', '.join(silent)} did not fire in this call.", stacklevel=6)
+
+    def _check_values(self, name: str, point: HookPoint, stack: ExitStack) -> None:
+        """Let what the hooks of a point return be checked, and stretched to its shape, until `stack` is closed."""
+        held: list[Held] = []
+
+        def enter(point: nn.Module, args: tuple[Any, ...]) -> None:
+            held[:] = [Held.of(args[0])]
+
+        def leave(point: nn.Module, args: tuple[Any, ...], value: Any) -> Any:
+            return fitting(name, self.point_table[name].shape, held[0], value)
+
+        stack.callback(point.register_forward_pre_hook(enter).remove)
+        stack.callback(point.register_forward_hook(leave).remove)
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
         """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
@@ -99,6 +133,9 @@ class HookedLens(HookedRootModule):
         if not return_cache_object:
             return out, cached
         return out, LensActivations(cached, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
+
+    def _look(self) -> None:
+        """Make sure that the points are those of the model as it is; a `Lens` knows how."""
 
     def setup(self) -> None:
         self.hook_dict = {m.name: m for m in self.modules() if isinstance(m, HookPoint) and m.name in self.point_table}
@@ -117,12 +154,15 @@ class HookedLens(HookedRootModule):
         positions, not with their square. Raises UnknownNameError when a name does not exist (with the reason, where the
         architecture has none) or a filter matches nothing.
         """
+        self._look()
         if name is None:
             return [n for n, point in self.point_table.items() if point.cached_by_default and n in self.hook_dict]
         if isinstance(name, str):
             if (reason := self.why_absent(name)) is not None:
                 raise UnknownNameError(f"this model has no {name}: {reason}.")
             if name not in self.hook_dict:
+                if (told := point_instead(name)) is not None:
+                    raise UnknownNameError(f"there is no hook point {name!r}; {told}.")
                 near = difflib.get_close_matches(name, self.hook_dict, n=1, cutoff=0.0)
                 raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near[0]!r}?")
             return [name]
@@ -182,18 +222,3 @@ class HookedLens(HookedRootModule):
             [(n, partial(save, name=n)) for n in names],
             [(n, partial(save, name=n, suffix="_grad")) for n in backward],
         )
-
-
-class LensActivations(ActivationCache):
-    """TransformerLens' activation cache that also resolves this library's points: `cache["column_mass", 3]`."""
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        if isinstance(key, tuple) and len(key) == 2 and key[1] is not None:
-            layer, n_layers = key[1], self.model.cfg.n_layers
-            if not -n_layers <= layer < n_layers:
-                raise UnknownNameError(f"there is no layer {layer}; this model has {n_layers} layers.")
-            layer %= n_layers
-            for name in (f"blocks.{layer}.attn.hook_{key[0]}", f"blocks.{layer}.hook_{key[0]}"):
-                if name in self.cache_dict:
-                    return self.cache_dict[name]
-        return super().__getitem__(key)

@@ -2,74 +2,159 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InterpError
+from interp.lens import reading_input, token_text
+from interp.lens.reading_input import Given
 from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Read:
+    """An input as tokens `[batch, pos]` on the model's device, with its padding mask or None."""
+
+    tokens: Tensor
+    mask: Tensor | None
+    as_text: bool
+    """Whether text was passed, so that text is what comes back."""
+    single: bool
+    """Whether one text, conversation or flat row of ids was passed, not a batch of one."""
+    conversation: bool
 
 
 class TextMixin:
     """Turns text into tokens and back with the tokenizer's own defaults (special tokens included)."""
 
     tokenizer: Any
-    cfg: LensConfig
     model: Any
+    if TYPE_CHECKING:
+
+        @property
+        def cfg(self) -> LensConfig: ...
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
 
-    def to_tokens(self, input: str | list[str], truncate: int | None = None) -> Tensor:
-        """Tokens `[batch, pos]` int64 of texts, padded on the left; `truncate` keeps the first so many of each."""
-        return self._encode(input, truncate)[0]
+    def to_tokens(self, input: Any, truncate: int | None = None) -> Tensor:
+        """Tokens `[batch, pos]` int64 of anything that a Lens reads; `truncate` keeps the first so many of each.
 
-    def to_string(self, tokens: Tensor) -> str | list[str]:
-        """The text of tokens `[pos]` or `[batch, pos]`."""
+        Texts, and rows of ids of different length, are padded on the left; tensors stay as they are.
+        """
+        input, mask = reading_input.tokens_alone(input, None)
+        return self.read(input, mask, truncate=truncate).tokens
+
+    def to_string(self, tokens: Any) -> str | list[str]:
+        """The text of token ids: a string of `[pos]`, a list of strings of `[batch, pos]`."""
         tokenizer = self._need_tokenizer()
-        text: str | list[str] = tokenizer.decode(tokens) if tokens.ndim == 1 else tokenizer.batch_decode(tokens)
-        return text
+        given = self._told_apart(*reading_input.tokens_alone(tokens, None))
+        if given.kind != "tokens":
+            raise InterpError("to_string takes token ids, and this is text already.")
+        self._check_ids(given.tokens)
+        texts: list[str] = tokenizer.batch_decode(given.tokens)
+        return texts[0] if given.single else texts
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text alone, without the special tokens that the tokenizer puts around one."""
-        return list(self._need_tokenizer()(text, add_special_tokens=False).input_ids)
+        if not isinstance(text, str):
+            raise InterpError(f"token_ids takes one text, not {type(text).__name__}; to_tokens takes the rest.")
+        tokenizer = self._need_tokenizer()
+        return list(tokenizer(reading_input.encodable(text), add_special_tokens=False).input_ids)
 
-    def to_str_tokens(self, input: str | Tensor) -> list[str]:
-        """The text of every token of one text, in order."""
-        tokens = self.to_tokens(input)[0] if isinstance(input, str) else input.reshape(-1)
-        if self.tokenizer is None:
-            return [f"<{int(t)}>" for t in tokens]
-        return [self.tokenizer.decode([t], clean_up_tokenization_spaces=False) for t in tokens.tolist()]
+    def to_str_tokens(self, input: Any) -> list[Any]:
+        """The text of every token of one text or one row of ids, in order; of several, a list for each.
+
+        Joined, and without special tokens, they are the text: each token holds the space before it, and a character
+        spread over several tokens is with the last of them. Tokens that begin inside a text keep their first space.
+        Where words are all that a tokenizer knows, each is printed as it stands. Without a tokenizer `<7>` is token 7.
+        """
+        given = self._told_apart(*reading_input.tokens_alone(input, None))
+        found: list[list[str]] = []
+        if given.kind == "texts":
+            for text in given.texts:
+                tokens = self._encode([text], None)[0][0].tolist()
+                pieces = token_text.of_text(self.tokenizer, text)
+                found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
+        else:
+            read = self._tokens_of(given, False, None)
+            rows = [read.tokens] if read.tokens.shape[0] == 1 else read.tokens.split(1)
+            for ids in (row[0].tolist() for row in rows):
+                found.append(
+                    [f"<{token}>" for token in ids]
+                    if self.tokenizer is None
+                    else token_text.of_ids(self._need_tokenizer(), ids)
+                )
+        return found[0] if given.single or (given.kind == "tokens" and len(found) == 1) else found
 
     def tokens_and_mask(
         self, input: Any, attention_mask: Any = None, chat: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens `[batch, pos]` on the model's device, and their padding mask or None where nothing is padded."""
-        if isinstance(input, torch.Tensor):
-            if input.is_floating_point() or input.ndim not in (1, 2):
-                raise InterpError(
-                    f"tokens are integers of shape [batch, pos], not {input.dtype} of shape {tuple(input.shape)}."
-                )
-            if input.numel() == 0:
-                raise InterpError("there are no tokens to read; pass at least one.")
-            if int(input.max()) >= self.cfg.d_vocab or int(input.min()) < 0:
-                raise InterpError(
-                    f"token id {int(input.max() if input.max() >= self.cfg.d_vocab else input.min())} is outside the "
-                    f"vocabulary of {self.cfg.d_vocab}."
-                )
-            if chat:
-                raise InterpError("chat=True puts a text through the chat template; pass a text instead of tokens.")
-            mask = None if attention_mask is None else torch.as_tensor(attention_mask, device=self.device)
-            return torch.atleast_2d(input).to(self.device), mask
-        if attention_mask is not None:
-            raise InterpError("an attention mask goes with tokens; texts get their own when they are padded.")
-        if chat:
-            input = self._chat(input)
-        return self._encode(input, None, special=not chat)
+        """Tokens `[batch, pos]` on the model's device, and their padding mask or None where nothing is padded.
+
+        Takes anything that a Lens reads: a text or several; token ids as a tensor, an array or lists, where lists of
+        different length are padded on the left; what a tokenizer returned; chat messages, or several conversations of
+        them, through the chat template. With `chat` each text is a conversation of one message.
+        """
+        input, attention_mask = reading_input.tokens_alone(input, attention_mask)
+        read = self.read(input, attention_mask, chat)
+        return read.tokens, read.mask
+
+    def read(
+        self, input: Any, attention_mask: Any = None, chat: bool = False, *, truncate: int | None = None,
+        goes_on: bool = False,
+    ) -> Read:  # fmt: skip
+        """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished."""
+        if truncate is not None and truncate < 1:
+            raise InterpError(f"truncate should be at least 1, found {truncate}.")
+        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on)
+
+    def rows(self, input: Any, attention_mask: Any = None, truncate: int | None = None) -> tuple[list[Tensor], bool]:
+        """Each text or row of ids by itself as tokens `[1, pos]`, without padding, and whether only one was passed."""
+        given = self._told_apart(*reading_input.tokens_alone(input, attention_mask))
+        if given.kind != "tokens":
+            texts = given.texts or [self._templated(one, False) for one in given.conversations]
+            special = given.kind == "texts"
+            return [self._encode([text], truncate, special)[0] for text in texts], given.single
+        read = self._tokens_of(given, False, None)
+        rows = reading_input.without_padding(read.tokens, read.mask)
+        return [row[:, :truncate] for row in rows], given.single
+
+    def continuation_rows(self, prompt: Any, continuation: Any) -> list[Tensor]:
+        """Ids `[pos]` of each continuation of a prompt; see `interp.lens.token_text.continuing` for texts."""
+        after = self._told_apart(*reading_input.tokens_alone(continuation, None))
+        if after.kind == "conversations":
+            raise InterpError("a continuation is a text or tokens, not chat messages; pass what the reply says.")
+        if after.kind == "tokens":
+            if after.tokens.numel() == 0:
+                return [after.tokens.reshape(-1)]
+            read = self._tokens_of(after, False, None)
+            return [row[0] for row in reading_input.without_padding(read.tokens, read.mask)]
+        known = self._told_apart(*reading_input.tokens_alone(prompt, None))
+        before: list[Any] = list(known.texts) if len(known.texts) == len(after.texts) else [None] * len(after.texts)
+        rows = []
+        for first, text in zip(before, after.texts, strict=True):
+            ids = token_text.continuing(self._need_tokenizer(), first, reading_input.encodable(text)) if text else []
+            rows.append(self._check_ids(torch.tensor(ids, dtype=torch.long, device=self.device)))
+        return rows
+
+    def embeddings(self, arguments: dict[str, Any], attention_mask: Any) -> Read:
+        """Embeddings `[batch, pos, d_model]` among the arguments of a call, checked, in the place of tokens."""
+        given, width = arguments["inputs_embeds"], self.cfg.d_model
+        with suppress(AttributeError, NotImplementedError):
+            width = self.model.get_input_embeddings().weight.shape[-1]
+        if not isinstance(given, Tensor) or given.ndim != 3 or given.shape[-1] != width or not given.numel():
+            found = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise InterpError(f"inputs_embeds should be a tensor [batch, pos, {width}], found {found}.")
+        arguments["inputs_embeds"] = given = given.to(self.device)
+        return Read(given, reading_input.as_mask(attention_mask, self.device), False, False, False)
 
     def check_length(self, n_tokens: int) -> None:
         """Raise InterpError when a sequence is longer than the model's context."""
@@ -78,39 +163,105 @@ class TextMixin:
                 f"{n_tokens} tokens exceed the context of {self.cfg.n_ctx} of {self.cfg.model_name}; shorten the text."
             )
 
-    def check_mask(self, mask: Tensor | None, tokens: Tensor, seen: int) -> None:
+    def check_mask(self, mask: Any, tokens: Tensor, seen: int) -> None:
         """Raise InterpError when a padding mask does not cover the tokens (those seen before included)."""
-        if mask is not None and mask.ndim == 2 and mask.shape != (tokens.shape[0], seen + tokens.shape[1]):
+        if not isinstance(mask, Tensor):
+            return
+        batch, new = tokens.shape[:2]
+        fits = mask.shape == (batch, seen + new)
+        if mask.ndim == 4:
+            fits = mask.shape[0] in (1, batch) and mask.shape[2] == new
+        if not fits:
             raise InterpError(
                 f"the attention mask is {list(mask.shape)}, but there are {tokens.shape[0]} sequences of "
                 f"{seen + tokens.shape[1]} tokens; pass one entry for each token, cached ones included."
             )
 
-    def _encode(
-        self, input: str | list[str], truncate: int | None, special: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
+    @property
+    def readable_ids(self) -> int:
+        """How many token ids the embedding has rows for, which need not be what the config says."""
+        try:
+            embedding = self.model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            return self.cfg.d_vocab
+        count = getattr(embedding, "num_embeddings", None)
+        return count if isinstance(count, int) else self.cfg.d_vocab
+
+    def _told_apart(self, input: Any, attention_mask: Any) -> Given:
+        tokenizer = self.tokenizer
+        named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+        pad = next((token for token in named if isinstance(token, int) and token < self.readable_ids), 0)
+        return reading_input.told_apart(input, attention_mask, pad)
+
+    def _tokens_of(self, given: Given, chat: bool, truncate: int | None, goes_on: bool = False) -> Read:
+        if given.kind == "tokens":
+            if given.tokens.numel() == 0:
+                raise InterpError("there are no tokens to read; pass at least one.")
+            if chat:
+                raise InterpError("chat=True puts a text through the chat template; pass a text instead of tokens.")
+            tokens = self._check_ids(given.tokens[:, :truncate]).to(self.device)
+            mask = given.mask.to(self.device) if isinstance(given.mask, Tensor) else given.mask
+            if truncate is not None and isinstance(mask, Tensor):
+                mask = mask[..., :truncate]
+            return Read(tokens, mask, False, given.single, False)
+        talks = given.conversations
+        if chat and given.kind == "texts":
+            talks = [[{"role": "user", "content": text}] for text in given.texts]
+        texts = [self._templated(talk, goes_on) for talk in talks] if talks else given.texts
+        tokens, mask = self._encode(texts, truncate, special=not talks)
+        return Read(tokens, mask, True, given.single, bool(talks))
+
+    def _check_ids(self, tokens: Tensor) -> Tensor:
+        """The ids themselves. Raises InterpError for one that the embedding has no row for."""
+        if tokens.numel() and (int(tokens.max()) >= self.readable_ids or int(tokens.min()) < 0):
+            wrong = int(tokens.max()) if int(tokens.max()) >= self.readable_ids else int(tokens.min())
+            named = "" if self.tokenizer is None or wrong < 0 else self._name_of(wrong)
+            raise InterpError(f"token id {wrong}{named} is outside the vocabulary of {self.readable_ids}.")
+        return tokens
+
+    def _name_of(self, token: int) -> str:
+        try:
+            name = self.tokenizer.convert_ids_to_tokens(token)
+        except (AttributeError, IndexError, OverflowError, ValueError, TypeError):
+            return ""
+        return f", {name!r} of this tokenizer," if name else ""
+
+    def _encode(self, texts: list[str], truncate: int | None, special: bool = True) -> tuple[Tensor, Tensor | None]:
         tokenizer = self._need_tokenizer()
-        texts = [input] if isinstance(input, str) else list(input)
-        rows = [tokenizer(text, add_special_tokens=special).input_ids[:truncate] for text in texts]
+        texts = [reading_input.encodable(text) for text in texts]
+        rows = [list(tokenizer(text, add_special_tokens=special).input_ids[:truncate]) for text in texts]
         if not rows or any(not row for row in rows):
             raise InterpError("the text has no tokens; pass some text.")
-        width = max(map(len, rows))
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        for row in rows:
+            self._check_ids(torch.tensor(row))
         pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        tokens = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0)
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
 
-    def _chat(self, input: str | list[str]) -> list[str]:
+    def _templated(self, talk: list[Any], goes_on: bool) -> str:
+        """A conversation as one text, up to where the assistant is to speak; or to go on, if it has begun to."""
         tokenizer = self._need_tokenizer()
         if not getattr(tokenizer, "chat_template", None):
-            raise InterpError(f"{self.cfg.model_name} has no chat template; call generate without chat=True.")
-        texts = [input] if isinstance(input, str) else input
-        turns = ([{"role": "user", "content": text}] for text in texts)
-        return [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+            raise InterpError(f"{self.cfg.model_name} has no chat template; pass plain text, without chat=True.")
+        begun = talk[-1]["role"] == "assistant"
+        how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
+        try:
+            text: str = tokenizer.apply_chat_template(talk, tokenize=False, **how)
+        except Exception as error:  # templates are programs of their own, and raise what they like
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InterpError(
+                f"the chat template of {self.cfg.model_name} does not take this conversation: {reason[:200]}"
+            ) from error
+        return text
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise InterpError(
                 "this Lens has no tokenizer; pass tokens instead of text, or give interp.load a tokenizer."
+            )
+        if not callable(self.tokenizer):
+            raise InterpError(
+                f"the tokenizer of this Lens is {type(self.tokenizer).__name__}, which reads no text; give interp.load "
+                "one of transformers, as AutoTokenizer.from_pretrained makes it."
             )
         return self.tokenizer

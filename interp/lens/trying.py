@@ -7,6 +7,7 @@ that are no tokens (compressed ones), or keep something else in its cache than w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,9 +43,21 @@ class _Keys:
         return z
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a model kept in its cache when it was tried out."""
+
+    layers: frozenset[int]
+    """Those whose cache holds the very keys that they attend to."""
+    own: bool = False
+    """Whether the cache is of a class of the model's own, which no other can stand in for (MiniMax)."""
+    nothing: bool = False
+    """Whether it kept no cache."""
+
+
 @torch.no_grad()
-def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) -> set[int] | None:
-    """The layers whose cache holds the very keys that they attend to, of those with attention; None: it kept none.
+def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) -> Kept:
+    """Run a model on a few tokens, those of its layers that are named having attention, and see what it keeps.
 
     in_code: whether attention is what modules compute in their own code.
 
@@ -82,7 +95,7 @@ def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) ->
                 f"{LENGTH} tokens, so a column of its attention is no token."
             )
     held = {i: keys.of[module] for i, module in attention.items() if module in keys.of}
-    return _stored(getattr(out, "past_key_values", None), held)
+    return _kept(getattr(out, "past_key_values", None), held)
 
 
 def some_tokens(model: Any, n: int) -> Tensor:
@@ -102,10 +115,11 @@ def _agree(model: Any, bare: Tensor, seen: Tensor) -> None:
         )
 
 
-def _stored(cache: Any, keys: dict[int, Tensor]) -> set[int] | None:
+def _kept(cache: Any, keys: dict[int, Tensor]) -> Kept:
+    cache = getattr(cache, "self_attention_cache", cache)  # decoders that may stand behind an encoder have two
     if cache is None:
-        return None
-    if type(cache) is not DynamicCache:  # some models keep a cache of their own
-        return set()
+        return Kept(frozenset(), nothing=True)
+    if type(cache) is not DynamicCache:
+        return Kept(frozenset(), own=True)
     held = {i: getattr(cache.layers[i], "keys", None) for i in keys if i < len(cache.layers)}
-    return {i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])}
+    return Kept(frozenset(i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])))

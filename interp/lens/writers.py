@@ -4,8 +4,8 @@ The module u whose output, times a constant α, separates the block's input from
 attention (or another mixer) adds; the module m whose output closes the gap to the block's output is what the MLP adds.
 That holds for pre-norm, post-norm (Gemma), reordered (OLMo-2) and scaled residuals (Granite) alike, whatever the
 modules are called and however deep they lie. In parallel blocks (GPT-NeoX, Phi, Cohere) both are added to the same
-input and there is no residual stream in between; some blocks have one writer only (Nemotron-H). Where a norm follows
-the sum (BERT) what is added does not pass as it is, and the MLP's part is none of the block's output.
+input and there is no residual stream in between; some blocks have one writer only (Nemotron-H). Where norms follow the
+sums (BERT) nothing is added to the stream as it is.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ class Writers:
     what the MLP's part stands for."""
     reason: str = "its output could not be identified"
     """Why the MLP's part, or both, are unknown."""
+    middle: str | None = None
+    """The norm whose output is what goes on after the mixer, where norms follow sums (BERT, OPT-350m): then nothing is
+    added to the stream as it is."""
     one_stream: bool = True
     """Whether blocks hand on one vector a token; Gemma 3n's carry several."""
 
@@ -151,10 +154,12 @@ def _parallel(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer: str | N
 
 
 def _post_norm(calls: list[ModuleCall], pre: Tensor, mixer_at: int, scale: float) -> Writers | None:
-    """A norm reads the input and what the mixer wrote, added up, and something else goes on from there."""
+    """A norm reads the input and what the mixer wrote, added up, and later modules read what it puts out."""
     for at, middle in _middles(calls, pre, mixer_at):
-        if mixer := _adds(pre, middle, calls[mixer_at:at], scale):
-            return Writers(mixer, reason="it does not pass into the block's output as it is: a norm follows the sum")
+        norm, later = calls[at], calls[at + 1 :]
+        read = any(c.given is not None and norm.out is not None and torch.equal(c.given, norm.out) for c in later)
+        if read and _adds(pre, middle, calls[mixer_at:at], scale):
+            return Writers(middle=norm.name, reason="norms follow its sums, so nothing is added to the stream as it is")
     return None
 
 
@@ -189,3 +194,7 @@ def _together(start: Tensor, target: Tensor, among: list[ModuleCall]) -> bool:
         if call.out is not None and not any(torch.equal(call.out, out) for out in outs):
             outs.append(call.out)
     return any(float((gap - a.float() - b.float()).norm()) <= rounding for a, b in combinations(outs, 2))
+
+
+def same_tensor(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and torch.equal(x, y)

@@ -26,6 +26,7 @@ from interp.results.columns import Column
 from interp.results.described import Row, described
 from interp.results.naming import heads_named
 from interp.results.ragged import stacked
+from interp.results.wording import among, extremes
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -80,25 +81,25 @@ class AttentionRank(Probe):
             result[name].transpose("layer", "head").values for name in ("rank90", "effective_rank", "rank90_censored")
         )
         typical = f"more than {k}" if np.nanmedian(rank) > k else f"{np.nanmedian(rank):g}"
-        wide = (rank > tokens / 4) | (censored > 0)
+        if tokens == 1:
+            return ["A pattern of one token is one number, 1, so its rank is 1 in every head."]
+        wide = (rank > max(1, tokens / 4)) | (censored > 0)
         exceptions = f"in every head that rank is at most {np.nanmax(rank):g}"
         if wide.any():
-            bound = min(k, tokens // 4)
+            bound = min(k, max(1, tokens // 4))
             exceptions = (
                 f"{wide.sum()} of {np.isfinite(rank).sum()} heads need more than {bound}: {heads_named(wide, layers)}"
             )
-        lowest, highest = (heads_named(effective == x, layers) for x in (np.nanmin(effective), np.nanmax(effective)))
-        middle, by_score, score = (
-            np.nanmedian(result[name]) for name in ("effective_rank", "score_rank90", "score_effective_rank")
-        )
+        if not np.isfinite(effective).any():
+            return ["No head of this text has an effective rank: its attention could not be computed."]
         return [
             f"The median head holds 90 % of its pattern's energy (Σσ²) in {typical} of {tokens:,} singular values; "
             f"{exceptions}.",
-            f"Effective rank (exponential of the singular values' entropy) has the median {middle:.3g}, "
-            f"from {np.nanmin(effective):.3g} in {lowest} to {np.nanmax(effective):.3g} in {highest}.",
+            f"Effective rank (exponential of the singular values' entropy) has the median {np.nanmedian(effective):.3g}"
+            f"{among(effective, 'heads')}, {extremes(effective, layers)}.",
             f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head "
-            f"holds 90 % of their energy in {by_score:g} singular values, with an effective "
-            f"rank of {score:.3g}.",
+            f"holds 90 % of their energy in {np.nanmedian(result['score_rank90']):g} singular values, with an effective "
+            f"rank of {np.nanmedian(result['score_effective_rank']):.3g}.",
         ]
 
     @classmethod

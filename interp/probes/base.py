@@ -121,7 +121,8 @@ def _of_one_text(findings: Callable[[Any, xr.Dataset], list[str]]) -> Callable[[
     @wraps(findings)
     def of_one_text(probe: Any, result: xr.Dataset) -> list[str]:
         from interp.results.many_texts import single
+        from interp.results.wording import with_numbers
 
-        return findings(probe, single(result))
+        return with_numbers(findings(probe, single(result)))
 
     return of_one_text

@@ -20,6 +20,7 @@ from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column, number
 from interp.results.described import Row, described
 from interp.results.naming import layers_named
+from interp.results.wording import among
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -45,34 +46,49 @@ class ChannelImbalance(Probe):
 
     def findings(self, result: xr.Dataset) -> list[str]:
         ratio = result["max_over_median"].transpose("tensor", "layer", "kv_head")
-        typical = {str(t): float(ratio.sel(tensor=t).median()) for t in result["tensor"].values}
-        key, value = typical["key"], typical["value"]
+        keys, values = (ratio.sel(tensor=t).values for t in ("key", "value"))
+        if not np.isfinite(keys).any() or not np.isfinite(values).any():
+            return ["No head has an imbalance of channels here: the median channel's energy is 0, or not a number."]
+        key, value = (float(np.nanmedian(x)) for x in (keys, values))
         sentences = [
             f"In the median head the strongest key channel has {key:.3g} times the energy of the median channel, the "
-            f"strongest value channel {value:.3g} times: keys are {key / value:.3g} times as unbalanced as values."
+            f"strongest value channel {value:.3g} times{among(keys, 'heads')}: keys are {_beside(key, value)} values."
         ]
-        worst = ratio.sel(tensor="key").values
-        layer, head = np.unravel_index(np.nanargmax(worst), worst.shape)
-        energy = result["energy"].sel(tensor="key").isel(layer=layer, kv_head=head)
-        sentences.append(
-            f"The most unbalanced keys are those of layer {int(result['layer'][layer])}, key/value head "
-            f"{int(result['kv_head'][head])}: channel {int(np.nanargmax(energy))} has {worst[layer, head]:.3g} times "
-            "the median energy."
-        )
-        if "key_pre_rotary" in typical:
-            before = typical["key_pre_rotary"]
-            change = "less" if key < before else "more"
+        if f"{np.nanmin(keys):.3g}" != f"{np.nanmax(keys):.3g}":
+            layer, head = np.unravel_index(np.nanargmax(keys), keys.shape)
+            energy = result["energy"].sel(tensor="key").isel(layer=layer, kv_head=head)
             sentences.append(
-                f"Before the rotary embedding the median head's ratio is {before:.3g}: rotation, which mixes each "
-                f"channel with its partner, leaves keys {change} unbalanced ({key:.3g})."
+                f"The most unbalanced keys are those of layer {int(result['layer'][layer])}, key/value head "
+                f"{int(result['kv_head'][head])}: channel {int(np.nanargmax(energy))} has {keys[layer, head]:.3g} "
+                "times the median energy."
             )
-        consistency = result["token_consistency"].median(["layer", "kv_head"])
-        keys, values = (float(consistency.sel(tensor=t)) for t in ("key", "value"))
-        sentences.append(
-            "How far tokens share one ranking of channels: Spearman's correlation of a token's magnitudes with its "
-            f"head's energies is {keys:.2f} for keys and {values:.2f} for values (mean over tokens, median head)."
-        )
+        if "key_pre_rotary" in ratio["tensor"].values:
+            sentences += self._rotation(ratio.sel(tensor="key_pre_rotary").values, keys)
+        if result.attrs["n_tokens"] > 1:
+            consistency = result["token_consistency"].median(["layer", "kv_head"])
+            of_keys, of_values = (float(consistency.sel(tensor=t)) for t in ("key", "value"))
+            sentences.append(
+                "How far tokens share one ranking of channels: Spearman's correlation of a token's magnitudes with its "
+                f"head's energies is {of_keys:.2f} for keys and {of_values:.2f} for values (mean over tokens, median "
+                "head)."
+            )
         return sentences
+
+    @staticmethod
+    def _rotation(before: np.ndarray, keys: np.ndarray) -> list[str]:
+        """What rotation does to the imbalance `[layer, kv_head]`, in the layers whose keys are known before it."""
+        known = np.isfinite(before).any(1)
+        if not known.any():
+            return []
+        was, now = (float(np.nanmedian(x[known])) for x in (before, keys))
+        where = "" if known.all() else f" in the {known.sum()} of {len(known)} layers whose keys are known before it"
+        change = f"leaves keys {'less' if now < was else 'more'} unbalanced ({now:.3g})"
+        if f"{was:.3g}" == f"{now:.3g}":
+            change = "leaves that ratio as it is"
+        return [
+            f"Before the rotary embedding the median head's ratio is {was:.3g}{where}: rotation, which mixes each "
+            f"channel with its partner, {change}."
+        ]
 
     @classmethod
     def columns(cls, result: xr.Dataset) -> list[Column]:
@@ -143,6 +159,10 @@ class ImbalanceFold(Fold):
         where = "any layer" if len(without) == len(layers) else layers_named(without)
         unknown = "keys are not rotated, or cannot be rotated back"
         return f"not available in {where}: {self.absent.get(f'blocks.{without[0]}.attn.hook_pre_rot_k', unknown)}"
+
+
+def _beside(key: float, value: float) -> str:
+    return "as unbalanced as" if f"{key:.3g}" == f"{value:.3g}" else f"{key / value:.3g} times as unbalanced as"
 
 
 def imbalance(energy: np.ndarray) -> dict[str, np.ndarray]:

@@ -49,34 +49,58 @@ class LogitLens(Probe):
     def findings(self, result: xr.Dataset) -> list[str]:
         layers, rank = result["layer"].values, result["lens_rank"].values
         top, runner_up = quoted(result.attrs["top_token"]), quoted(result.attrs["runner_up"])
-        elsewhere = np.flatnonzero(rank > 1)
-        since = layers[elsewhere[-1] + 1] if len(elsewhere) else layers[0]
         probability = float(result["lens_probability"][-1])
-        said = [
+        difference = float(result.attrs["logit_difference"])
+        if not np.isfinite([probability, difference]).all():
+            return ["The model's logits at the last token are no numbers, so nothing can be read off its layers."]
+        return [
             f"After the last token the model predicts {top} (probability {probability:.2f}), which is the logit lens' "
-            f"top token from layer {since} on."
+            f"top token {_since(rank, layers)}.",
+            f"Its logit lies {difference:.2f} above that of {runner_up}; {_contributions(result, layers)}.",
         ]
-        lead = f"Its logit lies {result.attrs['logit_difference']:.2f} above that of {runner_up}"
-        parts = [
-            (float(result[f"{kind}_attribution"][i]), f"the {label} of layer {layer}")
-            for kind, label in (("attention", "attention"), ("mlp", "MLP"), ("mixer", "mixer"))
-            for i, layer in enumerate(layers)
-            if f"{kind}_attribution" in result and np.isfinite(result[f"{kind}_attribution"][i])
-        ]
-        if not parts:
-            return [*said, f"{lead}; what blocks write does not add up to it here, so it has no shares."]
-        amount, part = max(parts, key=lambda pair: abs(pair[0]))
-        told = f"{lead}; the largest direct contribution comes from {part} ({amount:+.2f})"
-        heads = result["head_attribution"].transpose("layer", "head").values
-        order = np.argsort(-np.abs(heads), axis=None)[: min(3, int(np.isfinite(heads).sum()))]  # NaN comes last
-        strongest = [np.unravel_index(i, heads.shape) for i in order]
-        listed = ", ".join(f"layer {layers[i]} head {j} ({heads[i, j]:+.2f})" for i, j in strongest)
-        return [*said, f"{told}, the heads that contribute most are {listed}." if strongest else f"{told}."]
 
     @classmethod
     def columns(cls, result: xr.Dataset) -> list[Column]:
         """None: its numbers are read against each other, which the figure does and six columns would not."""
         return []
+
+
+def _since(rank: np.ndarray, layers: np.ndarray) -> str:
+    """From which layer on the final token stays the lens' own."""
+    if len(layers) == 1:
+        return "after its one layer"
+    elsewhere = np.flatnonzero(rank > 1)
+    if not len(elsewhere):
+        return "in every layer"
+    return f"from layer {layers[min(elsewhere[-1] + 1, len(layers) - 1)]} on"
+
+
+def _contributions(result: xr.Dataset, layers: np.ndarray) -> str:
+    """Which part and which heads add most to the difference, where one adds more than another."""
+    parts = [
+        (float(result[f"{kind}_attribution"][i]), f"the {label} of layer {layer}")
+        for kind, label in (("attention", "attention"), ("mlp", "MLP"), ("mixer", "mixer"))
+        for i, layer in enumerate(layers)
+        if f"{kind}_attribution" in result and np.isfinite(result[f"{kind}_attribution"][i])
+    ]
+    if not parts:
+        return "what its blocks write does not add up to it, so none has a share"
+    sizes = {f"{abs(amount):.2f}" for amount, _ in parts}
+    if len(sizes) == 1:
+        told = f"attention and MLP of every layer contribute {sizes.pop()} either way"
+    else:
+        amount, part = max(parts, key=lambda pair: abs(pair[0]))
+        told = f"the largest direct contribution comes from {part} ({amount:+.2f})"
+    heads = result["head_attribution"].transpose("layer", "head").values
+    known = heads[np.isfinite(heads)]
+    if not len(known):
+        return told
+    if len({f"{abs(x):.2f}" for x in known}) == 1:
+        return f"{told}, {'its one head' if len(known) == 1 else 'every head'} contributes {abs(known[0]):.2f}"
+    order = np.argsort(-np.abs(heads), axis=None)[: min(3, len(known))]  # NaN comes last
+    strongest = (np.unravel_index(i, heads.shape) for i in order)
+    listed = ", ".join(f"layer {layers[i]} head {j} ({heads[i, j]:+.2f})" for i, j in strongest)
+    return f"{told}, the heads that contribute {'most' if len(known) > 3 else 'something'} are {listed}"
 
 
 class LogitFold(Fold):

@@ -27,6 +27,7 @@ from interp.results.columns import Column, number
 from interp.results.described import Row, described
 from interp.results.naming import layers_named, quoted
 from interp.results.ragged import stacked
+from interp.results.wording import among
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -80,11 +81,17 @@ class TextSinks(Probe):
         layers = result["layer"].values.tolist()
         where = "; ".join(f"{layers_named(run)}: {name}" for name, run in _runs(layers, named))
         k, tokens = result.attrs["k"], result.attrs["T"]
+        if tokens == 1:
+            return ["A text of one token gives it all its attention, so there is no sink.", self._massive(result, text)]
+        if not np.isfinite(share).any():
+            return ["No layer has a sink: its attention could not be computed."]
+        low, high = (f"{x:.0%}" for x in (np.nanmin(share), np.nanmax(share)))
+        most = f"most in layer {layers[np.nanargmax(share)]}, {high}" if low != high else f"{high} wherever it is known"
         sentences = [
             f"Attention sinks, by layer: {where}.",
-            f"The sink receives more than 60 % of the attention in {(share > 0.6).sum()} of {len(layers)} layers and "
-            f"more than 30 % in {(share > 0.3).sum()} (mean over heads, {tokens:,} tokens); most in layer "
-            f"{layers[share.argmax()]}, {share.max():.0%}.",
+            f"The sink receives more than 60 % of the attention in {(share > 0.6).sum()} of "
+            f"{np.isfinite(share).sum()} layers and more than 30 % in {(share > 0.3).sum()} (mean over heads, "
+            f"{tokens:,} tokens){among(share, 'layers')}; {most}.",
         ]
         for epsilon, rate in zip(result["epsilon"].values, result["sink_rate"].values, strict=True):
             sentences.append(
@@ -94,8 +101,9 @@ class TextSinks(Probe):
         sentences.append(self._massive(result, text))
         if "learned_sink_mass" in result:
             mass = float(result["learned_sink_mass"].mean())
+            known = among(result["learned_sink_mass"].mean("head", skipna=False).values, "layers")
             sentences.append(
-                f"Learned sink logits absorb {mass:.0%} of the attention (mean over heads); the pattern's rows sum to "
+                f"Learned sink logits absorb {mass:.0%} of the attention (mean over heads){known}; the pattern's rows sum to "
                 "that much less than 1, so Sink_k is not comparable with models without them."
             )
         return sentences
@@ -116,10 +124,13 @@ class TextSinks(Probe):
 
     def _massive(self, result: xr.Dataset, text: np.ndarray) -> str:
         layers, psi = result["layer"].values, result["psi"].values
-        top = int(psi.argmax())
+        if not np.isfinite(psi).any():
+            return "No block's output has a median to compare its largest activation with."
+        top = int(np.where(np.isfinite(psi), psi, -np.inf).argmax())
         at, channel = int(result["massive_position"][top]), int(result["massive_channel"][top])
         peak = (
-            f"Ψ, the largest activation over the median, peaks at {psi[top]:,.0f} in layer {layers[top]} "
+            f"Ψ, the largest activation over the median, {'peaks at' if len(psi) > 1 else 'is'} {psi[top]:,.0f} in "
+            f"layer {layers[top]} "
             f"({float(result['residual_max'][top]):,.0f} in channel {channel} of token {at} {quoted(text[at])})"
         )
         massive = layers[result["massive"].values > 0].tolist()

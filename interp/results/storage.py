@@ -47,6 +47,11 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
         >>> interp.storage.load(path).equals(results["text_sinks"])
         True
     """
+    if not isinstance(dataset, xr.Dataset):
+        what = (  # type: ignore[unreachable]  # who has no type checker learns it here
+            "results of several: save them one by one, as in" if isinstance(dataset, Mapping) else "no dataset: pass"
+        )
+        raise StorageError(f"save takes one dataset, and this is {what} results['text_sinks'].")
     stored = dataset.copy()
     stored.attrs = _storable_attrs(dataset.attrs, "the dataset")
     for name, variable in stored.variables.items():

@@ -16,15 +16,18 @@ import torch
 
 from interp.cache.lens_cache import LensCache
 from interp.cache.stored_layer import StoredLayer
+from interp.errors import InterpError
 from interp.interventions import Intervention, parts
+from interp.lens.evaluating import in_evaluation_mode
 
 if TYPE_CHECKING:
     from interp.lens.protocol import InterventionLens
 
 
+@in_evaluation_mode
 def generate(
     lens: InterventionLens,
-    prompt: str,
+    prompt: Any,
     intervention: Intervention | None = None,
     max_new_tokens: int = 64,
     *,
@@ -33,9 +36,11 @@ def generate(
 ) -> dict[str, Any]:
     """Continue `prompt` greedily, with an intervention in force; returns plain values, ready for JSON.
 
+    `prompt` is one text, or one of anything else that a Lens reads.
+
     prompt_tokens, new_tokens: how many. The last new token is never stored: nothing comes after it.
     new_token_ids: what was generated, special tokens too.
-    text: the continuation, without special tokens.
+    text: the continuation, without special tokens; empty where there is no tokenizer.
     interventions: name and every setting, in order.
     cache: `bytes` held at the end, `dense_bytes` that as many tokens would take uncompressed (`dense_cache_bytes`),
         `tokens` seen, and `kept_tokens` of each head in every layer.
@@ -52,10 +57,14 @@ def generate(
         True
     """
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
+    if tokens.shape[0] != 1:
+        raise InterpError(f"one prompt is continued at a time, and these are {tokens.shape[0]}; pass one of them.")
     watch = _Stopwatch(max_new_tokens, progress)
     before = peak_resident_bytes()
     with _noting() as notes, nullcontext() if intervention is None else lens.apply(intervention):
-        out = lens.generate(tokens, max_new_tokens=max_new_tokens, attention_mask=mask, streamer=watch)
+        # a cache whatever the model's own default is: the account is about it
+        how: dict[str, Any] = {"use_cache": True, "num_return_sequences": 1, "return_dict_in_generate": False}
+        out = lens.generate(tokens, max_new_tokens, attention_mask=mask, streamer=watch, **how)
     new = out[0, tokens.shape[1] :]
     cache = lens.last_cache
     assert cache is not None
@@ -63,7 +72,7 @@ def generate(
         "prompt_tokens": int(tokens.shape[1]),
         "new_tokens": len(new),
         "new_token_ids": new.tolist(),
-        "text": lens.tokenizer.decode(new, skip_special_tokens=True),
+        "text": "" if lens.tokenizer is None else lens.tokenizer.decode(new, skip_special_tokens=True),
         "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
         "cache": {
             "bytes": cache.nbytes(),

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 
 from interp.errors import InterpError, UnknownNameError
+from interp.lens.evaluating import in_evaluation_mode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,11 +64,12 @@ def logit_difference(answer: int | Sequence[int], wrong: int | Sequence[int], po
     return metric
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def patch(
     lens: TextLens,
-    clean: str | Sequence[str] | Tensor,
-    corrupted: str | Sequence[str] | Tensor,
+    clean: Any,
+    corrupted: Any,
     where: str | Iterable[str] | Callable[[str], bool],
     metric: Metric,
     *,
@@ -81,7 +83,8 @@ def patch(
 
     Args:
         lens: from `interp.load`.
-        clean, corrupted: two prompts, as texts or tokens `[pos]` or `[batch, pos]`, of the same length in tokens.
+        clean, corrupted: two prompts of the same length in tokens: texts, tokens `[pos]` or `[batch, pos]`, or anything
+            else that a Lens reads.
         where: hook points: a name of `lens.hook_dict`; a name without its block, such as "attn.hook_z", for that point
             in every layer; several of them; or a filter function, of whose matches those are taken that can be edited.
         metric: a function of the logits `[batch, pos, d_vocab]` that returns one number; see `logit_difference`.

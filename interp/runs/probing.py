@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +14,10 @@ import torch
 
 from interp.errors import InterpError, UnknownNameError
 from interp.icl.tasks.regression import Tasks
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
+from interp.seam.precision import autocast_dtype, plain_numbers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,13 +30,14 @@ Progress = Callable[[int, int], None]
 """Called as `progress(layers done, layers in all)` while a model reads text; on tasks it counts probes."""
 
 
+@in_evaluation_mode
 def probe(
     lens: TextLens | AttentionRegressor,
-    inputs: str | torch.Tensor | Sequence[str] | Tasks,
+    inputs: Any,
     probes: Iterable[str | Probe] | str | Probe | None = None,
     *,
     tokens: int | None = None,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: Any = None,
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run probes on a model reading text; returns their results by name.
@@ -44,10 +47,12 @@ def probe(
 
     Args:
         lens: from `interp.load`.
-        inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text). Each text is read
-            by itself, so that no padding enters a measurement; of several, results have a `text` dimension and, for
-            what does not depend on positions, `<variable>_mean` with bootstrap limits `<variable>_low` and
-            `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text out again).
+        inputs: a text, a list of texts, or tokens `[pos]` or `[batch, pos]` (each row is one text); or anything else
+            that `lens.tokens_and_mask` takes: lists of ids, what a tokenizer returned (its mask says what is padding),
+            chat messages. Each text is read by itself, so that no padding enters a measurement; of several, results
+            have a `text` dimension and, for what does not depend on positions, `<variable>_mean` with bootstrap limits
+            `<variable>_low` and `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text
+            out again).
         probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all.
         tokens: read only the first so many tokens of each text.
         attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
@@ -77,7 +82,7 @@ def probe(
             f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
             "reads those that interp.icl.make_regression makes."
         )
-    rows = _rows(lens, inputs, tokens, attention_mask)
+    rows, alone = _rows(lens, inputs, tokens, attention_mask)
     facts = provenance(lens.device) | {"special_tokens": _special_tokens(lens)}
     total, done = lens.cfg.n_layers * len(rows), 0
     results: list[dict[str, xr.Dataset]] = []
@@ -87,7 +92,7 @@ def probe(
         for dataset in results[-1].values():
             dataset.attrs |= facts
         done += lens.cfg.n_layers
-    if not _several(inputs):
+    if alone:
         return results[0]
     from interp.results.many_texts import gather
 
@@ -113,54 +118,19 @@ def _report(progress: Progress, before: int, total: int, layer: int, _: Any = No
     progress(before + layer, total)
 
 
-def _several(inputs: Any) -> bool:
-    return not isinstance(inputs, str) and not (isinstance(inputs, torch.Tensor) and inputs.ndim == 1)
-
-
-def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """One row of tokens `[1, pos]` for each text."""
+def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tuple[list[torch.Tensor], bool]:
+    """One row of tokens `[1, pos]` for each text, and whether there is only one that came alone."""
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
-    if isinstance(inputs, torch.Tensor):
-        rows = [row[:, :n] for row in _cut(lens.tokens_and_mask(inputs)[0], attention_mask)]
-    elif attention_mask is not None:
-        raise InterpError("attention_mask goes with tokens; texts are read one by one and never padded.")
-    else:
-        rows = [lens.to_tokens(text, truncate=n) for text in _texts(inputs)]
+    texts = [inputs] if isinstance(inputs, str) else inputs if isinstance(inputs, (list, tuple)) else []
+    if not all(text.strip() for text in texts if isinstance(text, str)):
+        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
+    if isinstance(inputs, (list, tuple)) and not inputs:
+        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
+    rows, alone = lens.rows(inputs, attention_mask, truncate=n)
     for row in rows:
         lens.check_length(row.shape[1])
-    return rows
-
-
-def _texts(inputs: Any) -> list[str]:
-    listed = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping))
-    texts = list(inputs) if listed else [inputs]
-    if wrong := next((type(text).__name__ for text in texts if not isinstance(text, str)), None):
-        raise InterpError(
-            "probe reads a text, a list of texts, or an integer tensor of tokens [pos] or [batch, pos], not "
-            f"{'a ' + type(inputs).__name__ + ' that holds ' if listed else ''}{wrong}."
-        )
-    if not texts or not all(text.strip() for text in texts):
-        raise InterpError("there is no text to read: pass at least one, and none that is empty.")
-    return texts
-
-
-def _cut(tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """Rows `[1, pos]` of tokens `[batch, pos]` without their padding."""
-    if attention_mask is None:
-        return list(tokens.split(1))
-    mask = torch.atleast_2d(torch.as_tensor(attention_mask))
-    if mask.shape != tokens.shape:
-        raise InterpError(f"attention_mask has shape {tuple(mask.shape)} and the tokens have {tuple(tokens.shape)}.")
-    rows = []
-    for i, (row, real) in enumerate(zip(tokens.split(1), mask, strict=True)):
-        kept = real.nonzero().flatten().tolist()
-        if not kept:
-            raise InterpError(f"attention_mask leaves nothing of row {i}; leave that row out.")
-        if kept[-1] - kept[0] + 1 != len(kept):
-            raise InterpError(f"attention_mask has a hole in row {i}; padding can only be left or right of a text.")
-        rows.append(row[:, kept[0] : kept[-1] + 1])
-    return rows
+    return rows, alone
 
 
 def _special_tokens(lens: TextLens) -> str:
@@ -174,7 +144,8 @@ def _probe_one(
     lens: TextLens, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None
 ) -> dict[str, xr.Dataset]:
     context = Context(lens, tokens, lens.to_str_tokens(tokens))
-    folds = {p.name: p.begin(context) for p in wanted}
+    with plain_numbers(lens.device):
+        folds = {p.name: p.begin(context) for p in wanted}
     hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
     if report is not None:
         last = lens.cfg.n_layers - 1
@@ -184,7 +155,8 @@ def _probe_one(
     # The last position's logits suffice: all of them would be the largest tensor of the pass.
     lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
     seconds = time.perf_counter() - began
-    results = {name: fold.result() for name, fold in folds.items()}
+    with plain_numbers(lens.device):
+        results = {name: fold.result() for name, fold in folds.items()}
     ids = tokens[0].cpu().numpy().astype("<i8")  # what was read, whatever the tokenizer: little-endian int64
     facts = {
         "model": lens.cfg.model_name,
@@ -202,17 +174,17 @@ def _probe_one(
 
 def _attach(lens: TextLens, probe: str, fold: Fold) -> list[tuple[str, Hook]]:
     """A fold's wishes as (hook point name, hook)."""
-    hooks = []
+    hooks, dtype = [], lens.model.dtype
     for name, fn in fold.hooks().items():
         if name in lens.hook_dict:
-            hooks.append((name, _only(partial(fn, -1))))
+            hooks.append((name, _only(partial(fn, -1), dtype)))
             continue
         wanted = {i: f"blocks.{i}.{name}" for i in range(lens.cfg.n_layers)}
         built = {i: point for i, point in wanted.items() if point in lens.hook_dict or point in lens.absent}
         missing = [point for point in built.values() if point not in lens.hook_dict]
         if missing or not built:  # blocks that are not built to have it (hybrids) are left out
             raise _no_point(lens, probe, name, None if len(missing) == len(built) else missing[0])
-        hooks += [(point, _only(partial(fn, i))) for i, point in built.items()]
+        hooks += [(point, _only(partial(fn, i), dtype)) for i, point in built.items()]
     return hooks
 
 
@@ -229,10 +201,16 @@ def _no_point(lens: TextLens, probe: str, name: str, first: str | None) -> Inter
     return InterpError(f"{lens.cfg.architecture} has no {first}, which {probe} needs in every layer: {reason}.")
 
 
-def _only(look: Callable[[Any], None]) -> Hook:
-    """A hook that looks and leaves the value alone."""
+def _only(look: Callable[[Any], None], dtype: torch.dtype | None = None) -> Hook:
+    """A hook that looks and leaves the value alone; under autocast it looks in the dtype of the weights."""
 
     def hook(value: Any, hook: Any) -> None:
-        look(value)
+        if not isinstance(value, torch.Tensor):  # an event has one dtype
+            look(value)
+            return
+        if dtype is not None and autocast_dtype(value.device) is not None:
+            value = value.to(dtype)
+        with plain_numbers(value.device):
+            look(value)
 
     return hook

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
+from interp.lens.evaluating import in_evaluation_mode
 from interp.runs.generating import generate
 from interp.runs.probing import Progress
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 SIDES = ("unchanged", "intervened")
 
 
+@in_evaluation_mode
 def side_by_side(
     lens: InterventionLens,
-    prompt: str,
+    prompt: Any,
     intervention: Intervention,
     max_new_tokens: int = 64,
     *,
@@ -31,7 +33,7 @@ def side_by_side(
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Continue `prompt` greedily, once as the model is and once with `intervention` in force, and score both texts both
-    ways.
+    ways. The prompt is one text, or one of anything else that a Lens reads.
 
     Returns a dataset with dimensions `side` (whose text it is: "unchanged", "intervened") and `step` (new tokens; the
     shorter text is padded with empty tokens, id -1, NaN):
@@ -51,11 +53,11 @@ def side_by_side(
         ('side', 'step')
     """
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
-    if mask is not None and not bool(mask.all()):
+    if tokens.shape[0] != 1 or (mask is not None and not bool(mask.all())):
         raise InterpError("side_by_side continues one prompt without padding.")
     accounts, texts = [], []
     for number, given in enumerate((None, intervention)):
-        told = generate(lens, prompt, given, max_new_tokens, chat=chat, progress=_part(progress, number, 4))
+        told = generate(lens, tokens, given, max_new_tokens, progress=_part(progress, number, 4))
         texts.append(torch.tensor([told.pop("new_token_ids")], device=tokens.device))
         accounts.append(told)
     steps = max(text.shape[1] for text in texts)
@@ -66,7 +68,8 @@ def side_by_side(
             logprob[side, 1, : text.shape[1]] = -lens.score(tokens, text, chunk=1)[0].cpu().numpy()
         if progress is not None:
             progress(3 + side, 4)
-    return _dataset(lens, prompt, intervention, texts, logprob, accounts)
+    told_prompt = prompt if isinstance(prompt, str) else "".join(lens.to_str_tokens(tokens))
+    return _dataset(lens, told_prompt, intervention, texts, logprob, accounts)
 
 
 def _part(progress: Progress | None, number: int, of: int) -> Progress | None:

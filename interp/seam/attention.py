@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
 from interp.seam.masks import additive_mask, first_new
 from interp.seam.points import live
+from interp.seam.precision import alike, in_one_dtype
 from interp.seam.rotation import Rotation
 
 Tensor = torch.Tensor
@@ -49,6 +51,8 @@ class Site:
 
     def __init__(self, layer: int, points: Mapping[str, nn.Module], rotation: Rotation | str) -> None:
         self.layer, self.points, self.rotation = layer, points, rotation
+        self.kept_in = layer
+        """The layer whose cache holds the keys: an earlier one where layers share them."""
         self.rotary = "attn.hook_rot_q" in points
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
@@ -64,7 +68,10 @@ class Site:
     def store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """New keys and values `[batch, kv_head, new, d_head]` on their way into the Lens' cache."""
         self.stored_new = True
-        return self._edit("k", k), self._edit("v", v)
+        k, v = self._edit("k", k), self._edit("v", v)
+        if self.cache is not None:  # what policies act on has one dtype
+            k, v = alike(k, v)
+        return k, v
 
     def _edit(self, name: str, x: Tensor) -> Tensor:
         """Fire an editable point; hooks see TransformerLens' `[batch, pos, head, d_head]`, the maths `[batch, head,
@@ -78,10 +85,10 @@ class Site:
         if self.stored_new:
             self.stored_new = False
             return k, v
-        if k.shape[2] == n_new:
+        if k.shape[2] == n_new and self.kept_in == self.layer:
             return self._edit("k", k), self._edit("v", v)
         start = first_new(k, n_new, call.mask, call.causal)
-        for name, x in (("k", k), ("v", v)):  # a cache that is not ours already holds them: look, don't touch
+        for name, x in (("k", k), ("v", v)):  # a cache that is not ours, or another layer's, has them: don't touch
             if live(self.point(name)):
                 show(self.point(name), x[:, :, start : start + n_new].transpose(1, 2))
         return k, v
@@ -89,13 +96,15 @@ class Site:
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """One attention call with hook points around it; returns z `[batch, pos, head, d_head]` and weights or None."""
         q = self._edit("q", call.q)
+        # guided decoding runs the model on a second text within the call, whose keys do not come through our cache
+        cached = self.stored_new
         k, v = self._new_keys_values(call)
-        call = replace(call, q=q, k=k, v=v)
-        stored = None if self.cache is None else self.cache.layers[self.layer]
-        if isinstance(stored, StoredLayer):
-            z, weights = self._attend_stored(call, stored)
-        else:
-            z, weights = self._attend(call)
+        stored = self.cache.layers[self.layer] if self.cache is not None and cached else None
+        with in_one_dtype(replace(call, q=q, k=k, v=v)) as even:
+            if isinstance(stored, StoredLayer):
+                z, weights = self._attend_stored(even, stored)
+            else:
+                z, weights = self._attend(even)
         return (self.point("z")(z) if live(self.point("z")) else z), weights
 
     def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -114,6 +123,7 @@ class Site:
         assert self.cache is not None
         if self._in_one_kernel(call, stored):
             return self._attend_and_step(call, stored), None
+        event = partial(self._stored_event, call, stored) if stored.compressed else partial(self._event, call)
         if not stored.compressed:
             z, weights = self._attend(call)
         elif self._in_the_open(call):
@@ -122,8 +132,21 @@ class Site:
             z, weights = self._attend_edited(call, stored), None
         else:
             z, weights = self._attend_packed(call, stored), None
-        self.cache.keeper.attended(self.layer, self.cache.layers, call.q, lambda: self._event(call))
+        self.cache.keeper.attended(self.layer, self.cache.layers, call.q, event)
         return z, weights
+
+    def _attend_lent(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor | None]:
+        """Attention over what policies left of another layer's keys: it neither counts for them nor makes them act.
+
+        While the prompt is read that layer may have been compressed already, and all its keys are in the call still.
+        """
+        if not stored.compressed or call.k.shape[2] == stored.seen:
+            return self._attend(call)
+        if self._in_the_open(call):
+            return self._attend_dense(call, stored, counts=False)
+        if self.edits is not None:
+            return self._attend_edited(call, stored, counts=False), None
+        return self._attend_packed(call, stored, counts=False), None
 
     def _in_one_kernel(self, call: AttentionCall, stored: StoredLayer) -> bool:
         """Whether a step's attention and the policy's turn are one kernel, in place.
@@ -148,9 +171,9 @@ class Site:
         z: Tensor = self.cache.keeper.attend_and_step(self.layer, stored, call.q, **call.maths())
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
-    def _attend_packed(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+    def _attend_packed(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> Tensor:
         z, mass = packed_decode(
-            call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass
+            call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=counts and stored.keeps_mass
         )
         if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
             q = call.q[:, :, -counted:]
@@ -159,7 +182,7 @@ class Site:
             stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
-    def _attend_dense(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor]:
+    def _attend_dense(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> tuple[Tensor, Tensor]:
         """The same for eyes and gradients: dense keys and values, scores and pattern in the open."""
         bias = stored.additive_mask(call.q.shape[2])
         bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
@@ -167,25 +190,31 @@ class Site:
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
         self._show(open_call)
         z, pattern = self._eager(open_call)
+        if not counts:
+            return z, pattern
         counted = pattern.detach().float()[:, :, -stored.queries_counted(call.q.shape[2]) :]
         received = by_stored_head(counted.sum(2), keys.shape[1])
         stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
         return z, pattern
 
-    def _attend_edited(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
+    def _attend_edited(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> Tensor:
         """The same under attention edits, without scores of all new tokens and keys at once."""
         assert self.edits is not None
+        z, mass = self.edits.attend_stored(self._stored_event(call, stored), counts and stored.keeps_mass)
+        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
+            newest = self._stored_event(replace(call, q=call.q[:, :, -counted:]), stored)
+            _, mass = self.edits.attend_stored(newest, True)
+        if mass is not None:
+            received = by_stored_head(mass, stored.segments[0].keys.shape[1])
+            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
+        return z
+
+    def _stored_event(self, call: AttentionCall, stored: StoredLayer) -> AttentionEvent:
+        """Attention of the call's queries to all that a compressed layer stores."""
         keys, values = stored.dense()
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
-        z, mass = self.edits.attend_stored(self._event(full, {"causal": True, "bias": bias}), stored.keeps_mass)
-        if mass is not None and (counted := stored.queries_counted(call.q.shape[2])) < call.q.shape[2]:
-            newest = self._event(replace(full, q=call.q[:, :, -counted:]), {"causal": True, "bias": bias})
-            _, mass = self.edits.attend_stored(newest, True)
-        if mass is not None:
-            received = by_stored_head(mass, keys.shape[1])
-            stored.receive(torch.split(received, [len(segment) for segment in stored.segments], -1))
-        return z
+        return self._event(full, {"causal": True, "bias": bias})
 
     @torch.no_grad()
     def _show(self, call: AttentionCall) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 AttentionType = Literal["global", "local", "shared", "other", "none"]
-"""global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: global, with keys and values that
-several layers have in common. other: its cache holds something else than the keys it attends to (latents, an index of
-sparse attention). none: the layer has another mixer (linear attention, Mamba, a convolution)."""
+"""global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: to keys and values of an earlier
+layer, or to what a policy left of them. other: its cache holds something else than the keys it attends to (latents, an
+index of sparse attention). none: the layer has another mixer (linear attention, Mamba, a convolution)."""
 
 
 @dataclass(frozen=True)
 class LensConfig:
     """What a study needs to know of a model. Field names are TransformerLens' where it has one."""
 
+    attn_only: ClassVar[bool] = False
+    """That every block has an MLP, as TransformerLens asks when a residual stream is taken apart."""
     model_name: str
     architecture: str
     n_layers: int

@@ -36,7 +36,8 @@ class Attending(Protocol):
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]: ...
 
 
-_sites: WeakKeyDictionary[nn.Module, Attending] = WeakKeyDictionary()
+_sites: WeakKeyDictionary[nn.Module, tuple[int, Attending]] = WeakKeyDictionary()
+"""The site of each module and the thread whose call it belongs to."""
 
 
 @contextmanager
@@ -49,13 +50,19 @@ def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Attendin
             if name in ALL_MASK_ATTENTION_FUNCTIONS:
                 stack.enter_context(_routed(ALL_MASK_ATTENTION_FUNCTIONS, name, remembering))
         for module, site in sites.items():
-            _sites[module] = site
+            _sites[module] = threading.get_ident(), site
             stack.callback(_sites.pop, module, None)
         yield
 
 
 _configs: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 _registries: WeakKeyDictionary[nn.Module, list[AttentionInterface]] = WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Look again at the next call: the model has other parts now."""
+    _configs.pop(model, None)
+    _registries.pop(model, None)
 
 
 def _configs_of(model: nn.Module) -> list[Any]:
@@ -122,8 +129,8 @@ def _attention(
     """What a name of the attention registry leads to: finds whose attention this is and lets its site attend."""
     own = registered or eager_of(cast(Hashable, type(module)))
     call = AttentionCall(module, query, key, value, attention_mask, scaling, rest, name, own)
-    site = _sites.get(module)
-    return call.answer() if site is None else site.attend(call)
+    thread, site = _sites.get(module, (None, None))
+    return call.answer() if site is None or thread != threading.get_ident() else site.attend(call)
 
 
 def refusal(model: nn.Module, attends: bool) -> str:

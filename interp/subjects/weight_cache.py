@@ -25,7 +25,9 @@ import platformdirs
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "v1"  # of the folder and its manifest; a change of either takes the next number and never reads the old ones
+# Of the folder, its manifest and what was checked before it was filled; a change of one takes the next number and never
+# reads the old ones. v2: nothing of the source was left out.
+FORMAT = "v2"
 MANIFEST = "manifest.json"
 ABANDONED_AFTER = 6 * 3600  # seconds after which a temporary folder belongs to a process that died
 

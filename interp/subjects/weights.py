@@ -16,6 +16,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.subjects._readable import readable
+from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
 from interp.subjects.quiet import quiet_transformers
 from interp.subjects.weight_cache import filled, is_whole, source_sha256, weights_home
 
@@ -37,8 +38,8 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
 
     The first load of a file fills `$INTERP_CACHE/weights` (or the system's cache folder) and logs one line at INFO. A
     cache that cannot be written costs a warning and the time, not the load. `model.config.name_or_path` is the file's
-    stem. Raises `WeightsError` for a file that is missing, truncated, not GGUF, or of an architecture unknown to
-    transformers.
+    stem. Raises `WeightsError` for a file that is missing, truncated, not GGUF, of an architecture unknown to
+    transformers, or with tensors or settings that its reader leaves out.
     """
     source = Path(path)
     _require_gguf(source)
@@ -67,12 +68,19 @@ def _require_gguf(source: Path) -> None:
 
 def _unpack(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        model, tokenizer = _from_pretrained(source.parent, dtype, gguf_file=source.name)
+        with noting_dropped_tensors() as dropped:
+            model, tokenizer = _from_pretrained(source.parent, dtype, gguf_file=source.name)
     except Exception as error:  # a damaged file breaks the reader in many ways (numpy, struct, unicode, keys)
         raise WeightsError(
             f"transformers cannot read the weights in {source} ({_first_line(error)}); "
             f"if this file of {source.stat().st_size:,} bytes is incomplete, fetch it again"
         ) from error
+    if left := [*dropped, *skipped_settings(source, model.config)]:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise WeightsError(
+            f"{source} holds what transformers' GGUF reader leaves out ({', '.join(left[:3])}{more}), so the model "
+            "would compute something else; load its safetensors (a folder or a hub id) instead"
+        )
     # transformers takes every GGUF model for a quantised one and refuses to save it, but these weights are unpacked.
     for owner, name in (*((model, name) for name in QUANTISED), (model.config, "quantization_config")):
         if hasattr(owner, name):

@@ -196,22 +196,23 @@ def test_two_policies_of_one_stage_do_not_go_together() -> None:
     one_sentence(error.value)
 
 
-def test_a_window_longer_than_the_prompt() -> None:
+def test_a_window_longer_than_the_prompt_is_all_of_it() -> None:
     model = tiny("llama")
     lens = interp.load(model, tokenizer())
     calls = [
         lambda: lens.generate(tokens(length=12), max_new_tokens=2),
         lambda: lens(tokens(length=12), use_cache=True),
         lambda: lens.score(tokens(length=12), tokens(length=3)),
-        lambda: lens.generate("w5 w6 w7", max_new_tokens=2),
+        lambda: lens.generate("w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15", max_new_tokens=2),
     ]
-    with warnings.catch_warnings(), nothing_computed(model):
-        warnings.simplefilter("ignore")
-        with lens.apply(ThinK(window=13)):
-            for call in calls:
-                with pytest.raises(InterpError, match="window=13 is longer than the prompt of") as caught:
-                    call()
-                one_sentence(caught.value)
+    for call in calls:
+        held = []
+        for window in (13, 12, None):
+            with lens.apply(ThinK(0.5, window=window, recent=4)):
+                call()
+            held.append(torch.cat([s.segments[0].channels.flatten() for s in lens.last_cache.stored.values()]))
+        assert torch.equal(held[0], held[1])
+        assert torch.equal(held[0], held[2])
 
 
 @pytest.mark.filterwarnings("ignore:think. no call inside apply")

@@ -56,7 +56,7 @@ def label(policy: Any) -> str:
 
 
 ONE_SHOT = [p for p in POLICIES if not isinstance(p, H2O)]
-SEES_THE_TEXT_ONLY = [p for p in POLICIES if not isinstance(p, RandomTokens)]  # draws depend on the batch's shape
+SEES_THE_TEXT_ONLY = POLICIES
 CASES = [
     pytest.param(policy, kind, id=f"{label(policy)}-{kind}")
     for policy in POLICIES
@@ -92,7 +92,8 @@ def scores_by_hand(policy: Any, full: FullCache, layer: int) -> list[list[list[f
     if isinstance(policy, H2OWindow):
         return received(full, layer, policy.window).tolist()
     if isinstance(policy, RandomTokens):
-        return np.random.default_rng((policy.seed, layer)).random(full.keys[layer].shape[:3], np.float32).tolist()
+        draw = np.random.default_rng((policy.seed, layer)).random(full.keys[layer].shape[1:3], np.float32).tolist()
+        return [draw] * len(full.keys[layer])
     if isinstance(policy, Knorm):
         return (-full.keys[layer].double().square().sum(-1).sqrt()).tolist()
     if isinstance(policy, StreamingLLM):

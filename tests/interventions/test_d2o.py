@@ -250,17 +250,15 @@ def padded(ids: torch.Tensor, padding: int) -> tuple[torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("compress_at", ["prefill_end", "first_decode"])
 @pytest.mark.parametrize(("weights", "gate"), [("paper", "per_head"), ("code", "slot_mean")])
-@pytest.mark.parametrize("padding", [12, 34])
+@pytest.mark.parametrize("padding", [12, 20])
 def test_left_padding_is_each_text_alone(padding: int, weights: Any, gate: Any, compress_at: Any) -> None:
-    """A padded text keeps as many tokens as its batch does, by hand; with 34 of 40 columns of padding it loses nothing
-    but that at first, and its threshold begins with the first token that it does lose."""
+    """A padded text keeps a share of its own tokens; where it is short, the sinks and one more."""
     later = tokens(length=9, seed=2)
     ids, mask = padded(tokens(length=40), padding)
     lens = interp.load(model("llama"))
     rules = Rules("uniform", 0.25, 0.5, (), weights, gate, 0.5, compress_at)
     found = prefill(lens, policy_of(rules), ids, attention_mask=mask)
-    texts, sizes = (ids[:1], ids[1:, padding:]), [10] * LAYERS
-    alone = [Reference(deep("llama"), text, rules, sizes) for text in texts]
+    alone = [Reference(deep("llama"), text, rules) for text in (ids[:1], ids[1:, padding:])]
     for new in later.split(1, 1):
         mask = torch.cat([mask, torch.ones_like(new)], 1)
         logits = lens(new, attention_mask=mask, past_key_values=found, use_cache=True)
@@ -269,9 +267,10 @@ def test_left_padding_is_each_text_alone(padding: int, weights: Any, gate: Any, 
         held = in_order(found.stored[layer])
         for row, (wanted, start) in enumerate(zip(alone, (0, padding), strict=True)):
             for h, head in enumerate(wanted.texts[0].heads[layer]):
-                assert held["positions"][row, h].tolist() == [start + token.position for token in head]
-                close(held["keys"][row, h], torch.stack([token.key for token in head]))
-                close(held["values"][row, h], torch.stack([token.value for token in head]))
+                real = held["positions"][row, h] >= start
+                assert held["positions"][row, h, real].tolist() == [start + token.position for token in head]
+                close(held["keys"][row, h, real], torch.stack([token.key for token in head]))
+                close(held["values"][row, h, real], torch.stack([token.value for token in head]))
             close(
                 found.keeper.plans["tokens"].threshold[layer][row],
                 torch.tensor(wanted.texts[0].threshold[layer]),
@@ -290,8 +289,7 @@ def test_padding_does_not_count_in_layer_budgets(metric: Any) -> None:
     ]
     for layer in range(LAYERS):
         close(plans[1].variance[layer], plans[0].variance[layer], 1e-4)
-    if metric != "log":  # its scale is the prompt's length, padding included
-        assert list(plans[1].shares.values()) == pytest.approx(list(plans[0].shares.values()), rel=1e-4)
+    assert list(plans[1].shares.values()) == pytest.approx(list(plans[0].shares.values()), rel=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])
@@ -354,8 +352,6 @@ def test_bad_settings_are_named(settings: dict[str, Any], says: str) -> None:
     [
         ({"skip": (5,)}, 40, "layers are 0 to 4"),
         ({"skip": (0, 1, 2, 3, 4)}, 40, "every layer is skipped"),
-        ({"budget": 0.1}, 40, "no room for 4 sinks"),
-        ({"budget": 0.9, "sinks": 0}, 1, "raise budget"),
     ],
     ids=str,
 )

@@ -220,7 +220,7 @@ MISTAKES = {
     "unknown setting": (["--prompt", "w5", "--with", "think:rato=1"], "did you mean 'ratio'"),
     "bad value": (["--prompt", "w5", "--with", "think:ratio=x"], "ratio should be a finite number"),
     "ratio of one": (["--prompt", "w5", "--with", "think:ratio=1"], "below 1"),
-    "window beyond the prompt": (["--prompt", "w5 w6", "--with", "think:window=9"], "longer than the prompt"),
+    "no room for the sinks": (["--prompt", PROMPT, "--with", "h2o:budget=3,sinks=9"], "has no room for 9 sinks"),
     "two of one stage": (["--prompt", PROMPT, "--with", "h2o", "--with", "knorm"], "apply one of them"),
     "beyond the context": (["--prompt", PROMPT, "--max-new-tokens", "500"], "context of 512"),
     "unknown dtype": (["--prompt", PROMPT, "--dtype", "int3"], "dtype is one of"),

@@ -8,8 +8,6 @@ import interp
 from interp import RandomTokens
 from tests.models import shared, tokens
 
-SEES_THE_TEXT_ONLY = False  # draws follow the shape of the batch
-
 
 @torch.no_grad()
 def test_the_seed_decides() -> None:

@@ -61,6 +61,8 @@ def check(lens: Any, kept: Any, full: LastRow) -> None:
 @pytest.mark.parametrize("policy", [TOVA(budget=0.3), TOVA(budget=12, per="kv_head"), TOVA(budget=9, sinks=2)])
 @pytest.mark.parametrize("pad", [0, 17])
 def test_the_newest_query_decides_at_every_step(kind: str, policy: TOVA, pad: int) -> None:
+    if pad and isinstance(policy.budget, float):
+        pytest.skip("each text has a share of its own; test_every_policy compares it with the text alone")
     lens, (ids, mask) = interp.load(shared(kind)), padded(PROMPT - pad)
     capacity, full = (12 if policy.budget == 0.3 else policy.budget), LastRow(kind, ids, mask)
     with torch.no_grad(), lens.apply(policy):
@@ -102,14 +104,8 @@ def test_with_room_to_spare_a_layer_grows_up_to_its_budget(per: str) -> None:
             full.evict(PROMPT + 4, policy)
             check(lens, kept, full)
             assert [stored.kept for stored in kept.stored.values()] == [min(PROMPT + n, PROMPT + 4)] * 3
-    newest = range(PROMPT + 11, PROMPT + 14)
-    whole = all(set(newest) <= set(head) for i in full.layers for text in full.kept(i) for head in text)
-    if whole:
+    with pytest.raises(InterpError, match="does not come back"):
         kept.crop(-3)
-        assert kept.get_seq_length() == PROMPT + 11
-    else:
-        with pytest.raises(InterpError, match="evicted one of them"):
-            kept.crop(-3)
 
 
 def test_the_cache_is_cropped_only_where_all_that_it_forgets_is_held() -> None:
@@ -123,7 +119,7 @@ def test_the_cache_is_cropped_only_where_all_that_it_forgets_is_held() -> None:
     tail = stored.segments[-1]
     place = stored.kept - len(tail) + (tail.at().expand(1, 2, -1) == stored.seen - 1).float().argmax(-1)
     stored.evict_one(place.expand(1, 2))
-    with pytest.raises(InterpError, match="evicted one of them"):
+    with pytest.raises(InterpError, match="does not come back"):
         stored.crop(-1)
 
 

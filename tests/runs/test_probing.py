@@ -240,11 +240,12 @@ def test_refused_masks(lens: interp.Lens) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ([5, 6, 7], "not a list that holds int"),
         (None, "not NoneType"),
         (5, "not int"),
         (b"w5", "not bytes"),
-        ({"input_ids": [5]}, "not dict"),
+        ({"words": [5]}, "not dict"),
+        ((word for word in ("w5", "w6")), "not generator"),
+        ({"w5", "w6"}, "not set"),
         (["w5", None], "not a list that holds NoneType"),
     ],
 )

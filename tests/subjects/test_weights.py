@@ -14,6 +14,7 @@ from interp.subjects import weights
 from interp.subjects.demo import demo_gguf
 from interp.subjects.quiet import quiet_transformers
 from interp.subjects.texts import demo_text
+from interp.subjects.weight_cache import FORMAT
 from interp.subjects.weights import WeightsError, load_gguf
 from tests.subjects.tiny_gguf import write_tiny_gguf
 
@@ -22,7 +23,7 @@ from tests.subjects.tiny_gguf import write_tiny_gguf
 def home(tmp_path, monkeypatch):
     """An empty cache of its own."""
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "weights" / "v1"
+    return tmp_path / "cache" / "weights" / FORMAT
 
 
 @pytest.fixture

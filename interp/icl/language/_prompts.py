@@ -55,15 +55,13 @@ def rows_of_text(
     """
     if most < 1 or not len(text):
         raise InterpError(f"{asked_by} has nothing to read; pass some text and ask for one row of it at least.")
-    if isinstance(text, Tensor):
-        rows = list(lens.tokens_and_mask(text)[0][:most])
-    elif isinstance(text, str):
+    if isinstance(text, str):
         tokens, first = lens.to_tokens(text)[0], special_tokens(lens)
         stretches = tokens[len(first) :].split(length - len(first))
         whole = [stretch for stretch in stretches if len(first) + len(stretch) == length]
         rows = [torch.cat([first, stretch]) for stretch in (whole or stretches)[:most]]
     else:
-        rows = [lens.to_tokens(one)[0] for one in text[:most]]
+        rows = [row[0] for row in lens.rows(text)[0][:most]]
     if short := next(((i, len(row)) for i, row in enumerate(rows) if len(row) < length), None):
         raise InterpError(
             f"{asked_by} needs {length} tokens of each text and text {short[0]} has {short[1]}; pass longer texts."
@@ -99,7 +97,7 @@ class Prompt:
 
         Raises InterpError where a demonstration or the query is empty.
         """
-        listed = [demos] if isinstance(demos, (str, Tensor)) else list(demos)
+        listed = list(demos) if isinstance(demos, (list, tuple)) else [demos]
         parts = [_tokens(lens, part) for part in (*listed, query)]
         if not listed or not all(len(part) for part in parts):
             raise InterpError("an in-context prompt needs demonstrations and a query, and none of them empty.")
@@ -125,9 +123,14 @@ class Prompt:
         return torch.tensor([False, True, False]).repeat_interleave(sizes).to(self.query.device)
 
 
-def _tokens(lens: TextLens, part: str | Tensor) -> Int[Tensor, " pos"]:
+def _tokens(lens: TextLens, part: Any) -> Int[Tensor, " pos"]:
     if isinstance(part, Tensor):
         return part.reshape(-1).to(lens.device)
+    if not isinstance(part, str):
+        rows = lens.rows(part)[0]
+        if len(rows) != 1:
+            raise InterpError(f"a demonstration and a query are one text each, and these are {len(rows)}; pass a list.")
+        return rows[0][0]
     if lens.tokenizer is None:
         raise InterpError("this Lens has no tokenizer; pass demonstrations and query as tokens.")
     ids = lens.token_ids(part)

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from interp.errors import InterpError
 from interp.icl.language._layers import attention_everywhere
 from interp.icl.language._prompts import after_bos, random_tokens, rows_of_text
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import TextLens
 from interp.results.described import Row, described, with_error
 from interp.subjects.texts import demo_text
@@ -198,6 +199,7 @@ def _on_repeats(
     return _attended(lens, rows, names, {"length": length, "repeats": repeats, "seed": seed})
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def _attended(
     lens: TextLens, rows: Int[Tensor, "sample pos"], names: tuple[str, ...], about: Mapping[str, int]
@@ -218,6 +220,7 @@ def _attended(
     return _summary(lens, dict(zip(names, scores, strict=True)), about)
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def _copying(lens: TextLens, row: Int[Tensor, " source"]) -> Float[np.ndarray, "layer head"]:
     """The copying score of every head on one sequence."""

@@ -17,10 +17,12 @@ from torch.nn.functional import cross_entropy
 from interp.errors import InterpError
 from interp.icl.language._prompts import rows_of_text
 from interp.icl.measures._means import mean
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import TextLens
 from interp.results.described import Row, described, with_error
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def icl_score(
     lens: TextLens, texts: str | Sequence[str] | torch.Tensor, *, late: int = 500, early: int = 50, width: int = 1,

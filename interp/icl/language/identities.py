@@ -29,6 +29,7 @@ from interp.errors import InterpError
 from interp.icl.language._layers import attention_everywhere
 from interp.icl.language._mlp import LastToken, input_projections, rank_one_update, weight_gradients
 from interp.icl.language._prompts import Prompt
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import TextLens
 from interp.results.described import Row, described
 from interp.seam.event import AttentionEvent
@@ -37,6 +38,7 @@ Tensor = torch.Tensor
 Text = str | Tensor
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def head_split(lens: TextLens, demos: Text | Sequence[Text], query: Text) -> xr.Dataset:
     """Each head's output at the last token as a mixture of what it reads in the demonstrations and elsewhere.
@@ -157,6 +159,7 @@ def _split_numbers(parts: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.double().cpu().numpy() for name, value in numbers.items()}
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def implicit_mlp_update(
     lens: TextLens,

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from interp.errors import InterpError
 from interp.icl.language.label_tasks import Example, LabelPrompts
+from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import InterventionLens
 
 Tensor = torch.Tensor
@@ -39,6 +40,7 @@ class Reading:
     """Next-token logits."""
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def read(lens: InterventionLens, prompts: LabelPrompts, *, demos: bool) -> Reading:
     """Read all queries of `prompts`, after its demonstrations or alone, and keep what `Reading` lists.
@@ -66,6 +68,7 @@ def read(lens: InterventionLens, prompts: LabelPrompts, *, demos: bool) -> Readi
     return Reading(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def next_token_logits(
     lens: InterventionLens, prompts: LabelPrompts, examples: Sequence[Example], *, demos: bool

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
+from interp.interventions.edits._answers import groups_of, rows_of
 from interp.interventions.edits._edit_memory import EditMemory
 from interp.interventions.edits._members import Meeting, Member, met
 from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
@@ -132,7 +133,9 @@ class LayerEdits:
         if places is None:
             groups = groups[:, None, -keys:]
         else:
-            groups = groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().to(groups.device))
+            groups = (
+                groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
+            )
         members = [
             Member(
                 edit,
@@ -203,7 +206,7 @@ class LayerEdits:
                 continue
             residual = self.residual if edit.reads_residual else None
             text = NewTokens(self.layer, editing.new, editing.positions, editing.ids, residual)
-            editing.memory.learn((self.layer, i), edit.groups(text), edit.rows(text))
+            editing.memory.learn((self.layer, i), groups_of(edit, text), rows_of(edit, text))
 
 
 def _among(numbers: Any, count: int, device: torch.device) -> Bool[Tensor, " head"] | None:

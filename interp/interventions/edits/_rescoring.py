@@ -15,14 +15,16 @@ row) is computed in the open, see `_open.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from interp_kernels import Attended, attention_apply, group_reweighted_attention
 from jaxtyping import Bool, Float, Int
 
+from interp.interventions.edits._answers import stretching
 from interp.interventions.edits._members import Meeting, Member, at_every_row
 from interp.interventions.edits._open import OpenEvent, Rule, rescored
 from interp.interventions.edits.base import LogitEdit, Values
@@ -58,17 +60,18 @@ def rescoring(
     sink_scale = like.new_ones(*q.shape[:3], 1)
     for member in meeting.members:
         change, may = member.edit.change(member.positions[:, -q.shape[2] :]), member.may_change(q.shape[2])
-        factor = torch.where(may, _by_group(change.scale, member, like), 1.0)
-        summand = torch.where(may, _by_group(change.bias, member, like), 0.0)
+        said = partial(_by_group, member=member, like=like, rows=q.shape[:3])
+        factor = torch.where(may, said("scale", change.scale), 1.0)
+        summand = torch.where(may, said("bias", change.bias), 0.0)
         member.note(_matters(factor.expand(shape), summand.expand(shape), seen, sinks).any())
         scale, bias = scale * factor, bias * factor + summand
         sink_scale = sink_scale * torch.where(may, torch.as_tensor(change.sink_scale).to(like), 1.0)
     return Rescoring(scale, bias, sink_scale, _matters(scale, bias, seen, sinks))
 
 
-def _by_group(values: Values, member: Member[LogitEdit], like: Tensor) -> Tensor:
+def _by_group(what: str, values: Values, member: Member[LogitEdit], like: Tensor, rows: Sequence[int]) -> Tensor:
     """What an edit says of its groups, for the groups that all edits make together."""
-    own = torch.as_tensor(values).to(like)
+    own = stretching(member.edit, what, torch.as_tensor(values).to(like), *rows, member.edit.group_count)
     return own.expand(*own.shape[:-1], member.edit.group_count).index_select(-1, member.of)
 
 

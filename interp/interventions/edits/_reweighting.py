@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 
+from interp.interventions.edits._answers import stretching
 from interp.interventions.edits._members import Member, at_every_row
 from interp.interventions.edits._rescoring import ScoredEvent
 from interp.interventions.edits.base import PatternEdit
@@ -21,7 +22,7 @@ def factors_of(
 ) -> Float[Tensor, "batch head row group"]:
     """What an edit multiplies the groups by, given what rows pay to them; 1 where it has no say or nothing lies."""
     own = masses.new_zeros(*masses.shape[:-1], member.edit.group_count).index_add(-1, member.of, masses)
-    factors = member.edit.factors(own).expand_as(own)
+    factors = stretching(member.edit, "factors", member.edit.factors(own), *own.shape).expand_as(own)
     if member.edit.keeps_sums:
         left = (factors * own).sum(-1, keepdim=True)
         factors = factors * torch.where(left > 0, own.sum(-1, keepdim=True) / torch.where(left > 0, left, 1.0), 0.0)

@@ -8,12 +8,14 @@ and the attention before it (`attend_and_step`). What any plan that acts at step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from interp_kernels import Merged, decode_step
 
 from interp.cache.segments import Segment
+from interp.interventions.policies._choosing import least, worth
 from interp.interventions.policies._eviction import EvictionPlan
 
 if TYPE_CHECKING:
@@ -23,13 +25,32 @@ Tensor = torch.Tensor
 
 
 class StepPlan(EvictionPlan):
-    """An `Eviction` that lets one token of each head go for each that comes, the least attended outside the window."""
+    """An `Eviction` that lets one token of each head go for each that comes, the least attended outside the window.
+
+    A layer with room for more than the prompt keeps account from the prompt on, and grows up to what it may hold.
+    """
 
     each_step = True
     keeps_mass = True
 
+    def compress(self, layer: int, stored: StoredLayer) -> None:
+        scores, sizes = self.scored.pop(layer), self.sizes(layer, stored)
+        if self.policy.budget != 1.0 or isinstance(self.policy.budget, int):  # all of the prompt: what follows it too
+            self.evict_or_grow(layer, stored, scores, sizes, self.recents(sizes))
+
+    def evict_or_grow(
+        self, layer: int, stored: StoredLayer, scores: Tensor, sizes: Sequence[int], recent: Sequence[int]
+    ) -> None:
+        """Bring a layer to its size, or let it grow until it has it."""
+        if max(sizes) < stored.seen:
+            self.evict(layer, stored, scores, sizes, recent)
+            return
+        self.evict(layer, stored, scores, [stored.seen] * len(sizes), [0] * len(sizes))
+        self.remember(layer, stored, sizes, recent)
+
     def move_to_slots(self, layer: int, stored: StoredLayer) -> None:
-        if layer in self.recent and len(stored.segments[-1]) == stored.newest_at_compression:
+        # in slots whatever is hidden goes first, so no place can be left unused
+        if stored.kept == self.goal.get(layer) and layer not in self.unused:
             stored.move_to_slots()
 
     def attend_and_step(self, layer: int, stored: StoredLayer, q: Tensor, **maths: Any) -> Tensor:
@@ -45,7 +66,7 @@ class StepPlan(EvictionPlan):
             slots.mass,
             slots.positions,
             keep_oldest=self.policy.sinks,
-            keep_newest=self.recent[layer],
+            keep_newest=int(self.recent[layer]),
             padding=stored.padding,
             merge=self.merge(layer),
             **maths,
@@ -57,39 +78,31 @@ class StepPlan(EvictionPlan):
         return z
 
     def step(self, layer: int, stored: StoredLayer) -> None:
-        if layer not in self.recent:  # it had room for the whole prompt, and is left to grow
+        if layer not in self.recent:  # it is left to grow
             return
-        stored.leave_slots()
-        for _ in range(len(stored.segments[-1]) - stored.newest_at_compression):
-            self.replace_one(layer, stored)
+        goal = self.goal.get(layer, self.policy.size(self.prompt, layer))
+        if stored.kept > goal:
+            stored.leave_slots()
+        while stored.kept > goal:
+            self.replace_one(layer, stored, stored.kept - goal)
         self.move_to_slots(layer, stored)
 
-    def replace_one(self, layer: int, stored: StoredLayer) -> None:
-        """Let the token that leaves the tail and the old ones compete, and drop the least attended in each head."""
-        old, tail = stored.segments[0], stored.segments[-1]
-        aged = tail.part(slice(0, 1))
+    def replace_one(self, layer: int, stored: StoredLayer, excess: int) -> None:
+        """Drop the least attended token of each head: an old one, whose place the one that leaves the tail takes, or
+        that one itself. `excess` tokens are to go, one after the other, as if they had come so."""
+        at, mass, tail = stored.places(), stored.mass(), len(stored.segments[-1])
+        recent = self.recent[layer]
+        recent = recent if isinstance(recent, int) else recent[:, None, None]
+        value = worth(mass, at, stored.padding, self.policy.sinks, self.unused.get(layer))
+        outside = value.masked_fill(at >= stored.seen - recent, torch.inf)
         # the recent window may reach back beyond the tail, into the old tokens, where channels are pruned too
-        newest = stored.seen - max(stored.newest_at_compression, self.recent[layer])
-        slot, least = self._least(old, stored, newest)
-        _, aged_worth = self._least(aged, stored, newest)
-        before_tail = stored.kept - len(tail)
-        place = slot.where(least < aged_worth, before_tail)
-        if len(old) <= self.policy.sinks:
-            # a dense tail longer than the budget without its sinks reaches back into them: where both the old tokens
-            # and the aged one are sinks, the tail's least attended token makes room for the one that would leave it
-            stuck = least.isposinf() & aged_worth.isposinf()
-            in_tail, _ = self._least(tail.part(slice(1, len(tail))), stored, stored.seen - self.recent[layer])
-            place = (before_tail + 1 + in_tail).where(stuck, place)
+        dense = outside.masked_fill(at >= stored.seen - stored.newest_at_compression, torch.inf)
+        leaving = max(1, tail - stored.newest_at_compression - excess + 1)
+        dense[..., stored.kept - tail + leaving :] = torch.inf
+        place, smallest = least(dense, at)
+        if bool((stuck := smallest.isposinf()).any()):
+            # a dense tail longer than the budget without its sinks reaches back into them: where nothing else may go,
+            # the tail's least attended token makes room for the one that would leave it
+            place = least(outside, at)[0].where(stuck, place)
         victim = stored.evict_one(place)
         self.lose(layer, stored, victim, *stored.segments)
-
-    def _least(self, segment: Segment, stored: StoredLayer, newest: int) -> tuple[Tensor, Tensor]:
-        """(place, attention) `[batch, head]` of the token that goes first: padding, then the least attended, of equals
-        the later. Sinks and tokens from `newest` on count as infinite."""
-        assert segment.mass is not None
-        at = segment.at().expand(segment.mass.shape)
-        first = 0 if stored.padding is None else stored.padding[:, None, None]
-        stays = ((at >= first) & (at < first + self.policy.sinks)) | (at >= newest)
-        worth = segment.mass.masked_fill(stays, torch.inf).masked_fill(at < first, -torch.inf)
-        least = worth.amin(-1)
-        return at.masked_fill(worth > least[..., None], -1).argmax(-1), least

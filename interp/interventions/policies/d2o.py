@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +16,7 @@ from interp.interventions.base import Moment, Plan, Prompt
 from interp.interventions.keeper import padding_of
 from interp.interventions.policies import _layer_budgets as budgets
 from interp.interventions.policies import _merging as merging
-from interp.interventions.policies._eviction import Eviction, tokens_of
+from interp.interventions.policies._eviction import Eviction, lengths
 from interp.interventions.policies._steps import StepPlan
 from interp.seam.event import AttentionEvent
 
@@ -33,11 +35,12 @@ class D2O(Eviction):
     were followed), "code" as released. Each can be set by itself.
 
     Args:
-        budget: a share of the prompt over all layers, of all columns in a padded batch.
+        budget: a share of the prompt over all layers; in a padded batch of each text, without its padding.
         sinks: tokens at the text's beginning that always stay.
         variant: "paper" or "code", what settings that are None follow.
         metric: what layer budgets follow, see `_layer_budgets.density`; "uniform" gives every layer `budget`. A layer
-            has one budget for all texts of a batch, from the mean over them.
+            has one share for all texts of a batch, from the mean over them, and a warning says so: a text alone has
+            shares of its own.
         recent_share: part of a layer's budget for the newest tokens. Paper 1/4 (N:M = 3:1), code 1/2.
         skip: layers that are left alone, though they count in the budgets' softmax. Paper none; code the first two and
             the last, so that its mean budget is larger than `budget`.
@@ -104,11 +107,6 @@ class D2O(Eviction):
     def check(self, prompt: Prompt) -> None:
         if beyond := [i for i in self.skip or () if i >= prompt.cfg.n_layers]:
             raise InterpError(f"d2o: skip names layer {beyond[0]}, and layers are 0 to {prompt.cfg.n_layers - 1}.")
-        if tokens_of(self.budget, prompt.tokens) < self.sinks + 1:
-            raise InterpError(
-                f"d2o: a budget of {tokens_of(self.budget, prompt.tokens)} of {prompt.tokens} tokens has no room for "
-                f"{self.sinks} sinks and one more; raise budget."
-            )
         if not set(prompt.layers) - self.skipped(prompt):
             raise InterpError("d2o: every layer is skipped; pass skip=() to act on all of them.")
 
@@ -151,20 +149,32 @@ class D2OPlan(StepPlan):
         self.scored[layer] = seen
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
+        of_text = lengths(stored)
         if not self.shares:
-            metric, tokens = self.policy.setting("metric"), self.prompt.tokens
+            metric, tokens = self.policy.setting("metric"), sum(of_text) // len(of_text)
+            self._say_that_shares_are_shared(len(of_text), metric)
             densities = [budgets.density(self.variance[i], tokens, metric) for i in self.prompt.layers]
             shares = budgets.layer_shares(densities, self.policy.budget)
             self.shares = dict(zip(self.prompt.layers, shares, strict=True))
         scores = self.scored.pop(layer)
-        if layer in self.policy.skipped(self.prompt):
+        if layer in self.policy.skipped(self.prompt) or self.shares[layer] == 1.0:
             return
         # never fewer than the sinks and one more, whatever the budget: a layer of sinks alone would forget the text
-        tokens = self.prompt.tokens + (self.moment == "first_decode")  # however many are fed at a time
-        capacity = max(self.policy.sinks + 1, int(self.shares[layer] * tokens + 1e-9))
-        recent = min(int(capacity * self.policy.setting("recent_share")), capacity - self.policy.sinks)
-        if capacity < tokens:
-            self.evict(layer, stored, scores, capacity, recent)
+        beyond = stored.seen - self.prompt.tokens - (self.moment == "first_decode")  # however many are fed at a time
+        sizes = [max(self.policy.sinks + 1, int(self.shares[layer] * (n - beyond) + 1e-9)) for n in of_text]
+        self.evict_or_grow(layer, stored, scores, sizes, self.recents(sizes))
+
+    def recents(self, sizes: Sequence[int]) -> list[int]:
+        share = self.policy.setting("recent_share")
+        return [min(int(size * share), size - self.policy.sinks) for size in sizes]
+
+    def _say_that_shares_are_shared(self, texts: int, metric: budgets.Metric) -> None:
+        if texts > 1 and metric != "uniform":
+            warnings.warn(
+                f"d2o: a layer has one share for all {texts} texts of this batch, from the mean over them, so that each "
+                "keeps other tokens than it would alone; read them one by one, or set metric='uniform'.",
+                stacklevel=2,
+            )
 
     def merge(self, layer: int) -> Merge | None:
         """Into the most similar retained token, if that is similar enough."""
@@ -198,6 +208,5 @@ class D2OPlan(StepPlan):
         return (similarity >= threshold) & real
 
     def reorder(self, rows: Tensor) -> None:
-        # scores are there between the prompt and the first decoded token
-        self.scored = {layer: scores.index_select(0, rows.to(scores.device)) for layer, scores in self.scored.items()}
+        super().reorder(rows)
         self.threshold = {layer: tau.index_select(0, rows.to(tau.device)) for layer, tau in self.threshold.items()}

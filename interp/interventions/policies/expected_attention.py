@@ -83,8 +83,10 @@ class ExpectedAttention(RecentShare):
         if self.covariance:
             wide = k[:, :, None]
             exponent = exponent + event.scale**2 / 2 * ((wide @ covariance) * wide).sum(-1)
-        hidden = torch.arange(k.shape[2], device=k.device) < first[:, None]
-        exponent = exponent.masked_fill(hidden[:, None, None], torch.finfo(exponent.dtype).min)
+        hidden = (torch.arange(k.shape[2], device=k.device) < first[:, None])[:, None, None]
+        if (bias := event.facts.get("bias")) is not None:  # of a cache that was cut before, in another turn
+            hidden = hidden | torch.unflatten(bias.isneginf(), 1, (groups, -1))[:, :, :1, 0]
+        exponent = exponent.masked_fill(hidden, torch.finfo(exponent.dtype).min)
         score: Tensor = exponent.softmax(-1).mean(2)
         return score * event.v.float().norm(dim=-1) if self.value_norm else score
 

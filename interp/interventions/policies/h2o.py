@@ -54,8 +54,8 @@ class H2OPrefill(_HeavyHitters):
 class H2O(_HeavyHitters):
     """Attention received from all queries so far, in the prompt and while generating; the cache keeps its size.
 
-    After the prompt the cache is cut to the budget; from then on, with every new token, the least attended old token
-    goes. Source: paper, algorithm 1; here per key/value head, summed over the group.
+    After the prompt the cache is cut to the budget, or grows up to a whole number that is larger; from then on, with
+    every new token, the least attended old token goes. A budget of 1.0 keeps all, what follows the prompt too. Source: paper, algorithm 1; here per key/value head, summed over the group.
 
     Examples:
         >>> with lens.apply(interp.H2O(budget=0.5)):
@@ -75,7 +75,7 @@ class H2OWindow(_HeavyHitters):
     """Attention received from the last `window` queries of the prompt; one eviction after the prompt.
 
     Args:
-        window: queries at the prompt's end that count.
+        window: queries at the prompt's end that count; of a shorter prompt, all of them.
 
     Source: `h2o` in SalesforceAIResearch/ThinK, where the recent tokens are the window itself.
 
@@ -89,10 +89,10 @@ class H2OWindow(_HeavyHitters):
     name: ClassVar[str] = "h2o_window"
     window: int = 32
 
-    def check(self, prompt: Prompt) -> None:
-        super().check(prompt)
-        if not 1 <= self.window <= prompt.tokens:
-            raise InterpError(f"h2o_window: window={self.window} does not fit a prompt of {prompt.tokens} tokens.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise InterpError(f"h2o_window: window should be at least 1, found {self.window}.")
 
     @property
     def queries_needed(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
+from interp.interventions.keeper import padding_of
 from interp.interventions.policies._recent import RecentShare
 from interp.seam.event import AttentionEvent
 
@@ -18,6 +19,8 @@ Tensor = torch.Tensor
 @dataclass(frozen=True)
 class RandomTokens(RecentShare):
     """Keep random tokens, others in every head and layer; the newest, and `sinks`, stay as in H2O. Evicts once.
+
+    Texts of one length draw alike, in a batch as alone.
 
     Args:
         recent_share: the part of the budget that goes to the newest tokens.
@@ -43,5 +46,10 @@ class RandomTokens(RecentShare):
         return 0
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
-        draw = np.random.default_rng((self.seed, layer)).random(event.k.shape[:3], np.float32)
-        return torch.from_numpy(draw).to(event.k.device)
+        batch, heads, tokens, _ = event.k.shape
+        padding = padding_of(event.facts)
+        draws = np.zeros((batch, heads, tokens), np.float32)
+        for text, first in enumerate([0] * batch if padding is None else padding.tolist()):
+            draw = np.random.default_rng((self.seed, layer))  # anew, so that a text draws what it draws alone
+            draws[text, :, first:] = draw.random((heads, tokens - first), np.float32)
+        return torch.from_numpy(draws).to(event.k.device)

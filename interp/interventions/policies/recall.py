@@ -7,16 +7,20 @@ their own, many tokens to a place, and what stands there is chosen by what queri
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from interp.cache.segments import POSITION, Segment
+from interp.cache.segments import NOWHERE, POSITION, Segment
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
-from interp.interventions.policies._eviction import EvictionPlan, chosen
+from interp.interventions.policies._choosing import choose
+from interp.interventions.policies._eviction import EvictionPlan
 from interp.interventions.policies._summaries import Readers, clusters, group_sums, summarised
 from interp.interventions.policies.h2o import H2OPrefill
 from interp.seam.event import AttentionEvent
@@ -43,7 +47,7 @@ class Recall(H2OPrefill):
 
     Args:
         summaries: share of the budget that goes to summary tokens.
-        queries: share of the prompt, at its end, whose queries are fitted; 256 evenly spaced ones if it has more.
+        queries: share of the text, at its end, whose queries are fitted; 256 evenly spaced ones if it has more.
         ridge: strength of the pull towards the cluster's mean key, as a share of the mean query variance.
 
     Examples:
@@ -73,15 +77,17 @@ class Recall(H2OPrefill):
         """How many of the tokens kept are summaries."""
         return max(1, int(self.summaries * capacity))
 
+    def always(self, capacity: int) -> int:
+        return super().always(capacity) + self.summary_tokens(capacity)
+
     def check(self, prompt: Prompt) -> None:
-        super().check(prompt)
         if prompt.cfg.attn_softcap is not None:
             raise InterpError(
                 f"recall: {prompt.cfg.architecture} caps its attention logits, which a fitted key cannot follow."
             )
         for layer in prompt.layers:
-            capacity = self.capacity(prompt, layer)
-            if capacity < self.sinks + self.recent_tokens(capacity) + self.summary_tokens(capacity):
+            capacity = self.size(prompt, layer)
+            if capacity < min(prompt.tokens, self.always(capacity)):
                 raise InterpError(
                     f"recall: a budget of {capacity} tokens has no room for {self.sinks} sinks, "
                     f"{self.recent_tokens(capacity)} recent tokens and {self.summary_tokens(capacity)} summaries."
@@ -100,63 +106,101 @@ class RecallPlan(EvictionPlan):
 
     def observe(self, layer: int, event: AttentionEvent) -> None:
         super().observe(layer, event)
-        tokens, kv_heads = event.q.shape[2], event.k.shape[1]
-        group = event.q.shape[1] // kv_heads
-        at = self._positions(tokens).to(event.q.device)
-        rows = torch.unflatten(event.q[:, :, at].float() * event.scale, 1, (kv_heads, group)).flatten(2, 3)
-        lse = torch.unflatten(event.unedited.lse[:, :, at], 1, (kv_heads, group)).flatten(2, 3)
+        (batch, heads, tokens, d), kv_heads = event.q.shape, event.k.shape[1]
+        group = heads // kv_heads
         real = event.facts.get("query_mask")
-        at = at.expand(rows.shape[0], -1) if real is None else at.where(real[:, at].bool(), -1)
+        of_text = [tokens] * batch if real is None else real.sum(-1).tolist()
+        at = pad_sequence([self._positions(tokens, own) for own in of_text], batch_first=True, padding_value=-1)
+        at = at.to(event.q.device)
+        index = at.clamp_min(0)[:, None]  # what stands for a text with fewer readers is left out by its position
+        rows = event.q.gather(2, index[..., None].expand(-1, heads, -1, d)).float() * event.scale
+        lse = event.unedited.lse.gather(2, index.expand(-1, heads, -1))
+        rows, lse = (torch.unflatten(x, 1, (kv_heads, group)).flatten(2, 3) for x in (rows, lse))
+        at = at.where(at < 0, at + event.k.shape[2] - tokens)  # columns, where they follow others
         self.readers[layer] = Readers(rows, lse.clamp_min(-1e4), at.repeat(1, group))
 
-    def _positions(self, tokens: int) -> Tensor:
-        """Of the queries that are fitted: those of the prompt's last part, or READERS of them, evenly spaced."""
-        span = max(1, int(tokens * self.policy.queries))
+    def _positions(self, tokens: int, of_text: int) -> Tensor:
+        """Of the queries that are fitted: those of the last part of a text of `of_text` tokens, the newest of `tokens`
+        columns, or READERS of them, evenly spaced."""
+        span = min(of_text, max(1, int(of_text * self.policy.queries)))
         count = min(span, READERS)
-        return tokens - span + torch.arange(1, count + 1) * span // count - 1
+        return tokens - span + torch.arange(1, count + 1) * span // max(1, count) - 1
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         super().compress(layer, stored)
-        del self.readers[layer]
+        self.readers.pop(layer)
 
-    def evict(self, layer: int, stored: StoredLayer, scores: Tensor, capacity: int, recent: int) -> None:
-        count = self.policy.summary_tokens(capacity)
-        kept, dropped = chosen(scores, stored.padding, capacity - recent - count, recent, self.policy.sinks)
-        lost = replace(stored.whole(), mass=scores).take(dropped)
-        summaries, number, share = self._summaries(self.readers[layer], lost, stored.padding, count)
-        stored.summarise(kept, summaries, recent, marked=self.ledger is not None)
+    def evict(
+        self, layer: int, stored: StoredLayer, scores: Tensor, sizes: Sequence[int], recent: Sequence[int]
+    ) -> None:
+        counts = [self.policy.summary_tokens(size) for size in sizes]
+        rest = [min(size, stored.seen) - count for size, count in zip(sizes, counts, strict=True)]
+        choice = choose(scores, stored.places(), stored.padding, rest, recent, self.policy.sinks)
+        lost = self._lost(stored, scores, choice)
+        summaries, number, share = self._summaries(self.readers[layer], lost, stored.padding, counts)
+        stored.summarise(choice.kept, summaries, choice.recent, marked=self.ledger is not None, unused=choice.unused)
+        self.remember(layer, stored, sizes, recent)
         self.note(layer, stored, lost)
         if self.ledger is not None:
             self.ledger[-1] = replace(self.ledger[-1], summary=number, share=share)
 
+    def another_turn(self, layer: int, stored: StoredLayer, event: Callable[[], AttentionEvent]) -> None:
+        """Summaries stay as they are; what the turn takes is made up for by tokens, which go without one."""
+        sizes = self.sizes(layer, stored)
+        if not isinstance(self.policy.budget, int) or stored.kept <= max(sizes):
+            return
+        if not stored.lost_something:
+            self.observe(layer, event())
+            self.compress(layer, stored)
+            return
+        seen = event()
+        scores = self._by_stored_head(self.policy.scores(layer, seen), seen.k.shape[1])
+        summary = torch.cat([torch.full((len(s),), s.log_count is not None) for s in stored.segments])
+        scores = scores.masked_fill(summary.to(scores.device), torch.inf)
+        self._evict_one_by_one(layer, stored, scores, sizes)
+
     def _summaries(
-        self, readers: Readers, lost: Segment, padding: Tensor | None, count: int
+        self, readers: Readers, lost: Segment, padding: Tensor | None, counts: Sequence[int]
     ) -> tuple[Segment, Tensor, Tensor]:
-        """`count` tokens in place of the evicted ones; each stands at the mean position of its cluster.
+        """As many tokens of each text as `counts` says in place of the evicted ones; each stands at the mean position of
+        its cluster. What a text has of them beyond that stands nowhere.
 
         Also, of each evicted token `[batch, head, E]`, the number of its summary, -1 for padding, and how much of that
         it is.
         """
-        at = lost.at()
-        real = torch.ones_like(at, dtype=torch.bool) if padding is None else at >= padding[:, None, None]
+        at, most = lost.at(), max(counts)
+        real = at >= (0 if padding is None else padding[:, None, None])
         visible_from = at.masked_fill(~real, torch.iinfo(at.dtype).max)
         made, places = [], []
         number, share = torch.full(at.shape, -1, device=at.device), torch.zeros(at.shape, device=at.device)
         for b, h in product(*map(range, at.shape[:2])):  # one after the other, for the memory
-            some = real[b, h] | ~real[b, h].any()  # padding only where there is nothing else
-            keys, values = lost.keys[b, h, some].float(), lost.values[b, h, some].float()
-            group = clusters(keys, count)
-            *token, of_group = summarised(
-                readers.head(b, h), keys, values, visible_from[b, h, some], group, count, self.policy.ridge
-            )
-            made.append(token)
-            number[b, h, some], share[b, h, some] = group.masked_fill(~real[b, h, some], -1), of_group.detach()
-            weight = real[b, h, some].float()
-            total, size = group_sums(torch.stack([weight * at[b, h, some], weight], -1), group, count).unbind(-1)
-            places.append(total / size.clamp_min(1))
+            count, mine = counts[b], real[b, h]
+            if int(mine.sum()) <= count:  # there is a place for each
+                token, group, of_group = _alone(lost.keys[b, h, mine], lost.values[b, h, mine])
+                place = at[b, h, mine].float()
+            else:
+                keys, values = lost.keys[b, h, mine].float(), lost.values[b, h, mine].float()
+                group = clusters(keys, count)
+                *token, of_group = summarised(
+                    readers.head(b, h), keys, values, visible_from[b, h, mine], group, count, self.policy.ridge
+                )
+                total, size = group_sums(
+                    torch.stack([at[b, h, mine].float(), torch.ones_like(keys[:, 0])], -1), group, count
+                ).unbind(-1)
+                place = torch.where(size > 0, total / size.clamp_min(1), 0 if padding is None else NOWHERE)
+            number[b, h, mine], share[b, h, mine] = group, of_group.detach()
+            beyond = most - len(place)
+            made.append([pad(x, (0, 0) * (x.ndim - 1) + (0, beyond)) for x in token])
+            places.append(pad(place, (0, beyond), value=NOWHERE))
         keys, values, bias, place = (
             torch.unflatten(torch.stack(list(parts)), 0, at.shape[:2]) for parts in (*zip(*made, strict=True), places)
         )
         dtype = lost.keys.dtype
         summaries = Segment(keys.to(dtype), values.to(dtype), place.to(POSITION), log_count=bias)
         return summaries, number, share
+
+
+def _alone(keys: Tensor, values: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Tokens `[token, d]` that each stand for themselves: ([keys, values, biases], groups, shares)."""
+    one = torch.ones(len(keys), device=keys.device)
+    return [keys.float(), values.float(), torch.zeros_like(one)], torch.arange(len(keys), device=keys.device), one

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.base import Prompt
 from interp.interventions.policies._eviction import Eviction
 from interp.interventions.policies._window import window_mass
 from interp.seam.event import AttentionEvent
@@ -24,7 +23,7 @@ class SnapKV(Eviction):
     pooling over neighbours so that what stands together stays together. Evicts once, after the prompt.
 
     Args:
-        window: queries that judge; their own tokens always stay.
+        window: queries that judge, of a shorter prompt all of them; their own tokens always stay.
         kernel: width of the pooling, odd; 1 is none.
         pool: "max" or "avg".
 
@@ -51,19 +50,15 @@ class SnapKV(Eviction):
     def recent_tokens(self, capacity: int) -> int:
         return self.window
 
-    def check(self, prompt: Prompt) -> None:
-        if self.window > prompt.tokens:
-            raise InterpError(f"{self.name}: window={self.window} is longer than the prompt of {prompt.tokens} tokens.")
-        super().check(prompt)
-
     @property
     def queries_needed(self) -> int:
         return self.window
 
     def scores(self, layer: int, event: AttentionEvent) -> Tensor:
-        mass = window_mass(event, self.window)
+        window = min(self.window, event.q.shape[2])
+        mass = window_mass(event, window)
         mass = torch.unflatten(mass, 1, (event.k.shape[1], -1)).sum(2)
-        before = mass[..., : mass.shape[-1] - self.window]  # the window's own tokens stay anyway
+        before = mass[..., : mass.shape[-1] - window]  # the window's own tokens stay anyway
         if before.shape[-1] == 0:
             return mass
         pooling = torch.nn.functional.max_pool1d if self.pool == "max" else torch.nn.functional.avg_pool1d

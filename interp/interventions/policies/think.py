@@ -34,7 +34,7 @@ class ThinK(CachePolicy):
 
     Args:
         ratio: share of key channels pruned, 0 <= ratio < 1; 0 changes nothing. The paper sweeps 0.4 to 0.6.
-        window: queries at the prompt's end that judge; None: all of them (ours).
+        window: queries at the prompt's end that judge; of a shorter prompt all of them, None: all in any case (ours).
         recent: tokens at the prompt's end that keep all channels.
         sinks: tokens at the prompt's beginning that keep all channels too (ours; 0 as published).
         compensate: fold pruned channels into kept ones by ridge regression over all queries of the prompt (ours).
@@ -98,10 +98,6 @@ class ThinK(CachePolicy):
             or self.seed < 0
         ):
             raise InterpError("think: window should be at least 1, recent, sinks and seed at least 0, ridge above 0.")
-
-    def check(self, prompt: Prompt) -> None:
-        if self.window is not None and self.window > prompt.tokens:
-            raise InterpError(f"think: window={self.window} is longer than the prompt of {prompt.tokens} tokens.")
 
     @classmethod
     def recommended(cls, ratio: float = 0.5, **settings: Any) -> ThinK:
@@ -283,8 +279,10 @@ class _Judge:
         if self.policy.selector == "surgeon":
             return _channels.by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
         if self.policy.selector == "random":
-            draw = np.random.default_rng(seed).random((*keys.shape[:2], keys.shape[-1]), np.float32)
-            return _channels.without_smallest(torch.from_numpy(draw).to(keys.device), k)
+            draw = np.random.default_rng(seed).random(
+                keys.shape[1::2], np.float32
+            )  # for every text what it draws alone
+            return _channels.without_smallest(torch.from_numpy(draw).to(keys.device).expand(len(keys), -1, -1), k)
         score = keys.square().sum(2)
         if self.policy.selector == "think":
             score = score * self.energy

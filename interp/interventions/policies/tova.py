@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from interp.interventions.base import Plan, Prompt
+from interp.interventions.policies._choosing import least, worth
 from interp.interventions.policies._eviction import Eviction, EvictionPlan
 from interp.interventions.policies._window import window_mass
 from interp.seam.event import AttentionEvent
@@ -68,16 +69,16 @@ class TOVAPlan(EvictionPlan):
     policy: TOVA
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
-        capacity = min(self.policy.capacity(self.prompt, layer), stored.seen)  # with room to spare account is kept too
-        self.evict(layer, stored, self.scored.pop(layer), capacity, recent=0)
+        sizes = self.sizes(layer, stored)
+        fitting = sizes if max(sizes) <= stored.seen else [stored.seen] * len(sizes)  # with room to spare account is
+        self.evict(layer, stored, self.scored.pop(layer), fitting, [0] * len(sizes))  # kept too
+        self.remember(layer, stored, sizes, [0] * len(sizes))
 
     def step(self, layer: int, stored: StoredLayer) -> None:
         cfg, sinks = self.prompt.cfg, self.policy.sinks
-        for _ in range(stored.kept - self.policy.capacity(self.prompt, layer)):
+        for _ in range(stored.kept - self.goal[layer]):
             at, mass = stored.places(), stored.mass()
             row = self.policy.mean_row(mass, cfg.n_heads, stored.kv_heads, mass.shape[1])
-            first = 0 if stored.padding is None else stored.padding[:, None, None]
-            worth = row.masked_fill((at >= first) & (at < first + sinks), torch.inf).masked_fill(at < first, -torch.inf)
-            place = at.masked_fill(worth > worth.amin(-1, keepdim=True), -1).argmax(-1)
+            place, _ = least(worth(row, at, stored.padding, sinks, self.unused.get(layer)), at)
             lost = stored.evict_one(place)
             self.note(layer, stored, replace(lost, mass=row.gather(2, place[..., None])))

@@ -1,0 +1,126 @@
+"""TransformerLens' activation cache over a Lens: its names and this library's, its methods, or what to do instead."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
+from interp.lens.habits import point_instead
+
+with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
+    from transformer_lens.ActivationCache import ActivationCache
+    from transformer_lens.utilities import Slice
+
+Tensor = torch.Tensor
+EPSILONS = ("variance_epsilon", "eps", "epsilon")
+"""What norms of transformers call the number under their root."""
+
+
+class LensActivations(ActivationCache):
+    """An activation cache that also resolves this library's points: `cache["column_mass", 3]`.
+
+    Taking the residual stream apart works as in TransformerLens: `accumulated_resid`, `decompose_resid`,
+    `stack_head_results`, `get_full_resid_decomposition(expand_neurons=False)`, `apply_ln_to_stack` at the final norm and
+    `logit_attrs`. Neurons and norms inside of blocks are not shown, and who asks is told so.
+    """
+
+    def __init__(self, cache_dict: dict[str, Tensor], model: Any, has_batch_dim: bool = True) -> None:
+        super().__init__(cache_dict, model, has_batch_dim)
+        # what a learned embedding of positions adds lies between the embedding and the first block
+        positions = getattr(model.cfg, "positional_embedding_type", "other")
+        self.has_pos_embed = positions == "other" and self.has_embed and "blocks.0.hook_resid_pre" in cache_dict
+
+    def __getitem__(self, key: Any) -> Tensor:
+        if isinstance(key, tuple) and len(key) >= 2 and isinstance(key[1], int):
+            layer, n_layers = key[1], self.model.cfg.n_layers
+            if not -n_layers <= layer < n_layers:
+                raise UnknownNameError(f"there is no layer {layer}; this model has {n_layers} layers.")
+            layer %= n_layers
+            for name in (f"blocks.{layer}.attn.hook_{key[0]}", f"blocks.{layer}.hook_{key[0]}"):
+                if name in self.cache_dict:
+                    return self.cache_dict[name]
+            known = [name, f"blocks.{layer}.attn.hook_{key[0]}"]
+        elif key in ("pos_embed", "hook_pos_embed") and self.has_pos_embed:
+            return self["blocks.0.hook_resid_pre"] - self["hook_embed"]
+        else:
+            known = [str(key), f"hook_{key}"]
+            if (found := next((name for name in known if name in self.cache_dict), None)) is not None:
+                return self.cache_dict[found]
+        try:
+            return super().__getitem__(key)
+        except (KeyError, AssertionError, TypeError, ValueError):
+            raise UnknownNameError(self._missing(key, known)) from None
+
+    def _missing(self, key: Any, names: list[str]) -> str:
+        for name in names:
+            if name in self.model.hook_dict:
+                return f"this cache holds no {name}; name it: run_with_cache(..., names_filter={name!r})."
+            if (reason := self.model.absent.get(name)) is not None:
+                return f"this model has no {name}: {reason}."
+        told = next((told for name in names if (told := point_instead(name)) is not None), None)
+        return f"this cache holds no {key!r}; {told or 'print its keys() and name one of them'}."
+
+    def compute_head_results(self) -> None:
+        """What each head adds to the residual stream, into the cache as `attn.hook_result` of every layer."""
+        self._ensure_head_results()
+
+    def _ensure_head_results(self) -> bool:
+        missing = [i for i in range(self.model.cfg.n_layers) if f"blocks.{i}.attn.hook_result" not in self.cache_dict]
+        for layer in missing:
+            weight, _ = self.model.output_map(layer)
+            result = torch.einsum("...hd,hdm->...hm", self["z", layer].to(weight.dtype), weight)
+            self.cache_dict[f"blocks.{layer}.attn.hook_result"] = self.model.cfg.residual_scale * result
+        return not missing
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Tensor,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> Tensor:
+        """A stack `[component, ..., d_model]` divided by the scale that the final norm has on the whole stream (and
+        centred, for a LayerNorm), without the norm's weights; with `recompute_ln` the final norm of each component."""
+        n_layers = self.model.cfg.n_layers
+        if layer not in (None, -1, n_layers):
+            raise InterpError(
+                f"the scale of a norm inside of layer {layer} is not shown by a Lens; apply the final one: layer=-1."
+            )
+        norm = self.model.anatomy.final_norm
+        if norm is None:
+            raise UnsupportedModelError(f"{self.model.cfg.architecture} has no final norm that could be found.")
+        batch, pos = Slice.unwrap(batch_slice), Slice.unwrap(pos_slice)
+        stack = batch.apply(residual_stack, dim=1) if has_batch_dim else residual_stack
+        if recompute_ln:
+            normalized: Tensor = norm(stack)
+            return normalized
+        resid = pos.apply(self["resid_post", n_layers - 1], dim=-2)
+        resid = batch.apply(resid) if self.has_batch_dim else resid
+        epsilon = next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), None)
+        if epsilon is None:
+            raise UnsupportedModelError(f"{type(norm).__name__} does not say what it adds under its root.")
+        if torch.allclose(norm(resid + resid.std()), norm(resid), rtol=1e-3, atol=1e-3):  # no constant passes LayerNorm
+            stack, resid = (x - x.mean(-1, keepdim=True) for x in (stack, resid))
+        scale = (resid.float().square().mean(-1, keepdim=True) + float(epsilon)).sqrt()
+        return stack / scale.to(stack.dtype)
+
+    def get_full_resid_decomposition(self, *args: Any, expand_neurons: bool = True, **kwargs: Any) -> Any:
+        """The residual stream as heads, MLPs, embedding and biases, as in TransformerLens with
+        `expand_neurons=False`."""
+        if expand_neurons:
+            raise InterpError("a Lens shows what an MLP adds and not its neurons; pass expand_neurons=False.")
+        return super().get_full_resid_decomposition(*args, expand_neurons=False, **kwargs)
+
+    def get_neuron_results(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Not of a Lens: raises InterpError."""
+        raise InterpError("a Lens shows what an MLP adds and not its neurons: cache['mlp_out', layer].")
+
+    def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
+        """Not of a Lens: raises InterpError."""
+        raise InterpError("a Lens shows what an MLP adds and not its neurons: cache.decompose_resid(mode='mlp').")
