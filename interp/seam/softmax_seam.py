@@ -89,11 +89,12 @@ class _Mode(TorchFunctionMode):
         self.real: Tensor | None = None
 
     def arrive(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        self.real = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if threading.get_ident() == self.thread:  # another thread's call of the bare model meets these hooks, too
+            mask = kwargs.get("attention_mask")
+            self.real = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == self.thread:  # another thread's call of the bare model meets these hooks, too
+        if threading.get_ident() == self.thread:
             self.inside.append(module)
             self.attended.discard(module)
 
