@@ -23,9 +23,9 @@ asking for a point that a model does not have raises with the reason. Keys and v
 cache stores them when the Lens made the cache (it does whenever `use_cache` is on); on a cache from elsewhere hooks may
 read and an edit is refused.
 
-Of models that compute softmax in their own code (Bloom, MPT, GPT-J, ...) attention has `hook_attn_scores`, `hook_pattern`
-and `hook_z`, all three the model's own tensors, and `hook_column_mass` and `hook_row_entropy` of the pattern as other hooks
-leave it.
+Of models that compute softmax in their own code (Bloom, MPT, GPT-J, ...) attention has `hook_attn_scores`,
+`hook_pattern` and `hook_z`, all three the model's own tensors, and `hook_column_mass` and `hook_row_entropy` of the
+pattern as other hooks leave it.
 """
 
 

@@ -62,6 +62,9 @@ class BlockParts:
     gated: bool = False
     """Whether what the output projection reads is z times a gate."""
     mlp_scale: float = 1.0
+    overwritten: tuple[nn.Module, ...] = ()
+    """Those that write to the residual stream whose output the model changes in place (Falcon adds attention's to the
+    MLP's), so that what hooks see must be a copy."""
     heads_written: bool = True
     """Whether what the output projection puts out reaches the residual stream through `attn_out` alone, so that it can
     be told what each head adds."""
@@ -133,7 +136,8 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given, out = args[0] if args else kwargs.get("hidden_states"), first(output)
-            seen.append(ModuleCall(name, _activation(given), _activation(out), kwargs))
+            out = _activation(out)
+            seen.append(ModuleCall(name, _activation(given), None if out is None else out.clone(), kwargs, out))
 
         return hook
 
@@ -287,6 +291,11 @@ def _block(
         "residual_scale": found.mixer.scale if found.mixer else scale,
         "mlp_scale": found.mlp.scale if found.mlp else scale,
         "parallel": found.parallel,
+        "overwritten": tuple(
+            model.get_submodule(call.name)
+            for call in inside
+            if call.overwritten and call.name in (getattr(found.mixer, "name", None), getattr(found.mlp, "name", None))
+        ),
         "middle": module(found.middle),
         "writers": found,
         "ran": bool(calls),

@@ -115,7 +115,10 @@ class InForce:
         if not use_cache:
             return None
         if not self.caches:
-            raise InterpError(f"{self.cfg.architecture} takes no cache of keys and values; pass use_cache=False.")
+            raise InterpError(
+                f"{self.cfg.architecture} takes no cache of keys and values, so no call goes on from another; leave "
+                "use_cache out, and lens.score too, which reads the prompt first."
+            )
         if self.anatomy.own_cache:
             if self.edits:
                 raise UnsupportedModelError(

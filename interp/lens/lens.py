@@ -407,6 +407,9 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
             on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
         elif live(point("hook_mlp_out")):
             on(part.mlp_out, written_through(room.hook_mlp_out, part.mlp_scale))
+        if any(live(point(name)) for name in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")):
+            for module in part.overwritten:  # after the hooks above, which may have kept what they saw
+                on(module, lambda m, a, out: replaced(out, first(out).clone()))
         if live(point("hook_resid_post")):
             on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 

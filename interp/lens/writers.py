@@ -27,6 +27,13 @@ class ModuleCall:
     given: Tensor | None
     out: Tensor | None
     kwargs: dict[str, Any]
+    left: Tensor | None = None
+    """What the model had made of `out` when it was done with it."""
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model changed the output in place after the module had handed it over."""
+        return self.left is not None and self.out is not None and not torch.equal(self.left, self.out)
 
     @property
     def parent(self) -> str:

@@ -213,6 +213,19 @@ def test_an_edited_pattern_against_the_block_written_out() -> None:
     torch.testing.assert_close(logits, lens.unembed(lens.ln_final(last)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["bloom", "gptj", "gpt_neo", "mpt", "xglm", "falcon"])
+@torch.no_grad()
+def test_what_heads_add_is_what_attention_adds(name: str) -> None:
+    lens = lens_of(name)
+    _, cache = lens.run_with_cache(tokens(batch=1), names_filter=lambda n: n.endswith(("hook_z", "hook_attn_out")))
+    for layer, part in enumerate(lens.anatomy.blocks):
+        heads = lens.head_contributions(layer, cache["z", layer])
+        bias = getattr(part.out_projection, "bias", None)
+        whole = heads.sum(0) + (0 if bias is None else bias)
+        torch.testing.assert_close(whole, cache["attn_out", layer][0, -1], rtol=1e-4, atol=1e-4)
+    assert "logit_lens" in interp.probe(lens, tokens(batch=1)[0], "logit_lens")
+
+
 @pytest.mark.parametrize("name", CACHED)
 @torch.no_grad()
 def test_generating_with_hooks(name: str) -> None:
@@ -282,6 +295,35 @@ def test_what_stays_inside_the_module_says_why(name: str) -> None:
             pass
     with pytest.raises(interp.InterpError, match="computes its attention itself"):
         interp.probe(lens, tokens(batch=1)[0], "attention_rank")
+
+
+@torch.no_grad()
+def test_a_mask_that_carries_a_bias() -> None:
+    """Falcon with ALiBi: its own eager code adds the bias twice, so the truth is what SDPA is given."""
+    torch.manual_seed(0)
+    model = hf.FalconForCausalLM(hf.FalconConfig(**FALCON | {"alibi": True})).eval()
+    lens = interp.load(model)
+    _, cache = lens.run_with_cache(tokens(), names_filter=lambda n: n.endswith(("hook_pattern", "hook_cached_v")))
+    _, bare = lens.run_with_cache(tokens(), names_filter=lambda n: n.endswith("hook_z"))
+    for layer in range(3):
+        z = cache["pattern", layer] @ cache["cached_v", layer].transpose(1, 2)
+        torch.testing.assert_close(z.transpose(1, 2), bare["z", layer], rtol=1e-4, atol=1e-5)
+    with pytest.raises(interp.UnsupportedModelError, match="carries a bias"):
+        lens.run_with_cache(tokens(), names_filter="blocks.0.attn.hook_column_mass")
+
+
+@torch.no_grad()
+def test_outputs_that_the_model_goes_on_to_change() -> None:
+    """Falcon adds attention's output to the MLP's in place; what a hook kept of the MLP stays the MLP's."""
+    model, lens = model_of("falcon"), lens_of("falcon")
+    assert [block.parallel for block in lens.anatomy.blocks] == [True] * 3
+    logits, cache = lens.run_with_cache(tokens(), names_filter=lambda n: "attn" not in n or n.endswith("attn_out"))
+    assert torch.equal(logits, model(tokens()).logits)
+    for layer, block in enumerate(model.transformer.h):
+        normed = block.input_layernorm(cache["resid_pre", layer])
+        torch.testing.assert_close(cache["mlp_out", layer], block.mlp(normed))
+        whole = cache["resid_pre", layer] + cache["attn_out", layer] + cache["mlp_out", layer]
+        torch.testing.assert_close(cache["resid_post", layer], whole, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_whose_stream_is_no_text_by_position() -> None:
