@@ -97,6 +97,7 @@ class _Mode(TorchFunctionMode):
         if threading.get_ident() == self.thread:
             self.inside.append(module)
             self.attended.discard(module)
+            self.awaited = None
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
         if threading.get_ident() == self.thread and module in self.inside:
