@@ -88,10 +88,7 @@ class InForce:
         others = [part for part in parts(intervention) if not isinstance(part, AttentionEdit)]
         for edit in edits:
             edit.check(self.cfg)
-        inside = [block.attention for _, block in self.anatomy.attending if block.seam == "softmax"]
-        if inside and inside[0] is not None:
-            names = ", ".join(part.name for part in parts(intervention))
-            raise UnsupportedModelError(f"{names} cannot act here: {only_open(inside[0])}.")
+        self.refuse_inside(intervention)
         if ledger and not others:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
         policies = lens.policies_of(reduce(or_, others)) if others else ()
@@ -106,6 +103,13 @@ class InForce:
         finally:
             block.open = False  # for whoever was started inside and outlives the block
             _open.set(tuple(other for other in _open.get() if other is not block))
+
+    def refuse_inside(self, intervention: Intervention) -> None:
+        """Refuse what needs queries and keys where these stay inside the attention modules."""
+        inside = [block.attention for _, block in self.anatomy.attending if block.seam == "softmax"]
+        acting = [part.name for part in parts(intervention) if isinstance(part, (CachePolicy, AttentionEdit))]
+        if acting and inside and inside[0] is not None:
+            raise UnsupportedModelError(f"{', '.join(acting)} cannot act here: {only_open(inside[0])}.")
 
     def new_cache(self, use_cache: bool) -> LensCache | None:
         """A cache for a call that brought none, under the interventions in force."""

@@ -319,6 +319,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
             raise InterpError(
                 f"{' and '.join(edits)} edits attention and drops nothing from a cache; leave it out here."
             )
+        self._interventions.refuse_inside(intervention)
         latent = any(hasattr(block.attention, "kv_lora_rank") for _, block in self.anatomy.attending)
         return cache_policies(intervention, self.cfg, latent)
 

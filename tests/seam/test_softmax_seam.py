@@ -314,6 +314,9 @@ def test_what_stays_inside_the_module_says_why(name: str) -> None:
     for intervention in (interp.ThinK(ratio=0.5), interp.KnockOut(keys=0)):
         with pytest.raises(interp.UnsupportedModelError, match=f"cannot act here: {why}"), lens.apply(intervention):
             pass
+    policy, ids = interp.SnapKV(budget=0.5, window=4), tokens(batch=1)
+    with pytest.raises(interp.InterpError, match=f"snapkv cannot act here: {why}"):
+        interp.explain(lens, policy, ids, ids)
     with pytest.raises(interp.InterpError, match="computes its attention itself"):
         interp.probe(lens, tokens(batch=1)[0], "attention_rank")
 
