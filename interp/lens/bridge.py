@@ -19,6 +19,7 @@ from interp.errors import UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.anatomy import FIT, Anatomy, BlockParts, logit_map
+from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
@@ -52,7 +53,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         self.hook_dict |= self._borrow("hook_embed", table.EMBED, bridge, "hook_embed")
         self.hook_dict |= self._borrow("ln_final.hook_normalized", table.FINAL, bridge.ln_final, "hook_out")
         self.ln_final = FinalNorm(bridge.ln_final)
-        self.anatomy = self._try_on_two_tokens()
+        with evaluating(self):
+            self.anatomy = self._try_on_two_tokens()
         self.mod_dict = dict(self.hook_dict)
 
     @property
@@ -113,6 +115,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
         with self._lock, self._watching() as watched, ExitStack() as stack:
+            check_mode(self.bridge.modules(), bool(watched), False)
             for layer in range(self.cfg.n_layers):
                 points = {name: watched.get(f"blocks.{layer}.attn.hook_{name}") for name in OBSERVABLES}
                 wanted = {name: point for name, point in points.items() if point is not None}
@@ -128,7 +131,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
             raise UnsupportedModelError(
                 f"{watched[0]} is computed in single passes of a TransformerBridge, not in generate."
             )
-        with self._lock:
+        with self._lock, evaluating(self):
             return self.bridge.generate(input, **kwargs)
 
     def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # not torch's `apply(fn)`
