@@ -221,8 +221,11 @@ class StoredLayer(DynamicLayer):
             return "the keys of every query head"
         if any(segment.log_count is not None for segment in self._segments):
             return "tokens that stand for several, with a bias"
-        if self.padding is not None and self.compressed and bool((self.places() < self.padding[:, None, None]).any()):
-            return "padding among a text's tokens"
+        if self.padding is not None and self.compressed:  # masks are made for the newest columns
+            column = torch.arange(self.seen - self.kept, self.seen, device=self.padding.device)
+            first = self.padding[:, None, None]
+            if bool(((self.places() < first) != (column < first)).any()):
+                return "padding where a mask expects a text's tokens"
         return None
 
     @property

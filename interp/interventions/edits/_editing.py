@@ -132,7 +132,9 @@ class LayerEdits:
         if places is None:
             groups = groups[:, None, -keys:]
         else:
-            groups = groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
+            groups = (
+                groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
+            )
         members = [
             Member(
                 edit,

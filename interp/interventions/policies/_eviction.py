@@ -35,9 +35,9 @@ class Eviction(CachePolicy):
     """Keep the `budget` best tokens of the prompt in every key/value head and drop the others.
 
     Args:
-        budget: tokens that stay: a float is a share of the prompt's tokens, though never less than the sinks, the recent
-            tokens and one token; a whole number that many tokens, and a bound: another turn does not exceed it. In a
-            padded batch each text keeps what it keeps alone.
+        budget: tokens that stay: a float is a share of the prompt's tokens, though never less than what always stays
+            and one token; a whole number that many tokens, and a bound: another turn does not exceed it. In a padded
+            batch each text keeps what it keeps alone.
         sinks: tokens at the text's beginning that always stay.
     """
 
@@ -107,7 +107,7 @@ def tokens_of(budget: float | int, tokens: int) -> int:
 
 
 class EvictionPlan(Plan):
-    """An `Eviction` at work on one sequence: the prompt is cut once, and again where another turn exceeds a whole number.
+    """An `Eviction` at work on one sequence: the prompt is cut once, and again where a turn exceeds a whole number.
 
     A method that also acts at steps derives from it and sets `each_step`; what it may rely on is said in `Plan`.
     """
@@ -197,7 +197,9 @@ class EvictionPlan(Plan):
     def _evict_one_by_one(self, layer: int, stored: StoredLayer, scores: Tensor, sizes: Sequence[int]) -> None:
         """The same where tokens lack channels, which have to stay where they are."""
         self.remember(layer, stored, sizes, recent := self.recents(sizes))
-        by_position = scores.new_zeros(*scores.shape[:2], stored.seen + 1).scatter(2, stored.places().long() + 1, scores)
+        by_position = scores.new_zeros(*scores.shape[:2], stored.seen + 1).scatter(
+            2, stored.places().long() + 1, scores
+        )
         for _ in range(stored.kept - max(sizes)):
             at = stored.places().long()
             newest = stored.seen - torch.tensor(list(recent), device=at.device)[:, None, None]

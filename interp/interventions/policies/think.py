@@ -279,7 +279,9 @@ class _Judge:
         if self.policy.selector == "surgeon":
             return _channels.by_surgery(self.all_gram.double(), (keys.mT @ keys).double(), k, self.policy.ridge)
         if self.policy.selector == "random":
-            draw = np.random.default_rng(seed).random(keys.shape[1::2], np.float32)  # for every text what it draws alone
+            draw = np.random.default_rng(seed).random(
+                keys.shape[1::2], np.float32
+            )  # for every text what it draws alone
             return _channels.without_smallest(torch.from_numpy(draw).to(keys.device).expand(len(keys), -1, -1), k)
         score = keys.square().sum(2)
         if self.policy.selector == "think":
