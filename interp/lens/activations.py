@@ -95,7 +95,7 @@ class LensActivations(ActivationCache):
         norm = self.model.anatomy.final_norm
         if norm is None:
             raise UnsupportedModelError(f"{self.model.cfg.architecture} has no final norm that could be found.")
-        batch, pos = Slice.unwrap(batch_slice), Slice.unwrap(pos_slice)
+        batch, pos = (x if isinstance(x, Slice) else Slice(x) for x in (batch_slice, pos_slice))
         stack = batch.apply(residual_stack, dim=1) if has_batch_dim else residual_stack
         if recompute_ln:
             normed: Tensor = norm(stack)

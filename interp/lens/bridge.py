@@ -23,6 +23,7 @@ from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
 from interp.seam.config import LensConfig
@@ -32,7 +33,7 @@ from interp.seam.points import live
 Tensor = torch.Tensor
 
 
-class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
+class BridgeLens(TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
     edits_in_force: tuple[AttentionEdit, ...] = ()

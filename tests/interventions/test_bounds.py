@@ -61,7 +61,7 @@ def total(policy: Any, budget: int, layers: int) -> int:
 
 @pytest.mark.parametrize("beside", [None, ThinK(0.5, window=4, recent=3)], ids=["alone", "with think"])
 @pytest.mark.parametrize("name", BUDGETED)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     budget=st.integers(16, 40),
     pieces=st.lists(st.integers(1, 25), min_size=2, max_size=5),
@@ -154,7 +154,7 @@ def test_short_texts_are_read_with_default_settings(name: str, length: int) -> N
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     budget=st.one_of(st.floats(0.05, 0.95), st.integers(16, 45)),
     sinks=st.integers(0, 3),
@@ -200,7 +200,7 @@ def refusal_of_a_crop(cache: Any, back: int) -> str | None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(read=st.integers(0, 8), back=st.integers(0, 12), share=st.sampled_from([0.3, 0.9, 30, 60]))
 def test_a_crop_undoes_all_or_nothing(name: str, read: int, back: int, share: Any) -> None:
     """After it the text goes on as if what it forgot had never been read, or it says in one sentence that it cannot."""

@@ -143,8 +143,14 @@ class EvictionPlan(Plan):
         """How many tokens of each text a layer is to hold, by the text's own length."""
         return [self.policy.size(replace(self.prompt, tokens=n), layer) for n in lengths(stored)]
 
+    def needed(self, layer: int, stored: StoredLayer) -> list[int]:
+        """The same, where nothing grows into room to spare: no more than the text that keeps most has tokens."""
+        sizes = self.sizes(layer, stored)
+        most = max(min(size, n) for size, n in zip(sizes, lengths(stored), strict=True))
+        return [min(size, most) for size in sizes]
+
     def compress(self, layer: int, stored: StoredLayer) -> None:
-        scores, sizes = self.scored.pop(layer), self.sizes(layer, stored)
+        scores, sizes = self.scored.pop(layer), self.needed(layer, stored)
         if max(sizes) < stored.seen:
             self.evict(layer, stored, scores, sizes, self.recents(sizes))
 
@@ -184,7 +190,7 @@ class EvictionPlan(Plan):
         """Cut the layer again where it exceeds a whole number, by what the turn's queries say."""
         if not isinstance(self.policy.budget, int):
             return
-        sizes = self.sizes(layer, stored)
+        sizes = self.needed(layer, stored)
         if stored.kept <= max(sizes):
             return
         seen = event()

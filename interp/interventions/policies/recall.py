@@ -146,7 +146,7 @@ class RecallPlan(EvictionPlan):
 
     def another_turn(self, layer: int, stored: StoredLayer, event: Callable[[], AttentionEvent]) -> None:
         """Summaries stay as they are; what the turn takes is made up for by tokens, which go without one."""
-        sizes = self.sizes(layer, stored)
+        sizes = self.needed(layer, stored)
         if not isinstance(self.policy.budget, int) or stored.kept <= max(sizes):
             return
         if not stored.lost_something:
