@@ -132,8 +132,8 @@ class LensCache(DynamicCache):
                 copy.copy(layer).crop(left - seen)
             except (RuntimeError, ValueError) as error:  # transformers' own, of a sliding window that has moved on
                 raise InterpError(
-                    f"the cache cannot go back to {left} tokens: the window of layer {i} has moved on, and what it left "
-                    "behind does not come back; start a new cache, or go on with a copy (copy.deepcopy)."
+                    f"the cache cannot go back to {left} tokens: the window of layer {i} has moved on, and what it "
+                    "left behind does not come back; start a new cache, or go on with a copy (copy.deepcopy)."
                 ) from error
         super().crop(left - seen)
 

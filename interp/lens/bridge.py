@@ -26,6 +26,7 @@ from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
@@ -36,7 +37,7 @@ from interp.seam.points import live
 Tensor = torch.Tensor
 
 
-class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
+class BridgeLens(TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
     cfg: LensConfig
