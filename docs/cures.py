@@ -53,7 +53,7 @@ CURES = {
     "cannot make the folder": "Choose a folder that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
     # models and loading
-    "‹refusal(model)›":
+    "‹refusal(model, attends=bool(watcher.unread))›":
         "The sentence names the model and the feature of its attention that would be lost or wrong. Load it "
     "with `attn_implementation='eager'` where it says so; else take another model.",
     "is an encoder-decoder model": "Load a decoder-only model.",

@@ -22,6 +22,10 @@ patterns and observables are stored only when named. Parallel blocks (GPT-NeoX, 
 asking for a point that a model does not have raises with the reason. Keys and values of new tokens fire before the
 cache stores them when the Lens made the cache (it does whenever `use_cache` is on); on a cache from elsewhere hooks may
 read and an edit is refused.
+
+Of models that compute softmax in their own code (Bloom, MPT, GPT-J, ...) attention has `hook_attn_scores`,
+`hook_pattern` and `hook_z`, all three the model's own tensors, and `hook_column_mass` and `hook_row_entropy` of the
+pattern as other hooks leave it.
 """
 
 

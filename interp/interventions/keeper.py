@@ -222,7 +222,7 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
 LEFT_ALONE = {
     "local": "have a sliding window",
     "shared": "read keys and values of an earlier layer",
-    "other": "keep something else in their cache than the keys that they attend to",
+    "other": "keep something else in their cache than the keys that they attend to, or attend in their own code",
     "none": "have no attention",
 }
 

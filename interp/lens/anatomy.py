@@ -1,8 +1,9 @@
 """Find the parts of a transformers model by watching it run on two tokens.
 
 No table of architectures: the attention modules are those that call what the model looks up by the name in its config
-(`interp/seam/routing.py` answers to it for that run), a block is their ancestor in a `ModuleList`, and what writes to
-the residual stream is recognised by arithmetic (`interp.lens.writers`). Blocks without attention, of which hybrids
+(`interp/seam/routing.py` answers to it for that run) or, where none does, those whose own code calls torch's softmax or
+SDPA (`interp/seam/softmax_seam.py`). A block is their ancestor in a `ModuleList`, and what writes to the residual
+stream is recognised by arithmetic (`interp.lens.writers`). Blocks without attention, of which hybrids
 have many (linear attention, Mamba, convolutions), keep their place in the depth: they have a mixer in its stead.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,13 +20,15 @@ from torch import nn
 from interp.cache.kinds import kinds
 from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.head import Step, find_head
+from interp.lens.projection import heads_written, out_projection
 from interp.lens.trying import some_tokens, tried
 from interp.lens.unrotated import rotation_of
-from interp.lens.writers import ModuleCall, Writers, writers
+from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
 from interp.seam.call import AttentionCall
 from interp.seam.config import AttentionType, LensConfig
 from interp.seam.rotation import Rotation
 from interp.seam.routing import attention_through, refusal
+from interp.seam.softmax_seam import SoftmaxNotes, only_open, own_attention_through
 
 Tensor = torch.Tensor
 
@@ -59,9 +62,14 @@ class BlockParts:
     gated: bool = False
     """Whether what the output projection reads is z times a gate."""
     mlp_scale: float = 1.0
+    overwritten: tuple[nn.Module, ...] = ()
+    """Those that write to the residual stream whose output the model changes in place (Falcon adds attention's to the
+    MLP's), so that what hooks see must be a copy."""
     heads_written: bool = True
     """Whether what the output projection puts out reaches the residual stream through `attn_out` alone, so that it can
     be told what each head adds."""
+    seam: Literal["registry", "sdpa", "softmax"] = "registry"
+    """How its attention is reached: through transformers' registry, or where its own code calls SDPA or softmax."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class Anatomy:
     """From the normalised residual stream to the model's logits; None where the way there could not be found."""
     own_cache: bool = False
     """Whether the model keeps a cache of a class of its own."""
+    embeds_by_token: bool = True
+    """Whether the token embedding puts out a vector a token, `[batch, pos, d_model]`."""
 
     @property
     def attending(self) -> Iterator[tuple[int, BlockParts]]:
@@ -87,15 +97,17 @@ class Anatomy:
 
 
 def first(value: Any) -> Any:
-    """The tensor of a module's output, which may be a tuple."""
-    return value[0] if isinstance(value, tuple) else value
+    """The tensor of a module's output, which may be a tuple or a list."""
+    return value[0] if isinstance(value, (tuple, list)) else value
 
 
-class _Watcher:
+class _Watcher(SoftmaxNotes):
     """Stands in as the site of every attention module: notes the calls and delegates them."""
 
-    def __init__(self) -> None:
-        self.calls: dict[nn.Module, list[dict[str, Any]]] = {}
+    def __init__(self, in_code: bool) -> None:
+        super().__init__()
+        self.in_code = in_code
+        """Whether the calls that it gets come from modelling files' own code."""
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         z, weights = call.answer()
@@ -104,6 +116,7 @@ class _Watcher:
             "n_heads": q.shape[1],
             "n_key_value_heads": k.shape[1],
             "d_head": q.shape[3],
+            "seam": "sdpa" if self.in_code else "registry",
             "d_value": z.shape[3],
             "softcap": rest.get("softcap"),
             "sinks": rest.get("s_aux") is not None,
@@ -123,7 +136,8 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given, out = args[0] if args else kwargs.get("hidden_states"), first(output)
-            seen.append(ModuleCall(name, _activation(given), _activation(out), kwargs))
+            out = _activation(out)
+            seen.append(ModuleCall(name, _activation(given), None if out is None else out.clone(), kwargs, out))
 
         return hook
 
@@ -137,21 +151,23 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
 def dissect(model: Any) -> Anatomy:
     """Run `model` on two tokens and find its parts.
 
-    Raises UnsupportedModelError for encoder-decoder models, models that text alone does not run, models whose attention
-    does not go through the registry, and models with more than one stack of attention layers, or several attention
-    calls in one of them.
+    Raises UnsupportedModelError for encoder-decoder models, models that text alone does not run, models without
+    attention or with one that no seam reaches, and models with more than one stack of attention layers, or several
+    attention calls in one of them.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder model; a Lens reads decoder-only models."
         )
-    watcher, seen, logits = _watched(model)
+    watcher, seen, logits = _watched(model, in_code=False)
     if logits is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
         )
-    if not watcher.calls:
-        raise UnsupportedModelError(refusal(model))
+    if in_code := not watcher.calls:
+        watcher, seen, _ = _watched(model, in_code)
+    if not watcher.calls or watcher.unread.intersection(watcher.calls):
+        raise UnsupportedModelError(refusal(model, attends=bool(watcher.unread)))
     names = {module: name for name, module in model.named_modules()}
     owners = {_block_of(names[module], model): module for module in watcher.calls}
     stack = _stack(model, [_block_of(names[module], model) for module in watcher.calls])
@@ -168,24 +184,35 @@ def dissect(model: Any) -> Anatomy:
         facts = {} if own is None else watcher.calls[own][0]
         blocks.append(_block(model, block, name, "" if own is None else names[own], facts, seen))
     _mark_shared(blocks, watcher)
-    kept = tried(model, {i: block.attention for i, block in enumerate(blocks) if block.attention is not None})
+    attention = {i: block.attention for i, block in enumerate(blocks) if block.attention is not None}
+    kept = tried(model, attention, in_code)
     for i, block in enumerate(blocks):
         block.seen["stored"] = kept.nothing or i in kept.layers
+    embedding = next((call.out for call in seen if names[model.get_input_embeddings()] == call.name), None)
+    by_token = embedding is None or embedding.shape[:2] == (1, 2)
     last = max(at for at, call in enumerate(seen) if call.parent == stack)
     resid_post = seen[last].out
-    if resid_post is None:
-        return Anatomy(tuple(blocks), None, None, kept.own)
-    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), kept.own)
+    if resid_post is None or resid_post.shape[:2] != (1, 2):
+        return Anatomy(tuple(blocks), None, None, kept.own, by_token)
+    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), kept.own, by_token)
 
 
-def _watched(model: Any) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
-    """What the model's attention and its modules do on two tokens, and its logits."""
+def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
+    """What the model's attention and its modules do on two tokens, and its logits.
+
+    in_code: look at what modelling files compute themselves, rather than at the attention registry.
+    """
     ids = some_tokens(model, 2)[None]
-    watcher = _Watcher()
+    watcher = _Watcher(in_code)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with attention_through(model, dict.fromkeys(modes, watcher)), _recorded(model) as seen:
+        inside = [module for module in modes if in_code and any(module.children())]  # an nn.Softmax is not what attends
+        with (
+            attention_through(model, dict.fromkeys(modes, watcher)),
+            own_attention_through(model, dict.fromkeys(inside, watcher)),
+            _recorded(model) as seen,
+        ):
             out = model(input_ids=ids, use_cache=False)
     except InterpError:
         raise
@@ -198,6 +225,11 @@ def _watched(model: Any) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
     finally:
         for module, training in modes.items():
             module.training = training
+    if modes.keys() != set(model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} replaced modules of its own when it read two tokens: its attention depends on how "
+            "long a text is. Load it in a mode that does not (BigBird: attention_type='original_full')."
+        )
     return watcher, seen, _activation(getattr(out, "logits", None))
 
 
@@ -240,7 +272,9 @@ def _block(
     inside = [call for call in seen if call.name.startswith(f"{name}.")]
     found = Writers(reason="its block does not run on text alone" if not calls else "its block runs several times")
     scale = float(getattr(model.config.get_text_config(decoder=True), "residual_multiplier", 1.0))
-    if len(calls) == 1 and calls[0].given is not None and calls[0].out is not None:
+    if name == attention_name:
+        found = Writers(reason="its layers are attention alone, and no module holds a whole one", one_stream=False)
+    elif len(calls) == 1 and calls[0].given is not None and calls[0].out is not None:
         found = writers(inside, calls[0].given, calls[0].out, attention_name or None, scale)
 
     def module(name: str | None) -> nn.Module | None:
@@ -257,6 +291,11 @@ def _block(
         "residual_scale": found.mixer.scale if found.mixer else scale,
         "mlp_scale": found.mlp.scale if found.mlp else scale,
         "parallel": found.parallel,
+        "overwritten": tuple(
+            model.get_submodule(call.name)
+            for call in inside
+            if call.overwritten and call.name in (getattr(found.mixer, "name", None), getattr(found.mlp, "name", None))
+        ),
         "middle": module(found.middle),
         "writers": found,
         "ran": bool(calls),
@@ -265,66 +304,32 @@ def _block(
         return BlockParts(**parts, rotation="it has no keys", mixer=type(attn_out or block).__name__)
     attention = model.get_submodule(attention_name)
     inner = [call for call in inside if call.name.startswith(f"{attention_name}.")]
-    projection, gated = _out_projection(model, attention_name, inner, facts["z"])
+    projection, gated = out_projection(model, attention_name, inner, facts["z"])
+    seam = facts["seam"]
     tables = next((c.kwargs.get("position_embeddings") for c in inside if c.name == attention_name), None)
     written = [call.out for call in inner if call.out is not None]
-    seen_facts = {k: v for k, v in facts.items() if k not in ("z", "k")} | {"rotary": tables is not None}
-    rotation = rotation_of(attention, facts["k"], tables, written)
-    written_by = _heads_written(inside, attention_name, found) and projection is not None
+    seen_facts = {k: v for k, v in facts.items() if k not in ("z", "k", "seam")} | {"rotary": tables is not None}
+    seen_facts["rotary"] &= seam != "softmax"  # keys stay inside
+    rotation = only_open(attention) if seam == "softmax" else rotation_of(attention, facts["k"], tables, written)
+    itself = projection is not None and projection is attn_out  # Bloom's attention adds its input to what it projects
+    written_by = itself or (heads_written(inside, attention_name, found) and projection is not None)
     parts |= {"attention": attention, "out_projection": projection, "gated": gated, "heads_written": written_by}
+    parts["seam"] = seam
     return BlockParts(**parts, rotation=rotation, seen=seen_facts)
-
-
-def _heads_written(inside: list[ModuleCall], attention_name: str, found: Writers) -> bool:
-    """Whether attention's own output is what its writer adds, or what a norm reads that does."""
-    if found.mixer is None:
-        return False
-    own = next((call for call in inside if call.name == attention_name), None)
-    writer = next(call for call in inside if call.name == found.mixer.name)
-    if own is None or own.out is None or writer.out is None:
-        return False
-    same = own.out.numel() == writer.out.numel() and torch.equal(own.out.flatten(), writer.out.flatten())
-    return same or (writer.given is not None and _equal(writer.given, own.out))
-
-
-def _out_projection(
-    model: Any, attention_name: str, inner: list[ModuleCall], z: Tensor
-) -> tuple[nn.Module | None, bool]:
-    """The child of attention that reads z, and whether it reads z times a gate.
-
-    Of a gated one no value equals z: it is the last child that is linear and reads something of z's size, each entry
-    of z's sign and none where z has none (gates are positive).
-    """
-    children = [call for call in inner if call.parent == attention_name and call.given is not None]
-    for call in children:
-        if call.given is not None and call.given.numel() == z.numel() and torch.equal(call.given.reshape(z.shape), z):
-            return model.get_submodule(call.name), False
-    for call in reversed(children):
-        if call.given is not None and call.given.shape == z.shape and _scaled_down(call.given, z):
-            return model.get_submodule(call.name), True
-    return None, False
-
-
-def _scaled_down(x: Tensor, z: Tensor) -> bool:
-    """Whether x is z times positive numbers."""
-    return bool(((x * z > 0) | (x == 0) | (z == 0)).all())
 
 
 def _mark_shared(blocks: list[BlockParts], watcher: _Watcher) -> None:
     """Note which layers attend to keys of an earlier layer, and whose: they have no cache of their own."""
-    keys = {i: watcher.calls[block.attention][0]["k"] for i, block in enumerate(blocks) if block.attention is not None}
+    attending = [(i, block.attention) for i, block in enumerate(blocks) if block.attention and block.seam != "softmax"]
+    keys = {i: watcher.calls[attention][0]["k"] for i, attention in attending}
     for i, k in keys.items():
-        lender = next((j for j, earlier in keys.items() if j < i and _equal(earlier, k)), None)
+        lender = next((j for j, earlier in keys.items() if j < i and same_tensor(earlier, k)), None)
         if lender is not None:
             blocks[i].seen["reads"] = lender
 
 
 def _activation(x: Any) -> Tensor | None:
     return x if isinstance(x, Tensor) and x.is_floating_point() else None
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and torch.equal(x, y)
 
 
 def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
@@ -339,10 +344,10 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         n_layers=len(anatomy.blocks),
         n_heads=max(facts["n_heads"] for facts in seen),
         n_key_value_heads=max(facts["n_key_value_heads"] for facts in seen),
-        d_head=max(facts["d_head"] for facts in seen),
+        d_head=max(facts.get("d_head", config.hidden_size // facts["n_heads"]) for facts in seen),
         d_model=config.hidden_size,
         d_vocab=int(getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0]),
-        n_ctx=int(getattr(config, "max_position_embeddings", 0) or 0),  # also the name of GPT-2's n_positions
+        n_ctx=max(0, int(getattr(config, "max_position_embeddings", 0) or 0)),  # GPT-2's n_positions; -1 in XLNet
         positional_embedding_type="rotary" if seen[0]["rotary"] else "other",
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
@@ -363,6 +368,8 @@ def attention_types(model: Any, anatomy: Anatomy) -> tuple[AttentionType, ...]:
     def of(layer: int, block: BlockParts) -> AttentionType:
         if block.attention is None:
             return "none"
+        if block.seam == "softmax":
+            return "other"
         kind = kept[layer] if layer < len(kept) else "other"
         if kind in ("full", "beside") and not block.seen["stored"]:
             kind = "other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
 
 from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError, UnsupportedModelError
@@ -24,6 +27,7 @@ from interp.lens.readout import output_norms
 from interp.lens.turns import mine
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
+from interp.seam.softmax_seam import only_open
 
 
 @dataclass
@@ -63,6 +67,11 @@ class InForce:
         return next((block for block in reversed(_open.get()) if block.owner is self and block.open), NOTHING)
 
     @property
+    def caches(self) -> bool:
+        """Whether the model goes on from a cache of keys and values that it is given."""
+        return takes_cache(self.model)
+
+    @property
     def policies(self) -> tuple[CachePolicy, ...]:
         return self._block.policies
 
@@ -79,6 +88,10 @@ class InForce:
         others = [part for part in parts(intervention) if not isinstance(part, AttentionEdit)]
         for edit in edits:
             edit.check(self.cfg)
+        inside = [block.attention for _, block in self.anatomy.attending if block.seam == "softmax"]
+        if inside and inside[0] is not None:
+            names = ", ".join(part.name for part in parts(intervention))
+            raise UnsupportedModelError(f"{names} cannot act here: {only_open(inside[0])}.")
         if ledger and not others:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
         policies = lens.policies_of(reduce(or_, others)) if others else ()
@@ -101,6 +114,11 @@ class InForce:
             raise InterpError(f"{names} acts on a cache, and this call keeps none: pass use_cache=True, or generate.")
         if not use_cache:
             return None
+        if not self.caches:
+            raise InterpError(
+                f"{self.cfg.architecture} takes no cache of keys and values, so no call goes on from another; leave "
+                "use_cache out, and lens.score too, which reads the prompt first."
+            )
         if self.anatomy.own_cache:
             if self.edits:
                 raise UnsupportedModelError(
@@ -162,6 +180,13 @@ class InForce:
             )
         if self.policies and all(cache is not past for _, cache in self._block.keepers):
             self._block.keepers.append((past.keeper, past))
+
+
+def takes_cache(model: Any) -> bool:
+    """Whether a model's forward pass, or that of its decoder, takes `past_key_values`."""
+    inside = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    forwards = [part.forward for part in (model, getattr(model, "base_model", model), inside) if part is not None]
+    return any("past_key_values" in inspect.signature(forward).parameters for forward in forwards)
 
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:

@@ -30,6 +30,7 @@ from interp.lens.anatomy import Anatomy, BlockParts, first
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
+from interp.lens.own_attention import own_sites, points_of_attention
 from interp.lens.reading_input import left_padded, unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.staying_current import CurrentMixin, looking_once
@@ -42,6 +43,7 @@ from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 from interp.seam.points import live
 from interp.seam.routing import attention_through
+from interp.seam.softmax_seam import own_attention_through
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
@@ -49,7 +51,10 @@ On = Callable[[nn.Module | None, Hook], None]
 
 
 class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
-    """Hook points around `model`, any decoder-only transformers model whose attention goes through the registry.
+    """Hook points around `model`, any decoder-only transformers model.
+
+    Attention is reached through transformers' registry or, in models that compute it in their own code, where that
+    calls torch's SDPA or softmax; of the latter only scores, pattern and z have points.
 
     Args:
         model: a loaded transformers model; it is used as it is, never copied or changed.
@@ -97,7 +102,10 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         self._keywords = known_keywords(self.model)
 
     def _build_points(self, parts: Anatomy) -> None:
-        self.hook_embed = self._place(table.EMBED, "hook_embed")
+        if parts.embeds_by_token:
+            self.hook_embed = self._place(table.EMBED, "hook_embed")
+        else:
+            self.absent["hook_embed"] = "its embedding puts out tokens before texts"
         self.blocks = nn.ModuleList()
         for layer, block in enumerate(parts.blocks):
             room = HookTree()
@@ -118,10 +126,10 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
 
     def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
         room = HookTree()
-        for point in table.attention_points(block.seen["rotary"], block.gated):
+        for point, reason in points_of_attention(block):
             name = f"blocks.{layer}.{point.name}"
-            if point is table.PRE_ROTARY and isinstance(block.rotation, str):
-                self.absent[name] = block.rotation
+            if reason is not None:
+                self.absent[name] = reason
             else:
                 room.add_module(point.name.removeprefix("attn."), self._place(point, name))
         return room
@@ -218,7 +226,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         asked = generation.Settings(self.model, kwargs, max_new_tokens)
         guessing = {name: asked.held(name) for name in generation.GUESSING}
         self._interventions.refuse_guessing(guessing | {"past_key_values": kwargs.get("past_key_values")})
-        use_cache = asked.use_cache(acting=bool(self.policies_in_force))
+        use_cache = asked.use_cache(acting=bool(self.policies_in_force)) and self._interventions.caches
         kwargs = asked.keywords(tokens.shape[1], use_cache, self.tokenizer)
         self.check_length(tokens.shape[1] + asked.new_tokens(tokens.shape[1]))
         past = self._with_cache(kwargs, use_cache, tokens)
@@ -355,9 +363,11 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
             self._attach_residual(part, self.blocks[layer], stack, on)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
         if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
-            sites = {layer: self._site(layer, part, stack) for layer, part in self.anatomy.attending}
-            by_module = {part.attention: sites[layer] for layer, part in self.anatomy.attending if part.attention}
+            called = [(layer, part) for layer, part in self.anatomy.attending if part.seam != "softmax"]
+            sites = {layer: self._site(layer, part, stack) for layer, part in called}
+            by_module = {part.attention: sites[layer] for layer, part in called if part.attention}
             stack.enter_context(attention_through(self.model, by_module))
+            stack.enter_context(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))
             if isinstance(cache, LensCache):
                 cache.listener = lambda layer, k, v: sites[layer].store(k, v) if layer in sites else (k, v)
                 stack.callback(setattr, cache, "listener", None)
@@ -397,6 +407,9 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
             on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
         elif live(point("hook_mlp_out")):
             on(part.mlp_out, written_through(room.hook_mlp_out, part.mlp_scale))
+        if any(live(point(name)) for name in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")):
+            for module in part.overwritten:  # after the hooks above, which may have kept what they saw
+                on(module, lambda m, a, out: replaced(out, first(out).clone()))
         if live(point("hook_resid_post")):
             on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 
@@ -423,7 +436,9 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
 
 
 def replaced(out: Any, value: Tensor) -> Any:
-    """A module's output with its tensor replaced; the rest of a tuple stays."""
+    """A module's output with its tensor replaced; the rest of a tuple or list stays."""
+    if isinstance(out, list):
+        return [value, *out[1:]]
     return (value, *out[1:]) if isinstance(out, tuple) else value
 
 

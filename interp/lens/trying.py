@@ -18,6 +18,7 @@ from interp.errors import UnsupportedModelError
 from interp.lens.head import FIT
 from interp.seam.call import AttentionCall
 from interp.seam.routing import attention_through
+from interp.seam.softmax_seam import Axes, Softmax, own_attention_through
 
 Tensor = torch.Tensor
 LENGTH, PADDING = 7, 3
@@ -28,10 +29,18 @@ class _Keys:
 
     def __init__(self) -> None:
         self.of: dict[nn.Module, Tensor] = {}
+        self.number: dict[nn.Module, int] = {}
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        self.of[call.module] = call.k
+        self.of[call.module], self.number[call.module] = call.k, call.k.shape[2]
         return call.answer()
+
+    def probabilities(self, module: nn.Module, scores: Tensor, softmax: Softmax, real: Tensor | None) -> Tensor:
+        self.number[module] = scores.shape[-1]
+        return softmax(scores)
+
+    def mixed(self, module: nn.Module, mixing: Tensor, z: Tensor, axes: Axes) -> Tensor | None:
+        return z
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,10 @@ class Kept:
 
 
 @torch.no_grad()
-def tried(model: Any, attention: dict[int, nn.Module]) -> Kept:
+def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) -> Kept:
     """Run a model on a few tokens, those of its layers that are named having attention, and see what it keeps.
+
+    in_code: whether attention is what modules compute in their own code.
 
     Raises UnsupportedModelError where the model computes something else while it is looked at, or attends to keys that
     are no tokens.
@@ -66,7 +77,8 @@ def tried(model: Any, attention: dict[int, nn.Module]) -> Kept:
         except Exception:  # not every model takes a mask
             given = {}
             bare = model(input_ids=ids, use_cache=False).logits
-        with attention_through(model, dict.fromkeys(attention.values(), keys)):
+        sites = dict.fromkeys(attention.values(), keys)
+        with attention_through(model, sites), own_attention_through(model, sites if in_code else {}):
             try:
                 out = model(input_ids=ids, use_cache=True, **given)
             except Exception:  # nor keeps every model a cache
@@ -77,12 +89,13 @@ def tried(model: Any, attention: dict[int, nn.Module]) -> Kept:
     real = mask.bool() if given else torch.ones_like(mask, dtype=torch.bool)
     _agree(model, bare[real], out.logits[real])
     for layer, module in attention.items():
-        if keys.of[module].shape[2] != LENGTH:
+        if keys.number[module] != LENGTH:
             raise UnsupportedModelError(
-                f"layer {layer} of {type(model).__name__} attends to {keys.of[module].shape[2]} keys where there are "
+                f"layer {layer} of {type(model).__name__} attends to {keys.number[module]} keys where there are "
                 f"{LENGTH} tokens, so a column of its attention is no token."
             )
-    return _kept(getattr(out, "past_key_values", None), {i: keys.of[module] for i, module in attention.items()})
+    held = {i: keys.of[module] for i, module in attention.items() if module in keys.of}
+    return _kept(getattr(out, "past_key_values", None), held)
 
 
 def some_tokens(model: Any, n: int) -> Tensor:

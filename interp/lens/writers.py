@@ -27,6 +27,13 @@ class ModuleCall:
     given: Tensor | None
     out: Tensor | None
     kwargs: dict[str, Any]
+    left: Tensor | None = None
+    """What the model had made of `out` when it was done with it."""
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model changed the output in place after the module had handed it over."""
+        return self.left is not None and self.out is not None and not torch.equal(self.left, self.out)
 
     @property
     def parent(self) -> str:
@@ -78,14 +85,19 @@ def writers(calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixe
     if resid_pre.ndim != 3 or resid_pre.shape != resid_post.shape:
         shape = list(resid_pre.shape)
         return Writers(reason=f"its blocks hand on {shape} numbers, not one vector a token", one_stream=False)
+    if resid_pre.shape[:2] != (1, 2):
+        shape = list(resid_pre.shape)
+        return Writers(reason=f"for two tokens of one text its blocks hand on {shape} numbers", one_stream=False)
     names = [call.name for call in calls]
     once = [call for call in calls if names.count(call.name) == 1]  # Phi's one dropout serves attention and MLP
     stream = [_shaped(call, resid_pre) for call in once]
     at = 0 if mixer is None else next((i for i, call in enumerate(once) if call.name == mixer), len(once))
+    inner = next((i for i, call in enumerate(once) if call.name.startswith(f"{mixer}.")), at)
     return (
         _sequential(stream, resid_pre, resid_post, at, scale)
         or _alone(stream, resid_pre, resid_post, at, scale)
         or _parallel(stream, resid_pre, resid_post, mixer)
+        or _sequential(stream, resid_pre, resid_post, at, scale, inner)
         or _post_norm(stream, resid_pre, at, scale)
         or Writers()
     )
@@ -102,10 +114,16 @@ def _shaped(call: ModuleCall, like: Tensor) -> ModuleCall:
     return ModuleCall(call.name, fit(call.given), fit(call.out), call.kwargs)
 
 
-def _sequential(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float) -> Writers | None:
-    """The mixer leads from resid_pre to what a later module reads (resid_mid), the MLP from there to resid_post."""
+def _sequential(
+    calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float, start: int | None = None
+) -> Writers | None:
+    """The mixer leads from resid_pre to what a later module reads (resid_mid), the MLP from there to resid_post.
+
+    start: the first module that may be what the mixer adds, where that is one inside it (Bloom's attention adds its
+    input itself).
+    """
     for at, middle in _middles(calls, pre, mixer_at):
-        if mixer := _adds(pre, middle, calls[mixer_at:at], scale):
+        if mixer := _adds(pre, middle, calls[mixer_at if start is None else start : at], scale):
             later = [call for call in calls[at:] if call.name != mixer.name]
             if mlp := _adds(middle, post, later, scale):
                 return Writers(mixer, mlp)
@@ -183,3 +201,7 @@ def _together(start: Tensor, target: Tensor, among: list[ModuleCall]) -> bool:
         if call.out is not None and not any(torch.equal(call.out, out) for out in outs):
             outs.append(call.out)
     return any(float((gap - a.float() - b.float()).norm()) <= rounding for a, b in combinations(outs, 2))
+
+
+def same_tensor(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and torch.equal(x, y)

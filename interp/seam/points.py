@@ -72,6 +72,14 @@ def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
     return (*points, *((GATED,) if gated else ()), *((PRE_ROTARY,) if rotary else ()))
 
 
+OPEN = ("hook_attn_scores", "hook_pattern", "hook_z", "hook_column_mass", "hook_row_entropy")
+
+
+def softmax_points() -> tuple[Point, ...]:
+    """The points of a layer whose modelling file calls softmax itself, so that all else stays inside the module."""
+    return tuple(point for point in attention_points(rotary=False) if point.name.removeprefix("attn.") in OPEN)
+
+
 EAGER = "runs this layer eagerly"
 
 

@@ -133,9 +133,18 @@ def _attention(
     return call.answer() if site is None or thread != threading.get_ident() else site.attend(call)
 
 
-def refusal(model: nn.Module) -> str:
-    """Why a model without the attention registry cannot be loaded."""
+def refusal(model: nn.Module, attends: bool) -> str:
+    """Why a model cannot be loaded of whose attention nothing was seen.
+
+    attends: whether something in it looks like attention all the same.
+    """
+    name = type(model).__name__
+    if attends:
+        return (
+            f"{name} has attention that no seam reaches: it neither calls transformers' attention registry or torch's "
+            "scaled_dot_product_attention, nor computes one softmax over all keys."
+        )
     return (
-        f"{type(model).__name__} does not call transformers' attention registry, so a Lens cannot see its attention; "
-        "use an architecture that does (Llama, Qwen, Mistral, Gemma, Phi, OLMo, GPT-2, GPT-NeoX, gpt-oss, ...)."
+        f"{name} has no attention that a Lens could look at: nothing in it attended, by transformers' registry or by a "
+        "softmax over keys, while it read two tokens. Recurrent models (Mamba, RWKV, xLSTM) have none."
     )

@@ -208,7 +208,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_architecture_without_the_registry(tmp_path: Path, text: str, monkeypatch, capsys) -> None:
+def test_an_architecture_that_computes_its_attention_itself(tmp_path: Path, text: str, monkeypatch, capsys) -> None:
     import transformers
 
     config = transformers.BloomConfig(vocab_size=128, hidden_size=64, n_layer=2, n_head=8)
@@ -216,7 +216,8 @@ def test_an_architecture_without_the_registry(tmp_path: Path, text: str, monkeyp
     tokenizer().save_pretrained(tmp_path / "bloom")
     assert run(monkeypatch, "probe", str(tmp_path / "bloom"), "--text", text, "--out", str(tmp_path / "out")) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: BloomForCausalLM does not call transformers' attention registry")
+    assert line.startswith("error: BloomForCausalLM has no hook point 'attn.hook_event'")
+    assert line.endswith("BloomAttention computes its attention itself, so only scores and pattern can be reached.")
     assert not (tmp_path / "out").exists()
 
 
