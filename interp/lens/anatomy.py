@@ -70,6 +70,8 @@ class Anatomy:
     final_norm: nn.Module | None
     unembed: Step | None
     """From the normalised residual stream to the model's logits; None where the way there could not be found."""
+    own_cache: str = ""
+    """The class of the model's own cache, where it takes no other."""
 
     @property
     def attending(self) -> Iterator[tuple[int, BlockParts]]:
@@ -164,14 +166,14 @@ def dissect(model: Any) -> Anatomy:
         facts = {} if own is None else watcher.calls[own][0]
         blocks.append(_block(model, block, name, "" if own is None else names[own], facts, seen))
     _mark_shared(blocks, watcher)
-    stored = tried(model, {i: block.attention for i, block in enumerate(blocks) if block.attention is not None})
+    kept = tried(model, {i: block.attention for i, block in enumerate(blocks) if block.attention is not None})
     for i, block in enumerate(blocks):
-        block.seen["stored"] = stored is None or i in stored
+        block.seen["stored"] = kept.layers is None or i in kept.layers
     last = max(at for at, call in enumerate(seen) if call.parent == stack)
     resid_post = seen[last].out
     if resid_post is None:
-        return Anatomy(tuple(blocks), None, None)
-    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits))
+        return Anatomy(tuple(blocks), None, None, kept.own_cache)
+    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), kept.own_cache)
 
 
 def _watched(model: Any) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:

@@ -70,6 +70,13 @@ class InForce:
             raise InterpError(f"{names} acts on a cache, and this call keeps none: pass use_cache=True, or generate.")
         if not use_cache:
             return None
+        if own := self.anatomy.own_cache:
+            if self.edits:
+                raise InterpError(
+                    f"{self.cfg.architecture} keeps a cache of its own ({own}), which edits cannot follow from step to "
+                    "step; pass use_cache=False."
+                )
+            return None  # it makes one itself; hooks read what it stores
         # no bound method: it could not be copied with the cache
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         layers = self.cfg.full_attention_layers

@@ -7,6 +7,7 @@ that are no tokens (compressed ones), or keep something else in its cache than w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,9 +34,19 @@ class _Keys:
         return call.answer()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a model was seen to keep from one call to the next."""
+
+    layers: set[int] | None
+    """Those whose cache holds the very keys that they attend to, of those with attention; None: it kept no cache."""
+    own_cache: str = ""
+    """The class of a cache that the model makes itself and takes no other in its place (MiniMax)."""
+
+
 @torch.no_grad()
-def tried(model: Any, attention: dict[int, nn.Module]) -> set[int] | None:
-    """The layers whose cache holds the very keys that they attend to, of those with attention; None: it kept none.
+def tried(model: Any, attention: dict[int, nn.Module]) -> Kept:
+    """What a model keeps of a few padded tokens.
 
     Raises UnsupportedModelError where the model computes something else while it is looked at, or attends to keys that
     are no tokens.
@@ -89,10 +100,10 @@ def _agree(model: Any, bare: Tensor, seen: Tensor) -> None:
         )
 
 
-def _stored(cache: Any, keys: dict[int, Tensor]) -> set[int] | None:
+def _stored(cache: Any, keys: dict[int, Tensor]) -> Kept:
     if cache is None:
-        return None
-    if type(cache) is not DynamicCache:  # some models keep a cache of their own
-        return set()
+        return Kept(None)
+    if type(cache) is not DynamicCache:
+        return Kept(set(), type(cache).__name__)
     held = {i: getattr(cache.layers[i], "keys", None) for i in keys if i < len(cache.layers)}
-    return {i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])}
+    return Kept({i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])})
