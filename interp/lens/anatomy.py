@@ -361,7 +361,8 @@ def attention_types(model: Any, anatomy: Anatomy) -> tuple[AttentionType, ...]:
         if block.attention is None:
             return "none"
         at = getattr(block.attention, "layer_idx", layer)
-        kind = kept[layer] if at == layer and layer < len(kept) else "other"
+        told = at in (layer, None, -1)  # Zamba's attention is told its number in each call
+        kind = kept[layer] if told and layer < len(kept) else "other"
         if kind in ("full", "beside") and not block.seen["stored"]:
             kind = "other"
         if block.seen["window"] or kind == "sliding":

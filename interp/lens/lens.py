@@ -96,9 +96,17 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
                     room.add_module(point.name, self._place(point, name))
             if block.attention is not None:
                 room.attn = self._attention_room(layer, block)
+        self._say_what_stands_in_attentions_place()
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
+
+    def _say_what_stands_in_attentions_place(self) -> None:
+        names = {name.split(".", 2)[2] for name in self.point_table if ".attn." in name} | {"hook_attn_out"}
+        for layer, block in enumerate(self.anatomy.blocks):
+            if block.attention is None and block.ran:
+                reason = f"this block has {block.mixer} in attention's place, see hook_mixer_out"
+                self.elsewhere |= {f"blocks.{layer}.{name}": reason for name in names}
 
     def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
         room = HookTree()
@@ -158,6 +166,8 @@ class Lens(TextMixin, ReadoutMixin, HookedLens):
         if "cache_implementation" in kwargs:
             raise InterpError("pass no cache_implementation: the Lens makes the cache, so that hooks see new keys.")
         self.check_length(tokens.shape[1] + max_new_tokens)
+        if not hasattr(self.model, "generate"):
+            raise UnsupportedModelError(f"{self.cfg.architecture} does not generate text; call the Lens itself.")
         kwargs.setdefault("do_sample", False)
         self._interventions.refuse_guessing(kwargs)
         past = self._with_cache(kwargs, kwargs.get("use_cache", True), tokens)

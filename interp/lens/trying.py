@@ -85,7 +85,8 @@ def tried(model: Any, attention: dict[int, nn.Module]) -> Kept:
 
 def some_tokens(model: Any, n: int) -> Tensor:
     """n different tokens of the model's vocabulary, none of them among the first, where special ones tend to be."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = getattr(model.get_input_embeddings(), "weight", None)  # MusicGen has a table for every codebook
+    rows = model.config.get_text_config(decoder=True).vocab_size if weight is None else weight.shape[0]
     made: Tensor = torch.arange(n, device=model.device) * (rows // (2 * n) or 1) + rows // 3
     return made
 
@@ -103,7 +104,9 @@ def _agree(model: Any, bare: Tensor, seen: Tensor) -> None:
 def _stored(cache: Any, keys: dict[int, Tensor]) -> Kept:
     if cache is None:
         return Kept(None)
-    if type(cache) is not DynamicCache:
+    if type(cache).__module__ != DynamicCache.__module__:
         return Kept(set(), type(cache).__name__)
+    if type(cache) is not DynamicCache:  # of encoder-decoders
+        return Kept(set())
     held = {i: getattr(cache.layers[i], "keys", None) for i in keys if i < len(cache.layers)}
     return Kept({i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])})
