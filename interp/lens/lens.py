@@ -120,9 +120,17 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
                     room.add_module(point.name, self._place(point, name))
             if block.attention is not None:
                 room.attn = self._attention_room(layer, block)
+        self._say_what_stands_in_attentions_place(parts)
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
+
+    def _say_what_stands_in_attentions_place(self, parts: Anatomy) -> None:
+        names = {name.split(".", 2)[2] for name in self.point_table if ".attn." in name} | {"hook_attn_out"}
+        for layer, block in enumerate(parts.blocks):
+            if block.attention is None and block.ran:
+                reason = f"this block has {block.mixer} in attention's place, see hook_mixer_out"
+                self.elsewhere |= {f"blocks.{layer}.{name}": reason for name in names}
 
     def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
         room = HookTree()
@@ -223,6 +231,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         tokens, attention_mask = left_padded(read.tokens, read.mask)
         if embedded:
             kwargs["inputs_embeds"] = tokens
+        if not hasattr(self.model, "generate"):
+            raise UnsupportedModelError(f"{self.cfg.architecture} does not generate text; call the Lens itself.")
         asked = generation.Settings(self.model, kwargs, max_new_tokens)
         guessing = {name: asked.held(name) for name in generation.GUESSING}
         self._interventions.refuse_guessing(guessing | {"past_key_values": kwargs.get("past_key_values")})
