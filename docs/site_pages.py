@@ -22,6 +22,7 @@ WRITTEN = [
         {"In-context learning": "icl.md"}, {"Explorer": "explorer.md"}]},
 ]  # fmt: skip
 LAST = [
+    {"Coverage": "coverage.md"},
     {"Benchmarks": "benchmarks.md"},
     {"Words and errors": [{"Glossary": "glossary.md"}, {"Errors": "errors.md"}]},
     {"Contributing": ["contributing.md", {"Architecture": "architecture.md"}]},

@@ -44,16 +44,16 @@ if an edit is in force: edits come first, and a policy observes the attention th
 dropped is freed: `lens.last_cache.nbytes()` sums the tensors held, `lens.last_cache.report()` gives them by layer and
 part.
 
-A budget counts a text's own tokens, so a text keeps in a padded batch what it keeps alone; the cache is as wide as its
-longest row, and places that a shorter text does not use are hidden. A share is one of the first prompt, and never less
-than what a method always keeps. A whole number is a bound. Methods that act at every step (`H2O`, `TOVA`) grow up to it and
-hold it from then on. Those that act once hold it after the prompt and after every other turn, that is whenever several
-tokens come at once, when the turn's queries say what goes; single tokens that are generated in between come on top.
-`PyramidKV` holds it in the mean over the layers, but for its whole-number steps, and `Recall` makes no summaries in later
-turns. A text that is read back by `lens.score`, in whatever pieces, is no other turn. `D2O` takes shares only. A text that
-fits is read whole, and a warning on leaving the block says that nothing was dropped; a window longer than the text is all
-of it. `crop` goes back to where a policy last acted, and refuses to go further: what was dropped, or added to an account of
-attention, does not come back.
+A budget counts a text's own tokens, so a text keeps in a padded batch what it keeps alone; the cache is as wide as
+its longest row, and places that a shorter text does not use are hidden. A share is one of the first prompt, and never
+less than what a method always keeps. A whole number is a bound. Methods that act at every step (`H2O`, `TOVA`) grow
+up to it and hold it from then on. Those that act once hold it after the prompt and after every other turn, that is
+whenever several tokens come at once, when the turn's queries say what goes; single tokens that are generated in
+between come on top. `PyramidKV` holds it in the mean over the layers, but for its whole-number steps, and `Recall`
+makes no summaries in later turns. A text that is read back by `lens.score`, in whatever pieces, is no other turn.
+`D2O` takes shares only. A text that fits is read whole, and a warning on leaving the block says that nothing was
+dropped; a window longer than the text is all of it. `crop` goes back to where a policy last acted, and refuses to go
+further: what was dropped, or added to an account of attention, does not come back.
 
 Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated since, d channels, T of them kept, R
 recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -192,6 +193,33 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_contributing_shows_works(told: dict[str, str], kind: str) -> None:
     assert not told[kind], told[kind]
+
+
+MUTED = """from interp.interventions.edits.mute_words import MuteWords
+from tests.models import tokens
+
+EXAMPLES = [MuteWords(ids=tuple(tokens().unique().tolist()[:3]))]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_contributing_shows_passes_what_every_method_must(tmp_path: Path) -> None:
+    """The matrices of tests that cross all methods, in a copy of the tree that has the templates."""
+    folder = copied(tmp_path)
+    for part in ("tests", "apps", "benchmarks"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "results", "runs"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "tests/interventions/test_mute_words.py").write_text(MUTED, encoding="utf-8")
+    words = " or ".join(["key_size", "loud_values", "still_channels", "mute_words", "fade", "channel_peak"])
+    where = ["tests/probes", "tests/interventions", "tests/kernels", "tests/figures"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(str(folder / part) for part in (".", "kernels", "apps"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", words, *where]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 200
 
 
 def test_there_is_a_recipe_for_each_kind() -> None:

@@ -132,8 +132,8 @@ class LensCache(DynamicCache):
                 copy.copy(layer).crop(left - seen)
             except (RuntimeError, ValueError) as error:  # transformers' own, of a sliding window that has moved on
                 raise InterpError(
-                    f"the cache cannot go back to {left} tokens: the window of layer {i} has moved on, and what it left "
-                    "behind does not come back; start a new cache, or go on with a copy (copy.deepcopy)."
+                    f"the cache cannot go back to {left} tokens: the window of layer {i} has moved on, and what it "
+                    "left behind does not come back; start a new cache, or go on with a copy (copy.deepcopy)."
                 ) from error
         super().crop(left - seen)
 
@@ -141,7 +141,7 @@ class LensCache(DynamicCache):
         """A cache that goes on by itself from here, without copying keys and values: updates make new tensors of them.
         Recurrent states are written in place and copied. Of a cache whose layers are in slots, take a deep copy."""
         made = copy.copy(self)
-        made.layers = [copy.deepcopy(layer) if kind_of(layer) == "none" else copy.copy(layer) for layer in self.layers]
+        made.layers = [_forked(layer) for layer in self.layers]
         return made
 
     def reset(self) -> None:
@@ -212,6 +212,15 @@ class LensCache(DynamicCache):
         table.insert(0, "kept", kept)
         table.insert(0, "tokens", seen)
         return table.rename_axis("layer")
+
+
+def _forked(layer: Any) -> Any:
+    if kind_of(layer) == "none":
+        return copy.deepcopy(layer)
+    made = copy.copy(layer)
+    if hasattr(layer, "recurrent_states"):  # beside keys and values (Falcon-H1, Zamba)
+        made.conv_states, made.recurrent_states = copy.deepcopy((layer.conv_states, layer.recurrent_states))
+    return made
 
 
 def _kept(layer: Any) -> int:

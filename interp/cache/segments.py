@@ -234,6 +234,31 @@ def either(where: Bool[Tensor, "batch head"], a: Segment, b: Segment) -> Segment
     )
 
 
+def without_one(segments: Sequence[Segment], place: Int[Tensor, "batch head"]) -> tuple[list[Segment], Segment]:
+    """(the segments without one token of each head, those tokens), as `StoredLayer.evict_one` says; older segments are
+    written in place."""
+    *older, tail = segments
+    if len(tail) == 0:  # there is none to take the place: the first segment gets shorter
+        held = older[0]
+        stays = torch.arange(len(held) - 1, device=place.device)
+        return [held.take(stays + (stays >= place[..., None])), *segments[1:]], held.take(place[..., None])
+    victim = aged = tail.part(slice(0, 1))
+    first = 0
+    for segment in older:
+        here = (place >= first) & (place < first + len(segment))
+        slot = (place - first).clamp(0, max(0, len(segment) - 1))
+        if len(segment):
+            victim = either(here, segment.take(slot[..., None]), victim)
+            segment.overwrite(slot, aged, here)
+        first += len(segment)
+    leaves = (place - first).clamp_min(0)  # the aged one where an older token went: it has moved
+    if bool((leaves > 0).any()):
+        victim = either(leaves > 0, tail.take(leaves[..., None]), victim)
+        stays = torch.arange(len(tail) - 1, device=leaves.device)
+        return [*older, tail.take(stays + (stays >= leaves[..., None]))], victim
+    return [*older, tail.part(slice(1, len(tail)))], victim
+
+
 def protected(whole: Segment, padding: Tensor | None, sinks: int, recent: int) -> tuple[Segment, list[Segment]]:
     """(tokens that lose channels, [sinks, recent]) of a dense segment whose tokens stand in the text's order.
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from transformers.cache_utils import DynamicLayer
 
 from interp.cache.places import check_places
-from interp.cache.segments import NOWHERE, Part, Segment, either, joined, protected
+from interp.cache.segments import NOWHERE, Part, Segment, joined, protected, without_one
 from interp.cache.slots import Slots, fit, newest_apart
 from interp.errors import InterpError
 
@@ -167,22 +167,7 @@ class StoredLayer(DynamicLayer):
         order. Returns the evicted tokens, one of each head, with zeros for channels that they lacked.
         """
         self.settled = self.seen
-        *older, tail = self._segments
-        victim = aged = tail.part(slice(0, 1))
-        first = 0
-        for segment in older:
-            here = (place >= first) & (place < first + len(segment))
-            slot = (place - first).clamp(0, len(segment) - 1)
-            victim = either(here, segment.take(slot[..., None]), victim)
-            segment.overwrite(slot, aged, here)
-            first += len(segment)
-        leaves = (place - first).clamp_min(0)  # the aged one where an older token went: it has moved
-        if bool((leaves > 0).any()):
-            victim = either(leaves > 0, tail.take(leaves[..., None]), victim)
-            stays = torch.arange(len(tail) - 1, device=leaves.device)
-            self._segments = [*older, tail.take(stays + (stays >= leaves[..., None]))]
-        else:
-            self._segments = [*older, tail.part(slice(1, len(tail)))]
+        self._segments, victim = without_one(self._segments, place)
         return victim
 
     @property
@@ -224,8 +209,11 @@ class StoredLayer(DynamicLayer):
             return "the keys of every query head"
         if any(segment.log_count is not None for segment in self._segments):
             return "tokens that stand for several, with a bias"
-        if self.padding is not None and self.compressed and bool((self.places() < self.padding[:, None, None]).any()):
-            return "padding among a text's tokens"
+        if self.padding is not None and self.compressed:  # masks are made for the newest columns
+            column = torch.arange(self.seen - self.kept, self.seen, device=self.padding.device)
+            first = self.padding[:, None, None]
+            if bool(((self.places() < first) != (column < first)).any()):
+                return "padding where a mask expects a text's tokens"
         return None
 
     @property

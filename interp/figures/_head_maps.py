@@ -27,5 +27,7 @@ def head_axes(
     for column in range(1, columns + 1):
         fig.update_xaxes(title_text="head", showgrid=False, row=1, col=column, **ticks)
     rows = rows_of(layers)
-    fig.update_yaxes(**top_down(len(rows)), **row_labels([str(layer) for layer in layers], rows, height))
+    for column in range(1, columns + 1):  # and no other panel of the figure
+        labels = row_labels([str(layer) for layer in layers], rows, height)
+        fig.update_yaxes(**top_down(len(rows)), **labels, row=1, col=column)
     fig.update_yaxes(title_text="layer", row=1, col=1)

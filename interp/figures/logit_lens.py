@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from interp.figures._need import need
 from interp.figures._text import quoted
-from interp.figures._theme import BLUE, INK, ORANGE, SIGNED, finish, row_labels, rows_height, top_down
+from interp.figures._theme import BLUE, GREY, INK, ORANGE, SIGNED, finish, row_labels, rows_height, top_down
 
 RESULT = "logit_lens"
 
@@ -54,7 +54,10 @@ def logit_lens(ds: xr.Dataset) -> go.Figure:
     rank = ds["lens_rank"].values
     fig.add_scatter(**line, x=probability, hovertemplate="%{hovertext}<br>probability %{x:.3~%}" + about, row=1, col=1)
     fig.add_scatter(**line, x=rank, hovertemplate="%{hovertext}<br>rank %{x}" + about, row=1, col=2)
-    for name, label, colour in (("attention", "attention", BLUE), ("mlp", "MLP", ORANGE)):
+    parts = [("attention", "attention", BLUE), ("mlp", "MLP", ORANGE)]
+    if "mixer_attribution" in ds:  # hybrids: what stands in attention's place
+        parts.insert(1, ("mixer", "mixer", GREY))
+    for name, label, colour in parts:
         values = ds[f"{name}_attribution"].values.astype("float32")
         bars = {
             "x": values,

@@ -39,7 +39,7 @@ class Keeper:
         self.compressed: set[int] = set()
         self.prompt_tokens: int | None = None
         self.reads_back = False
-        """Whether what comes after the prompt is its continuation however many tokens come at once, and no other turn."""
+        """Whether what comes after the prompt continues it, however many tokens come at once, and is no other turn."""
         self._earlier_queries: dict[int, list[Tensor]] = {}
         self._earlier_unrotate: dict[int, list[tuple[int, Unrotate | None]]] = {}
         """Lengths of a prompt's earlier chunks, and how each is rotated back, where a plan asks for it."""

@@ -23,7 +23,7 @@ class LensActivations(ActivationCache):
     """An activation cache that also resolves this library's points: `cache["column_mass", 3]`.
 
     Taking the residual stream apart works as in TransformerLens: `accumulated_resid`, `decompose_resid`,
-    `stack_head_results`, `get_full_resid_decomposition(expand_neurons=False)`, `apply_ln_to_stack` at the final norm and
+    `stack_head_results`, `get_full_resid_decomposition(expand_neurons=False)`, `apply_ln_to_stack` at the final norm,
     `logit_attrs`. Neurons and norms inside of blocks are not shown, and who asks is told so.
     """
 
@@ -95,11 +95,11 @@ class LensActivations(ActivationCache):
         norm = self.model.anatomy.final_norm
         if norm is None:
             raise UnsupportedModelError(f"{self.model.cfg.architecture} has no final norm that could be found.")
-        batch, pos = Slice.unwrap(batch_slice), Slice.unwrap(pos_slice)
+        batch, pos = (x if isinstance(x, Slice) else Slice(x) for x in (batch_slice, pos_slice))
         stack = batch.apply(residual_stack, dim=1) if has_batch_dim else residual_stack
         if recompute_ln:
-            normalized: Tensor = norm(stack)
-            return normalized
+            normed: Tensor = norm(stack)
+            return normed
         resid = pos.apply(self["resid_post", n_layers - 1], dim=-2)
         resid = batch.apply(resid) if self.has_batch_dim else resid
         epsilon = next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), None)
@@ -108,14 +108,17 @@ class LensActivations(ActivationCache):
         if torch.allclose(norm(resid + resid.std()), norm(resid), rtol=1e-3, atol=1e-3):  # no constant passes LayerNorm
             stack, resid = (x - x.mean(-1, keepdim=True) for x in (stack, resid))
         scale = (resid.float().square().mean(-1, keepdim=True) + float(epsilon)).sqrt()
-        return stack / scale.to(stack.dtype)
+        scaled: Tensor = stack / scale.to(stack.dtype)
+        return scaled
 
-    def get_full_resid_decomposition(self, *args: Any, expand_neurons: bool = True, **kwargs: Any) -> Any:
+    def get_full_resid_decomposition(  # type: ignore[override]  # its own stands in the middle
+        self, layer: int | None = None, mlp_input: bool = False, *, expand_neurons: bool = True, **kwargs: Any
+    ) -> Any:
         """The residual stream as heads, MLPs, embedding and biases, as in TransformerLens with
         `expand_neurons=False`."""
         if expand_neurons:
             raise InterpError("a Lens shows what an MLP adds and not its neurons; pass expand_neurons=False.")
-        return super().get_full_resid_decomposition(*args, expand_neurons=False, **kwargs)
+        return super().get_full_resid_decomposition(layer, mlp_input, expand_neurons=False, **kwargs)
 
     def get_neuron_results(self, *args: Any, **kwargs: Any) -> Tensor:
         """Not of a Lens: raises InterpError."""

@@ -19,12 +19,14 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.anatomy import Anatomy, BlockParts
+from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.reading_input import unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
+from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
@@ -35,7 +37,7 @@ from interp.seam.points import live
 Tensor = torch.Tensor
 
 
-class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
+class BridgeLens(TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
     cfg: LensConfig
@@ -55,7 +57,8 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         self.hook_dict |= self._borrow("hook_embed", table.EMBED, bridge, "hook_embed")
         self.hook_dict |= self._borrow("ln_final.hook_normalized", table.FINAL, bridge.ln_final, "hook_out")
         self.ln_final = FinalNorm(bridge.ln_final)
-        self.anatomy = self._try_on_two_tokens()
+        with evaluating(self):
+            self.anatomy = self._try_on_two_tokens()
         self.mod_dict = dict(self.hook_dict)
 
     @property
@@ -123,6 +126,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
         with self._lock, self._watching() as watched, ExitStack() as stack:
+            check_mode(self.bridge.modules(), bool(watched), False)
             for layer in range(self.cfg.n_layers):
                 points = {name: watched.get(f"blocks.{layer}.attn.hook_{name}") for name in OBSERVABLES}
                 wanted = {name: point for name, point in points.items() if point is not None}
@@ -149,7 +153,7 @@ class BridgeLens(TextMixin, ReadoutMixin, HookedLens):
         texts = isinstance(input, str) or (isinstance(input, list) and isinstance(input[0], str))
         if not texts and isinstance(mask, Tensor) and not bool(mask.all()):
             raise InterpError("a TransformerBridge generates without a mask; pass rows of one length, or texts.")
-        with self._lock:
+        with self._lock, evaluating(self):
             return self.bridge.generate(input if texts else tokens, **kwargs)
 
     def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # not torch's `apply(fn)`

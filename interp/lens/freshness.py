@@ -7,6 +7,7 @@ fraction of a millisecond, so that it can be done at every call.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,14 @@ class Fingerprint:
         self._settings = self._read()
         configs = {id(config): config for own in self._own if (config := own.get("config")) is not None}
         self._configs = [(vars(config), _copied(vars(config))) for config in configs.values()]
-        self._weights = _weights(model)
+        held = [(module._parameters, n) for module in self.modules for n in module._parameters]
+        # the first floating weight, which is what a transformers model takes its own dtype and device from
+        self._first = next((place for place in held if _floating(*place)), None)
+        self._weights = self._where()
+
+    def _where(self) -> tuple[torch.dtype, torch.device] | None:
+        weight = None if self._first is None else self._first[0].get(self._first[1])
+        return None if weight is None else (weight.dtype, weight.device)
 
     def _read(self) -> list[Any]:
         own = zip(self._inner, self._own, self._asked, strict=True)
@@ -56,9 +64,9 @@ class Fingerprint:
             and all(now == before for now, before in self._configs)
         )
 
-    def same_weights(self, model: Any) -> bool:
+    def same_weights(self) -> bool:
         """Whether its weights are where they were, in the same dtype."""
-        return _weights(model) == self._weights
+        return self._where() == self._weights
 
 
 def _plain(own: dict[str, Any]) -> tuple[str, ...]:
@@ -71,8 +79,9 @@ def _copied(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value.copy() if isinstance(value, list | dict) else value for name, value in settings.items()}
 
 
-def _weights(model: Any) -> tuple[torch.dtype, torch.device]:
-    return model.dtype, model.device
+def _floating(parameters: Mapping[str, nn.Parameter | None], name: str) -> bool:
+    weight = parameters[name]
+    return weight is not None and weight.is_floating_point()
 
 
 def refuse_unrunnable(model: nn.Module) -> None:

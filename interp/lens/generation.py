@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InterpError
-from interp.lens.strict_hooks import Hook, LensActivations
+from interp.lens.activations import LensActivations
+from interp.lens.strict_hooks import Hook
 
 if TYPE_CHECKING:
     from interp.lens.strict_hooks import HookedLens

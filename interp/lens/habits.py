@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 
 POINTS = {
-    r"attn\.hook_q$": "queries are shown after rotary embedding: hook {0}attn.hook_rot_q",
-    r"attn\.hook_k$": "keys are shown after rotary embedding, {0}attn.hook_rot_k, and before it, {0}attn.hook_pre_rot_k",
+    r"attn\.hook_q$": "queries are shown after rotation: hook {0}attn.hook_rot_q",
+    r"attn\.hook_k$": "keys are shown after rotation, {0}attn.hook_rot_k, and before, {0}attn.hook_pre_rot_k",
     r"attn\.hook_rot_[qk]$": "this model does not rotate its keys: hook {0}attn.hook_q or hook_k",
-    r"attn\.hook_result$": "what each head adds is computed from z: cache.stack_head_results(), lens.head_contributions",
+    r"attn\.hook_result$": "what each head adds is computed from z: cache.stack_head_results() has it",
     r"hook_(q|k|v|qkv|attn|mlp)_(input|in)$": "a Lens shows the stream before the norm: hook {0}hook_resid_pre",
     r"hook_pos_embed$": "positions are in what enters the first block: hook blocks.0.hook_resid_pre",
     r"hook_(scale|normalized)$": "a Lens shows the final norm only: hook ln_final.hook_normalized",

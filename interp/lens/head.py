@@ -47,7 +47,8 @@ def find_head(
         return last(normalized)
 
     start = resid_post if norm is None else norm(resid_post)
-    return norm, unembed if torch.allclose(unembed(start), logits, rtol=FIT[logits.dtype], atol=1e-5) else None
+    fit = max(FIT[x.dtype] for x in (logits, *(out for _, _, out in way)))  # the model may autocast in its own pass
+    return norm, unembed if torch.allclose(unembed(start), logits, rtol=fit, atol=fit / 10) else None
 
 
 def _way(model: Any, after: list[ModuleCall], resid_post: Tensor) -> list[tuple[nn.Module, float, Tensor]]:

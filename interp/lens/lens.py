@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -26,22 +27,22 @@ from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import generation, scoring
-from interp.lens.anatomy import Anatomy, BlockParts, first
+from interp.lens.anatomy import Anatomy, BlockParts
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
-from interp.lens.own_attention import own_sites, points_of_attention
+from interp.lens.offered import elsewhere, missing, points_of_attention
+from interp.lens.own_attention import own_sites
 from interp.lens.reading_input import left_padded, unpacked, without_types
 from interp.lens.readout import FinalNorm, ReadoutMixin
 from interp.lens.staying_current import CurrentMixin, looking_once
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
 from interp.lens.text import TextMixin
-from interp.lens.turns import mine, refuse_nesting, turn_of
+from interp.lens.turns import refuse_nesting, turn_of
+from interp.lens.watching import attach_residual, forward_hook, site_of
 from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
-from interp.seam.attention import Site
 from interp.seam.config import LensConfig
-from interp.seam.points import live
 from interp.seam.routing import attention_through
 from interp.seam.softmax_seam import own_attention_through
 
@@ -112,17 +113,25 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
             self.blocks.append(room)
             for point in table.residual_points(attends=block.attention is not None):
                 name = f"blocks.{layer}.{point.name}"
-                if (reason := _elsewhere(point.name, block)) is not None:
+                if (reason := elsewhere(point.name, block)) is not None:
                     self.elsewhere[name] = reason
-                elif (reason := _missing(point.name, block)) is not None:
+                elif (reason := missing(point.name, block)) is not None:
                     self.absent[name] = reason
                 else:
                     room.add_module(point.name, self._place(point, name))
             if block.attention is not None:
                 room.attn = self._attention_room(layer, block)
+        self._say_what_stands_in_attentions_place(parts)
         if parts.final_norm is not None:
             self.ln_final = FinalNorm(parts.final_norm)
             self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
+
+    def _say_what_stands_in_attentions_place(self, parts: Anatomy) -> None:
+        names = {name.split(".", 2)[2] for name in self.point_table if ".attn." in name} | {"hook_attn_out"}
+        for layer, block in enumerate(parts.blocks):
+            if block.attention is None and block.ran:
+                reason = f"this block has {block.mixer} in attention's place, see hook_mixer_out"
+                self.elsewhere |= {f"blocks.{layer}.{name}": reason for name in names}
 
     def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
         room = HookTree()
@@ -223,6 +232,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         tokens, attention_mask = left_padded(read.tokens, read.mask)
         if embedded:
             kwargs["inputs_embeds"] = tokens
+        if not hasattr(self.model, "generate"):
+            raise UnsupportedModelError(f"{self.cfg.architecture} does not generate text; call the Lens itself.")
         asked = generation.Settings(self.model, kwargs, max_new_tokens)
         guessing = {name: asked.held(name) for name in generation.GUESSING}
         self._interventions.refuse_guessing(guessing | {"past_key_values": kwargs.get("past_key_values")})
@@ -351,21 +362,17 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
 
     def _attach(self, watched: dict[str, HookPoint], cache: Any, stack: ExitStack) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
-
-        def on(module: nn.Module | None, hook: Hook) -> None:
-            assert module is not None  # a point exists only where its module was found
-            stack.callback(module.register_forward_hook(mine(hook)).remove)
-
+        on = partial(forward_hook, stack)
         if "hook_embed" in watched:
             on(self.model.get_input_embeddings(), lambda m, a, out: self.hook_embed(out))
         if "ln_final.hook_normalized" in watched:
             on(self.anatomy.final_norm, lambda m, a, out: self.ln_final.hook_normalized(out))
         for layer, part in enumerate(self.anatomy.blocks):
-            self._attach_residual(part, self.blocks[layer], stack, on)
+            attach_residual(part, self.blocks[layer], stack)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
         if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
             called = [(layer, part) for layer, part in self.anatomy.attending if part.seam != "softmax"]
-            sites = {layer: self._site(layer, part, stack) for layer, part in called}
+            sites = {layer: site_of(layer, part, self.hook_dict, stack) for layer, part in called}
             by_module = {part.attention: sites[layer] for layer, part in called if part.attention}
             stack.enter_context(attention_through(self.model, by_module))
             stack.enter_context(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))
@@ -378,103 +385,6 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
             if self.edits_in_force:
                 self._interventions.attach_edits(sites, cache, stack)
 
-    def _attach_residual(self, part: BlockParts, room: Any, stack: ExitStack, on: On) -> None:
-        def point(name: str) -> HookPoint | None:
-            return getattr(room, name, None)
-
-        rest = point("hook_mlp_out") if part.writers.rest else None
-        if live(point("hook_resid_pre")) or live(point("hook_resid_mid")) or live(rest):
-            resid: dict[str, Tensor] = {}
-
-            def enter(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
-                given = args[0] if args else kwargs["hidden_states"]
-                resid["pre"] = given = room.hook_resid_pre(given)
-                return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
-
-            stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
-        for name in ("hook_attn_out", "hook_mixer_out"):
-            if live(point(name)):
-                on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
-        if part.middle is not None and live(point("hook_resid_mid")):
-            on(part.middle, lambda m, a, out: replaced(out, room.hook_resid_mid(first(out))))
-        elif live(point("hook_resid_mid")):
-            on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
-        if live(rest):
-
-            def leave(module: nn.Module, args: Args, out: Any) -> None:
-                resid["mid"] = resid["pre"] + part.residual_scale * first(out).view_as(resid["pre"])
-
-            on(part.attn_out, leave)  # after the hooks above, so that it sees what they left
-            on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
-        elif live(point("hook_mlp_out")):
-            on(part.mlp_out, written_through(room.hook_mlp_out, part.mlp_scale))
-        if any(live(point(name)) for name in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")):
-            for module in part.overwritten:  # after the hooks above, which may have kept what they saw
-                on(module, lambda m, a, out: replaced(out, first(out).clone()))
-        if live(point("hook_resid_post")):
-            on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
-
-    def _site(self, layer: int, part: BlockParts, stack: ExitStack) -> Site:
-        points = table.attention_points(part.seen["rotary"], part.gated)
-        names = {p.name: self.hook_dict.get(f"blocks.{layer}.{p.name}") for p in points}
-        site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
-        site.kept_in = part.seen.get("reads", layer)
-
-        def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
-            site.position_embeddings = kwargs.get("position_embeddings")
-
-        assert part.attention is not None
-        stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
-        if part.gated and live(gated := names.get("attn.hook_gated_z")):
-            assert part.out_projection is not None
-            heads = part.seen["n_heads"]
-
-            def read(module: nn.Module, args: Args) -> Args:
-                return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
-
-            stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
-        return site
-
-
-def replaced(out: Any, value: Tensor) -> Any:
-    """A module's output with its tensor replaced; the rest of a tuple or list stays."""
-    if isinstance(out, list):
-        return [value, *out[1:]]
-    return (value, *out[1:]) if isinstance(out, tuple) else value
-
-
-def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | None = None) -> Callable[..., Any]:
-    """A forward hook on a module whose output, times `scale`, is added to the residual stream.
-
-    The point sees what the module writes or, given `start`, the residual stream `start()` + what it writes. An edit (a
-    returned value or a change in place) becomes a change of the module's output, so it moves the residual stream.
-    """
-
-    def hook(module: nn.Module, args: Args, out: Any) -> Any:
-        own = first(out)
-        if start is None and scale == 1:
-            return replaced(out, point(own))
-        before = scale * own if start is None else start() + scale * own.view_as(start())
-        version = before._version
-        after = point(before)
-        if after is before and before._version == version and not before.requires_grad:
-            return out
-        if start is None:
-            return replaced(out, after / scale)
-        return replaced(out, own + (after - (start() + scale * own)) / scale)
-
-    return hook
-
-
-def moved(point: HookPoint, mid: Tensor, post: Tensor) -> Tensor:
-    """A block's output after a point has seen what leads from `mid` to it; an edit moves the output."""
-    before = post - mid
-    version = before._version
-    after: Tensor = point(before)
-    if after is before and before._version == version and not before.requires_grad:
-        return post
-    return post + (after - (post - mid))
-
 
 def known_keywords(model: nn.Module) -> set[str]:
     """Arguments that a model's forward pass understands; anything else it would swallow without a word."""
@@ -482,33 +392,6 @@ def known_keywords(model: nn.Module) -> set[str]:
     parts = [part for part in (model, getattr(model, "base_model", model), inside) if part is not None]
     signatures = [inspect.signature(part.forward).parameters for part in parts]
     return set(TransformersKwargs.__annotations__).union({"use_cache", "past_key_values"}, *signatures) - {"kwargs"}
-
-
-def _elsewhere(point: str, block: BlockParts) -> str | None:
-    """Why a block is not built to have a residual-stream point, or None."""
-    if not block.ran:
-        return "its block does not run on text alone"
-    if point in ("hook_resid_mid", "hook_mlp_out") and block.writers.alone:
-        return f"this block has {block.mixer} and no MLP"
-    if point in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out") and block.middle is not None:
-        return f"{block.writers.reason} (post-norm block)"
-    return None
-
-
-def _missing(point: str, block: BlockParts) -> str | None:
-    """Why a residual-stream point could not be found in a block, or None where it was."""
-    found = block.writers
-    if not found.one_stream:
-        return found.reason
-    if point in ("hook_resid_pre", "hook_resid_post") or block.middle is not None:
-        return None
-    if point == "hook_resid_mid" and found.parallel:
-        return "attention and MLP read the same input (parallel block), so nothing lies between them"
-    if found.mixer is None:
-        return f"what {block.mixer} adds to the residual stream is unknown: {found.reason}"
-    if point == "hook_mlp_out" and found.mlp is None and not found.rest:
-        return f"what the MLP adds to the residual stream is unknown: {found.reason}"
-    return None
 
 
 def _refuse_lossy_delegates(cfg: LensConfig) -> None:

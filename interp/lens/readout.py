@@ -91,8 +91,7 @@ class ReadoutMixin:
         alone[torch.arange(len(heads)), torch.arange(len(heads))] = heads
         nothing = project(torch.zeros_like(heads).flatten())
         contributions: Tensor = project(alone.flatten(1)) - nothing
-        holds = any(module is part.attention for module in part.attn_out.modules())
-        passes_on = holds or isinstance(part.attn_out, nn.Dropout)
+        passes_on = any(m is part.attention for m in part.attn_out.modules()) or isinstance(part.attn_out, nn.Dropout)
         if part.attn_out is not project and not passes_on:
             contributions = frozen(part.attn_out, project(heads.flatten()))(contributions)
         return part.residual_scale * contributions

@@ -69,8 +69,8 @@ def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Float[Tensor, "batch token d_vocab"], targets: Int[Tensor, "batch token"]) -> Tensor:
-    """Of each token `[batch, token]`, summed along rows as they lie: along the columns of a view, torch's softmax adds a
-    vocabulary up one by one, and a mean of losses is low by 1e-4."""
+    """Of each token `[batch, token]`, summed along rows as they lie: along the columns of a view, torch's softmax adds
+    a vocabulary up one by one, and a mean of losses is low by 1e-4."""
     rows = logits.reshape(-1, logits.shape[-1])
     return torch.nn.functional.cross_entropy(rows, targets.reshape(-1), reduction="none").view(targets.shape)
 

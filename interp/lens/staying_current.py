@@ -73,7 +73,7 @@ class CurrentMixin:
             return
         known = self._known
         same_parts = known.seen.same_parts(self.model)
-        if same_parts and known.seen.same_weights(self.model):
+        if same_parts and known.seen.same_weights():
             return
         with self._turn.lock:
             if self._known is not known:  # another thread has seen to it

@@ -100,7 +100,8 @@ def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) ->
 
 def some_tokens(model: Any, n: int) -> Tensor:
     """n different tokens of the model's vocabulary, none of them among the first, where special ones tend to be."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = getattr(model.get_input_embeddings(), "weight", None)  # MusicGen has a table for every codebook
+    rows = model.config.get_text_config(decoder=True).vocab_size if weight is None else weight.shape[0]
     made: Tensor = torch.arange(n, device=model.device) * (rows // (2 * n) or 1) + rows // 3
     return made
 

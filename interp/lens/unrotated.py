@@ -30,7 +30,7 @@ def rotation_of(attention: nn.Module, k: Tensor, tables: Any, written: list[Tens
     if not isinstance(tables, (tuple, list)) or len(tables) != 2 or not all(isinstance(t, Tensor) for t in tables):
         return "the layer's rotary tables are not cosines and sines"
     if any(_nearest(out, k.float()) == 0 for out in written):
-        return "this layer does not rotate its keys"
+        return "this layer does not rotate its keys, or a norm comes after it"
     try:
         back = rotation.undo(k, *tables)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:

@@ -98,8 +98,8 @@ class AttentionRank(Probe):
             f"Effective rank (exponential of the singular values' entropy) has the median {np.nanmedian(effective):.3g}"
             f"{among(effective, 'heads')}, {extremes(effective, layers)}.",
             f"Before softmax, scores have rank at most {result.attrs['d_head']} (the head dimension); the median head "
-            f"holds 90 % of their energy in {np.nanmedian(result['score_rank90']):g} singular values, with an effective "
-            f"rank of {np.nanmedian(result['score_effective_rank']):.3g}.",
+            f"holds 90 % of their energy in {np.nanmedian(result['score_rank90']):g} singular values, with an "
+            f"effective rank of {np.nanmedian(result['score_effective_rank']):.3g}.",
         ]
 
     @classmethod

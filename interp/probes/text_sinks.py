@@ -103,8 +103,8 @@ class TextSinks(Probe):
             mass = float(result["learned_sink_mass"].mean())
             known = among(result["learned_sink_mass"].mean("head", skipna=False).values, "layers")
             sentences.append(
-                f"Learned sink logits absorb {mass:.0%} of the attention (mean over heads){known}; the pattern's rows sum to "
-                "that much less than 1, so Sink_k is not comparable with models without them."
+                f"Learned sink logits absorb {mass:.0%} of the attention (mean over heads){known}; the pattern's rows "
+                "sum to that much less than 1, so Sink_k is not comparable with models without them."
             )
         return sentences
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -29,10 +29,10 @@ def among(values: np.ndarray, what: str) -> str:
     return "" if known == values.size else f" (in {known} of {values.size} {what}, the others have none)"
 
 
-def extremes(values: np.ndarray, layers: Sequence[int]) -> str:
-    """'from 1 in layer 0 head 2 to 5 in layer 3 head 1' of `values [layer, head]`; all alike: 'the same in every head'."""
+def extremes(values: np.ndarray, layers: Iterable[int]) -> str:
+    """'from 1 in layer 0 head 2 to 5 in layer 3 head 1' of `values [layer, head]`, or that all are alike."""
     low, high = (f"{x:.3g}" for x in (np.nanmin(values), np.nanmax(values)))
     if low == high:
         return "the same in every head" if np.isfinite(values).sum() > 1 else "in the one head that has it"
-    where = (heads_named(values == x, layers) for x in (np.nanmin(values), np.nanmax(values)))
-    return f"from {low} in {next(where)} to {high} in {next(where)}"
+    lowest, highest = (heads_named(values == x, layers) for x in (np.nanmin(values), np.nanmax(values)))
+    return f"from {low} in {lowest} to {high} in {highest}"

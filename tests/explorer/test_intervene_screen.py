@@ -88,9 +88,10 @@ def test_a_prompt_that_would_not_fit_is_refused(monkeypatch, lens):
     assert "choose fewer tokens" in sentences(app)
 
 
-def test_a_prompt_too_short_for_a_policy_is_a_sentence():
+def test_a_prompt_too_short_for_a_policy_is_read_and_said_to_lose_nothing():
     app = opened("intervene", **{"with": "think", "text": "typed", "typed": "x", "tokens": "2"})
-    assert "longer than the prompt" in sentences(app)
+    assert not app.exception
+    assert "dropped nothing" in sentences(app)
 
 
 def test_a_prompt_of_too_many_tokens_is_a_sentence():

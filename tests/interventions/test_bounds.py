@@ -1,5 +1,5 @@
-"""What holds for every cache policy whatever the length of a text: whole numbers are bounds, short texts are read, and a
-crop undoes all or nothing."""
+"""What holds for every cache policy whatever the length of a text: whole numbers are bounds, short texts are read, and
+a crop undoes all or nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def total(policy: Any, budget: int, layers: int) -> int:
 
 @pytest.mark.parametrize("beside", [None, ThinK(0.5, window=4, recent=3)], ids=["alone", "with think"])
 @pytest.mark.parametrize("name", BUDGETED)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     budget=st.integers(16, 40),
     pieces=st.lists(st.integers(1, 25), min_size=2, max_size=5),
@@ -154,7 +154,7 @@ def test_short_texts_are_read_with_default_settings(name: str, length: int) -> N
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     budget=st.one_of(st.floats(0.05, 0.95), st.integers(16, 45)),
     sinks=st.integers(0, 3),
@@ -191,8 +191,16 @@ def test_layer_shares_of_a_batch_are_said_to_be_shared() -> None:
         lens.generate(tokens(2, 40), max_new_tokens=3, eos_token_id=None)
 
 
+def refusal_of_a_crop(cache: Any, back: int) -> str | None:
+    try:
+        cache.crop(-back)
+    except InterpError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(read=st.integers(0, 8), back=st.integers(0, 12), share=st.sampled_from([0.3, 0.9, 30, 60]))
 def test_a_crop_undoes_all_or_nothing(name: str, read: int, back: int, share: Any) -> None:
     """After it the text goes on as if what it forgot had never been read, or it says in one sentence that it cannot."""
@@ -208,14 +216,15 @@ def test_a_crop_undoes_all_or_nothing(name: str, read: int, back: int, share: An
             copies.append(copy.deepcopy(cache))
             lens(part, past_key_values=cache, use_cache=True)
         copies.append(copy.deepcopy(cache))
-        try:
-            cache.crop(-back)
-        except InterpError as error:
-            assert "\n" not in str(error)
-            assert str(error).endswith(".")
-            wanted = copies[-1]  # and nothing was changed
-        else:
-            assert back <= read, "a prompt that a policy has acted on is never cut"
+        wanted = copies[-1]  # where it is refused, nothing was changed
+        if told := refusal_of_a_crop(cache, back):
+            assert "\n" not in told
+            assert told.endswith(".")
+        elif back:
+            idle = not any(stored.lost_something for stored in copies[-1].stored.values())
+            assert back <= read or idle, "a prompt that a policy has acted on is never cut"
+            if back > read:
+                return
             wanted = copies[read - back]
         for part in tokens(2, 3, seed=9).split(1, 1):
             close(*(lens(part, past_key_values=each, use_cache=True) for each in (cache, wanted)), 1e-5)

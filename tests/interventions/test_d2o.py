@@ -26,6 +26,7 @@ EXAMPLES = [
     D2O(budget=0.4, variant="paper"),
     D2O(budget=0.4, skip=(0,), compress_at="prefill_end"),
 ]
+SEES_THE_TEXT_ONLY = False  # layers have one share for all texts of a batch, which a warning says; "uniform" has not
 model = cache(deep)
 
 

@@ -88,7 +88,9 @@ def test_padding_goes_first_and_sinks_never(lens: Any, policy: Any, short: int) 
         for text, first in enumerate((0, PROMPT - short)):
             for held in positions(stored)[text].tolist():
                 real = set(range(first, stored.seen))
-                if any(p < first for p in held) and policy.name != "pyramidkv":  # whose layers differ by the text's length
+                if (
+                    any(p < first for p in held) and policy.name != "pyramidkv"
+                ):  # whose layers differ by the text's length
                     assert real <= set(held)
                 assert set(range(first, first + policy.sinks)) <= set(held)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp import InterpError, D2O, H2O, ThinK
+from interp import D2O, H2O, InterpError, ThinK
 from interp.cache.lens_cache import LensCache
 from interp.interventions.base import Entry
 from interp.interventions.policies import _steps

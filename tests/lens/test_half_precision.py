@@ -13,7 +13,6 @@ from interp.probes import resolve
 from tests.models import ROTARY, shared, tokens
 
 
-@pytest.mark.xfail(reason="a tolerance that grows with the dtype's epsilon takes small angles for none", strict=False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [name for name in ROTARY if name not in ("gpt_oss", "smollm3")])
 def test_the_same_layers_rotate_their_keys(kind: str, dtype: torch.dtype) -> None:
@@ -21,7 +20,6 @@ def test_the_same_layers_rotate_their_keys(kind: str, dtype: torch.dtype) -> Non
     assert half.absent == interp.load(shared(kind)).absent
 
 
-@pytest.mark.xfail(reason="a tolerance that grows with the dtype's epsilon takes small angles for none", strict=False)
 def test_the_demo_rotates_all_of_its_keys_in_half_precision() -> None:
     lens = interp.load("demo", dtype="bfloat16")
     assert not [name for name in lens.absent if name.endswith("hook_pre_rot_k")]

@@ -43,7 +43,7 @@ def test_score_and_loss_are_those_of_the_logits(kind: str) -> None:
 
 
 def test_no_loss_is_taken_of_a_transposed_view() -> None:
-    """Everywhere in the project: what goes into a cross entropy or a softmax over words was not transposed before it."""
+    """Everywhere in the project: what goes into a cross entropy was not transposed before it."""
     for folder in ("interp", "apps", "benchmarks"):
         for file in (ROOT / folder).rglob("*.py"):
             for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

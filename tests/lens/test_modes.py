@@ -18,6 +18,7 @@ from interp.lens.evaluating import evaluating
 from interp.patching import logit_difference
 from interp.runs import generating
 from tests.models import SHAPE, tiny, tokenizer, tokens
+from tests.seam.test_bridge import bridged
 
 PROMPT = " ".join(f"w{i}" for i in range(4, 30))
 
@@ -41,7 +42,7 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     "score": lambda lens: lens.score(tokens(), tokens(seed=2)).numpy(),
     "probe": lambda lens: interp.probe(lens, PROMPT, ["channel_imbalance"])["channel_imbalance"],
     "many texts": lambda lens: interp.probe(lens, [PROMPT, PROMPT], ["text_sinks"])["text_sinks"].drop_vars(
-        "seconds_forward"
+        "seconds_forward", errors="ignore"
     ),
     "patch": _patched,
     "explain": lambda lens: interp.explain(
@@ -151,3 +152,17 @@ def test_gradient_checkpointing(kind: str) -> None:
     edited = lens.run_with_hooks(tokens(), fwd_hooks=hooks)
     model.gradient_checkpointing_disable()
     assert torch.equal(edited, lens.run_with_hooks(tokens(), fwd_hooks=hooks))
+
+
+def test_a_bridge_in_train_mode() -> None:
+    """Its points are tried on two tokens when a lens is made, where dropout would make them look wrong."""
+    bridge = bridged("gpt2")
+    wanted = interp.load(bridge, tokenizer())
+    bridge.train()
+    lens = interp.load(bridge, tokenizer())
+    assert lens.hook_dict.keys() == wanted.hook_dict.keys()
+    first, second = (interp.probe(lens, PROMPT, ["text_sinks"])["text_sinks"] for _ in range(2))
+    xr.testing.assert_equal(first, second)
+    assert bridge.training
+    with pytest.warns(UserWarning, match="dropout is live"):
+        lens.run_with_cache(tokens())

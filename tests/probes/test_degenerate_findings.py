@@ -52,7 +52,9 @@ def test_short_texts_and_small_models(name: str, length: int, small: bool) -> No
     told = PROBES[name]().findings(read(name, length, small))
     check(told)
     if small:
-        assert not any(re.search(r"; most in layer|The most unbalanced|peaks at|contribute most", said) for said in told)
+        assert not any(
+            re.search(r"; most in layer|The most unbalanced|peaks at|contribute most", said) for said in told
+        )
     if length == 1:
         assert not any(re.search(r"heads need more than|receives more than 60 %|Spearman", said) for said in told)
 

@@ -1,4 +1,4 @@
-"""Methods and weights that a TransformerLens user knows: a bridge's numbers, or one sentence with what to do instead."""
+"""Methods and weights that a TransformerLens user knows: a bridge's numbers, or a sentence with what to do instead."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_residual_stream_is_taken_apart_as_by_a_bridge(kind: str) -> None:
-    lens, bridge, ours, theirs = caches(kind)
+    _, _, ours, theirs = caches(kind)
     close(ours.accumulated_resid(), theirs.accumulated_resid())
     close(ours.accumulated_resid(apply_ln=True), theirs.accumulated_resid(apply_ln=True))
     close(ours.decompose_resid(), theirs.decompose_resid())
     close(ours.stack_head_results(), theirs.stack_head_results())
-    close(ours.stack_head_results(incl_remainder=True, pos_slice=-1), theirs.stack_head_results(incl_remainder=True, pos_slice=-1))  # fmt: skip
+    last: dict[str, Any] = {"incl_remainder": True, "pos_slice": -1}
+    close(ours.stack_head_results(**last), theirs.stack_head_results(**last))
     stack = ours.decompose_resid()
     close(ours.apply_ln_to_stack(stack), theirs.apply_ln_to_stack(stack))
-    close(ours.apply_ln_to_stack(stack[..., -1, :], pos_slice=-1), theirs.apply_ln_to_stack(stack[..., -1, :], pos_slice=-1))  # fmt: skip
+    newest = stack[..., -1, :]
+    close(ours.apply_ln_to_stack(newest, pos_slice=-1), theirs.apply_ln_to_stack(newest, pos_slice=-1))
     answers = torch.tensor([5, 9])
     close(ours.logit_attrs(stack, answers), theirs.logit_attrs(stack, answers))
     whole = ours.get_full_resid_decomposition(expand_neurons=False)

@@ -1,7 +1,7 @@
 """Which tokens of a layer stay, where each text of a batch may keep its own number of them.
 
-A cache is as wide as its longest row. A text that keeps fewer tokens than another has places left: in those stand tokens
-that nobody attends to, padding where the text has some, else tokens of its own at position `interp.cache.segments.NOWHERE`.
+A cache is as wide as its longest row. A text that keeps fewer tokens than another has places left: in those stand
+tokens that nobody attends to, padding where the text has some, else tokens of its own at the position `NOWHERE`.
 """
 
 from __future__ import annotations

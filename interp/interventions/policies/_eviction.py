@@ -35,9 +35,9 @@ class Eviction(CachePolicy):
     """Keep the `budget` best tokens of the prompt in every key/value head and drop the others.
 
     Args:
-        budget: tokens that stay: a float is a share of the prompt's tokens, though never less than the sinks, the recent
-            tokens and one token; a whole number that many tokens, and a bound: another turn does not exceed it. In a
-            padded batch each text keeps what it keeps alone.
+        budget: tokens that stay: a float is a share of the prompt's tokens, though never less than what always stays
+            and one token; a whole number that many tokens, and a bound: another turn does not exceed it. In a padded
+            batch each text keeps what it keeps alone.
         sinks: tokens at the text's beginning that always stay.
     """
 
@@ -107,7 +107,7 @@ def tokens_of(budget: float | int, tokens: int) -> int:
 
 
 class EvictionPlan(Plan):
-    """An `Eviction` at work on one sequence: the prompt is cut once, and again where another turn exceeds a whole number.
+    """An `Eviction` at work on one sequence: the prompt is cut once, and again where a turn exceeds a whole number.
 
     A method that also acts at steps derives from it and sets `each_step`; what it may rely on is said in `Plan`.
     """
@@ -143,8 +143,14 @@ class EvictionPlan(Plan):
         """How many tokens of each text a layer is to hold, by the text's own length."""
         return [self.policy.size(replace(self.prompt, tokens=n), layer) for n in lengths(stored)]
 
+    def needed(self, layer: int, stored: StoredLayer) -> list[int]:
+        """The same, where nothing grows into room to spare: no more than the text that keeps most has tokens."""
+        sizes = self.sizes(layer, stored)
+        most = max(min(size, n) for size, n in zip(sizes, lengths(stored), strict=True))
+        return [min(size, most) for size in sizes]
+
     def compress(self, layer: int, stored: StoredLayer) -> None:
-        scores, sizes = self.scored.pop(layer), self.sizes(layer, stored)
+        scores, sizes = self.scored.pop(layer), self.needed(layer, stored)
         if max(sizes) < stored.seen:
             self.evict(layer, stored, scores, sizes, self.recents(sizes))
 
@@ -184,7 +190,7 @@ class EvictionPlan(Plan):
         """Cut the layer again where it exceeds a whole number, by what the turn's queries say."""
         if not isinstance(self.policy.budget, int):
             return
-        sizes = self.sizes(layer, stored)
+        sizes = self.needed(layer, stored)
         if stored.kept <= max(sizes):
             return
         seen = event()

@@ -171,8 +171,8 @@ class D2OPlan(StepPlan):
     def _say_that_shares_are_shared(self, texts: int, metric: budgets.Metric) -> None:
         if texts > 1 and metric != "uniform":
             warnings.warn(
-                f"d2o: a layer has one share for all {texts} texts of this batch, from the mean over them, so that each "
-                "keeps other tokens than it would alone; read them one by one, or set metric='uniform'.",
+                f"d2o: a layer has one share for all {texts} texts of this batch, from the mean over them, so that "
+                "each keeps other tokens than it would alone; read them one by one, or set metric='uniform'.",
                 stacklevel=2,
             )
 

@@ -55,7 +55,9 @@ class H2O(_HeavyHitters):
     """Attention received from all queries so far, in the prompt and while generating; the cache keeps its size.
 
     After the prompt the cache is cut to the budget, or grows up to a whole number that is larger; from then on, with
-    every new token, the least attended old token goes. A budget of 1.0 keeps all, what follows the prompt too. Source: paper, algorithm 1; here per key/value head, summed over the group.
+    every new token, the least attended old token goes. A budget of 1.0 keeps all, what follows the prompt too.
+
+    Source: paper, algorithm 1; here per key/value head, summed over the group.
 
     Examples:
         >>> with lens.apply(interp.H2O(budget=0.5)):

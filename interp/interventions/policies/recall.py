@@ -146,7 +146,7 @@ class RecallPlan(EvictionPlan):
 
     def another_turn(self, layer: int, stored: StoredLayer, event: Callable[[], AttentionEvent]) -> None:
         """Summaries stay as they are; what the turn takes is made up for by tokens, which go without one."""
-        sizes = self.sizes(layer, stored)
+        sizes = self.needed(layer, stored)
         if not isinstance(self.policy.budget, int) or stored.kept <= max(sizes):
             return
         if not stored.lost_something:
@@ -162,8 +162,8 @@ class RecallPlan(EvictionPlan):
     def _summaries(
         self, readers: Readers, lost: Segment, padding: Tensor | None, counts: Sequence[int]
     ) -> tuple[Segment, Tensor, Tensor]:
-        """As many tokens of each text as `counts` says in place of the evicted ones; each stands at the mean position of
-        its cluster. What a text has of them beyond that stands nowhere.
+        """As many tokens of each text as `counts` says in place of the evicted ones; each stands at the mean position
+        of its cluster. What a text has of them beyond that stands nowhere.
 
         Also, of each evicted token `[batch, head, E]`, the number of its summary, -1 for padding, and how much of that
         it is.

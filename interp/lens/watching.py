@@ -1,0 +1,133 @@
+"""Hooks on a model's own modules for the time of one Lens call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.lens.anatomy import BlockParts, first
+from interp.lens.strict_hooks import Hook, HookPoint
+from interp.lens.turns import mine
+from interp.seam import points as table
+from interp.seam.attention import Site
+from interp.seam.points import live
+
+Tensor = torch.Tensor
+Args = tuple[Any, ...]
+
+
+def forward_hook(stack: ExitStack, module: nn.Module | None, hook: Hook) -> None:
+    """A forward hook of this call alone, until the stack unwinds."""
+    assert module is not None  # a point exists only where its module was found
+    stack.callback(module.register_forward_hook(mine(hook)).remove)
+
+
+def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
+    """Hooks on a block's modules for its hooked points along the residual stream, until the stack unwinds."""
+    on = partial(forward_hook, stack)
+
+    def point(name: str) -> HookPoint | None:
+        return getattr(room, name, None)
+
+    rest = point("hook_mlp_out") if part.writers.rest else None
+    if live(point("hook_resid_pre")) or live(point("hook_resid_mid")) or live(rest):
+        resid: dict[str, Tensor] = {}
+
+        def enter(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
+            given = args[0] if args else kwargs["hidden_states"]
+            resid["pre"] = given = room.hook_resid_pre(given)
+            return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
+
+        stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
+    for name in ("hook_attn_out", "hook_mixer_out"):
+        if live(point(name)):
+            on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
+    if part.middle is not None and live(point("hook_resid_mid")):
+        on(part.middle, lambda m, a, out: replaced(out, room.hook_resid_mid(first(out))))
+    elif live(point("hook_resid_mid")):
+        on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
+    if live(rest):
+
+        def leave(module: nn.Module, args: Args, out: Any) -> None:
+            resid["mid"] = resid["pre"] + part.residual_scale * first(out).view_as(resid["pre"])
+
+        on(part.attn_out, leave)  # after the hooks above, so that it sees what they left
+        on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
+    elif live(point("hook_mlp_out")):
+        on(part.mlp_out, written_through(room.hook_mlp_out, part.mlp_scale))
+    if any(live(point(name)) for name in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")):
+        for module in part.overwritten:  # after the hooks above, which may have kept what they saw
+            on(module, lambda m, a, out: replaced(out, first(out).clone()))
+    if live(point("hook_resid_post")):
+        on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
+
+
+def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack: ExitStack) -> Site:
+    """The site of a block's attention for one call, with what it has to be told while the call runs.
+
+    points: all hook points of the Lens by name.
+    """
+    offered = table.attention_points(part.seen["rotary"], part.gated)
+    names = {p.name: points.get(f"blocks.{layer}.{p.name}") for p in offered}
+    site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
+    site.kept_in = part.seen.get("reads", layer)
+
+    def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
+        site.position_embeddings = kwargs.get("position_embeddings")
+
+    assert part.attention is not None
+    stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
+    if part.gated and live(gated := names.get("attn.hook_gated_z")):
+        assert part.out_projection is not None
+        heads = part.seen["n_heads"]
+
+        def read(module: nn.Module, args: Args) -> Args:
+            return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
+
+        stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
+    return site
+
+
+def replaced(out: Any, value: Tensor) -> Any:
+    """A module's output with its tensor replaced; the rest of a tuple or list stays."""
+    if isinstance(out, list):
+        return [value, *out[1:]]
+    return (value, *out[1:]) if isinstance(out, tuple) else value
+
+
+def written_through(point: HookPoint, scale: float, start: Callable[[], Any] | None = None) -> Callable[..., Any]:
+    """A forward hook on a module whose output, times `scale`, is added to the residual stream.
+
+    The point sees what the module writes or, given `start`, the residual stream `start()` + what it writes. An edit (a
+    returned value or a change in place) becomes a change of the module's output, so it moves the residual stream.
+    """
+
+    def hook(module: nn.Module, args: Args, out: Any) -> Any:
+        own = first(out)
+        if start is None and scale == 1:
+            return replaced(out, point(own))
+        before = scale * own if start is None else start() + scale * own.view_as(start())
+        version = before._version
+        after = point(before)
+        if after is before and before._version == version and not before.requires_grad:
+            return out
+        if start is None:
+            return replaced(out, after / scale)
+        return replaced(out, own + (after - (start() + scale * own)) / scale)
+
+    return hook
+
+
+def moved(point: HookPoint, mid: Tensor, post: Tensor) -> Tensor:
+    """A block's output after a point has seen what leads from `mid` to it; an edit moves the output."""
+    before = post - mid
+    version = before._version
+    after: Tensor = point(before)
+    if after is before and before._version == version and not before.requires_grad:
+        return post
+    return post + (after - (post - mid))

@@ -1,0 +1,42 @@
+"""Lenses of tiny models of any type, for tests that leave them as they were."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+import interp
+from benchmarks.coverage.build import build
+from benchmarks.coverage.kinds import FAMILIES
+from tests.models import tokenizer
+
+Tensor = torch.Tensor
+
+
+@cache
+def lens_of(kind: str, family: str = "causal") -> interp.Lens:
+    """A Lens of the tiny model that `make coverage` measures; skips where transformers has no such type."""
+    return interp.load(model_of(kind, family), tokenizer=tokenizer())
+
+
+@cache
+def model_of(kind: str, family: str = "causal") -> torch.nn.Module:
+    if kind.partition("@")[0] not in FAMILIES[family][0]:
+        pytest.skip(f"this release of transformers has no {kind}")
+    return build(family, kind)
+
+
+def ids(length: int = 20, batch: int = 1, seed: int = 3) -> Tensor:
+    return torch.randint(5, 90, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def kept(lens: interp.Lens, *points: str) -> dict[str, Tensor]:
+    """What the points of all layers saw."""
+    return dict(lens.run_with_cache(ids(), names_filter=lambda name: name.endswith(points))[1].items())
+
+
+@torch.no_grad()
+def logits_with(lens: interp.Lens, name: str, edit: object) -> Tensor:
+    return lens.run_with_hooks(ids(), fwd_hooks=[(name, edit)])
