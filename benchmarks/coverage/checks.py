@@ -127,6 +127,8 @@ class Checks:
 
     def values(self) -> float:
         """What the heads put out is the pattern times the values."""
+        if not self.names("attn.hook_cached_v"):
+            raise Unknown("there is no such point")
         cache, pairs = self.kept("attn.hook_cached_v", "attn.hook_z"), []
         for pattern, v, z in zip(
             self.shown(), self.names("attn.hook_cached_v"), self.names("attn.hook_z"), strict=True

@@ -98,6 +98,9 @@ def _eager(model: Any) -> Any:
     other = copy.deepcopy(model)
     try:
         other.set_attn_implementation("eager")
+        for part in other.modules():  # models that compute attention in their own code do not let it be set (Falcon)
+            if isinstance(part, transformers.PreTrainedModel):
+                part.config._attn_implementation_internal = "eager"
     except Exception:  # whatever a model says that has no such choice
         return model
     return other
