@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the important ones")
     parser.add_argument("--jobs", type=int, default=2, help="types at a time")
     parser.add_argument("--timeout", type=float, default=90, help="seconds for one type")
+    parser.add_argument("--write", action="store_true", help="keep what is found of the types named, too")
     options = parser.parse_args(arguments)
     some = bool(options.kinds or options.quick)
     targets = kinds.targets(options.kinds) if options.kinds else kinds.quick() if options.quick else kinds.targets([])
@@ -45,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     before = {(row["family"], row["kind"]): row for row in page.rows()} if page.CSV.exists() else {}
     problems = worse(rows, before)
     print(*problems, sep="\n", file=sys.stderr)
-    if not some:
+    if options.write and some:
+        before |= {(row["family"], row["kind"]): row for row in rows}
+        rows = list(before.values())
+    if options.write or not some:
         write(rows)
         page.PAGE.write_text(page.page(), encoding="utf-8")
         print(f"wrote {page.CSV.name} and {page.PAGE.name}")
@@ -66,7 +70,7 @@ def _warm_up() -> None:
 def write(rows: list[Row]) -> None:
     """The rows as CSV, with the versions in each. Seconds differ from run to run, and stay out of it."""
     versions = {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "done")} | versions for row in rows]
+    rows = [versions | {k: v for k, v in row.items() if k not in ("seconds", "done")} for row in rows]
     columns = list(dict.fromkeys([*FACTS, *(name for row in rows for name in row)]))
     with page.CSV.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")

@@ -142,16 +142,17 @@ class Checks:
         return _off((m, p.float().sum(2)) for m, p in zip(mass, self.shown(), strict=True))
 
     def column_mass_padded(self) -> float:
-        """A row that sees no key, as sparse attention may leave one, attends to all alike, and counts nowhere."""
+        """Of one run with both, since what sparse attention selects among padding depends on who computes it. A row
+        that sees no key, as it may leave one, attends to all alike, and counts nowhere."""
         if self.padded is None:
             raise Unknown("the model takes no mask")
-        given = {"tokens": self.texts.padded, "attention_mask": self.texts.mask}
-        shown = _ordered(self.kept("attn.hook_pattern", **given), self.names("attn.hook_pattern"))
-        mass = _ordered(self.kept("attn.hook_column_mass", **given), self.names("attn.hook_column_mass"))
+        points = ("attn.hook_pattern", "attn.hook_column_mass")
+        cache = self.kept(*points, tokens=self.texts.padded, attention_mask=self.texts.mask)
+        shown, mass = (_ordered(cache, self.names(point)) for point in points)
         rows, keys = self.texts.mask[:, None, :, None].bool(), self.texts.mask[:, None].bool()
         pairs = []
         for m, p in zip(mass, shown, strict=True):
-            sees = p.where(~keys[:, :, None], 0.0).sum(-1, keepdim=True) == 0
+            sees = p.amax(-1, keepdim=True) - p.amin(-1, keepdim=True) > 1e-6
             pairs.append((m.where(keys, 0.0), p.where(rows & sees, 0.0).sum(2).where(keys, 0.0)))
         return _off(pairs)
 
@@ -179,9 +180,9 @@ class Checks:
         return max(off)
 
     def readout(self) -> float:
-        last = f"blocks.{self.lens.cfg.n_layers - 1}.hook_resid_post"
-        if last not in self.lens.hook_dict:
+        if not (ends := self.names("hook_resid_post")):
             raise Unknown("there is no such point")
+        last = ends[-1]  # of the last block that text passes
         _, cache = self.lens.run_with_cache(self.texts.short, names_filter=lambda name: name == last)
         logits = self.lens.unembed(self.lens.normalized(cache[last]))
         finite = self.bare.logits > torch.finfo(logits.dtype).min  # columns that are ruled out for good

@@ -31,6 +31,7 @@ GROUPS = (
     ("carries a bias", "an attention mask with a bias"),
     ("dropped nothing", "policies have no layer to act on"),
     ("has no layer whose cache", "policies have no layer to act on"),
+    ("its cache is bounded already", "policies have no layer to act on"),
     ("latent", "latent attention"),
     ("unknown way", "readout unknown"),
     ("final norm", "readout unknown"),
@@ -78,8 +79,16 @@ def judge(row: Row) -> Verdict:
     if not lacking:
         return Verdict("full", "with eager attention" if row.get("needs_eager") else "", "")
     groups = dict.fromkeys(group(text) for text in lacking)
-    told = (f"{', '.join(names)}: {text}" if names else text for text, names in lacking.items())
+    told = (f"{', '.join(_together(names))}: {text}" if names else text for text, names in lacking.items())
     return Verdict("partial", " + ".join(groups), "; ".join(told))
+
+
+def _together(names: list[str]) -> list[str]:
+    """The checks of the four policies as one word, where all are among them."""
+    policies = [name for name in names if name.split("_")[0] in ("think", "snapkv", "h2o", "d2o")]
+    if len(policies) < 7:
+        return names
+    return [*(name for name in names if name not in policies), "all four policies"]
 
 
 def group(text: str) -> str:

@@ -70,13 +70,14 @@ class Bare:
         """Weights `[batch, head, query, key]` of so many layers: what the model itself reports or, where it reports
         none, what the attention function of its own file returns. None where neither is to be had, or where the model
         run eagerly computes something else (PaliGemma)."""
-        logits = self.model(tokens, use_cache=False, **given).logits
+        real = given.get("attention_mask", torch.ones_like(tokens)).bool()
         for weights_of in (self._reported, self._overheard):
             try:
+                logits = self.model(tokens, use_cache=False, **given).logits[real]
                 weights, seen = weights_of(tokens, given)
-            except Exception:  # whatever a model says that reports none, or is not run eagerly
+            except Exception:  # whatever a model says that reports none, is not run eagerly, or knows no positions
                 continue
-            if len(weights) == layers and torch.allclose(seen, logits, rtol=1e-3, atol=1e-3 * _size(logits)):
+            if len(weights) == layers and torch.allclose(seen[real], logits, rtol=1e-3, atol=1e-3 * _size(logits)):
                 return weights
         return None
 

@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, int], ...] = (
     (r"global_head_dim|q_lora_rank", 32),
     (r"qk_rope_head_dim|rotary_dim|laurel_rank|.*chunk_size|mamba_n_heads|mamba_num_heads", 8),
     (r"qk_head_dim", 24),
-    (r"attention_chunk_size|.*sliding_window.*|.*window_size|local_attention|floor_scale|index_topk", WINDOW),
+    (r".*sliding_window.*|.*window_size|local_attention|floor_scale|index_topk", WINDOW),
     (r".*head_dim|.*d_head|d_kv|dim_head|kv_channels|mamba_headdim|query_pre_attn_scalar|.*lora_rank", HEAD_DIM),
     (r"(mamba_)?(d_state|state_size|ssm_state_size)|num_mel_bins|adapter_dim", HEAD_DIM),
     (r"mamba_d_ssm", 128),

@@ -180,7 +180,8 @@ class LensCache(DynamicCache):
             else:
                 held = [(name, getattr(layer, name, None)) for name in ("keys", "values")]
                 for name in ("conv_states", "recurrent_states"):
-                    held += [(name, state) for state in getattr(layer, name, {}).values()]
+                    states = getattr(layer, name, {})  # by number; older releases of transformers hold one alone
+                    held += [(name, state) for state in (states.values() if isinstance(states, dict) else [states])]
                 yield from ((i, name, tensor) for name, tensor in held if isinstance(tensor, Tensor))
 
     def nbytes(self) -> int:
