@@ -18,6 +18,8 @@ def points_of_attention(block: BlockParts) -> list[tuple[Point, str | None]]:
     offered = table.softmax_points()
     if "d_value" not in block.seen:
         offered = tuple(point for point in offered if point.name != "attn.hook_z")
+    if not block.seen.get("values"):
+        offered = tuple(point for point in offered if point.name != "attn.hook_cached_v")
     known = {point.name: point for rotary in (False, True) for point in table.attention_points(rotary, block.gated)}
     why = only_open(block.attention)
     return [(point, None if point in offered or point is table.GATED else why) for point in known.values()]

@@ -39,7 +39,7 @@ class _Keys:
         self.number[module] = scores.shape[-1]
         return softmax(scores)
 
-    def mixed(self, module: nn.Module, mixing: Tensor, z: Tensor, axes: Axes) -> Tensor | None:
+    def mixed(self, module: nn.Module, mixing: Tensor, values: Tensor | None, z: Tensor, axes: Axes) -> Tensor | None:
         return z
 
 

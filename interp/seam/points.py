@@ -72,7 +72,7 @@ def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
     return (*points, *((GATED,) if gated else ()), *((PRE_ROTARY,) if rotary else ()))
 
 
-OPEN = ("hook_attn_scores", "hook_pattern", "hook_z", "hook_column_mass", "hook_row_entropy")
+OPEN = ("hook_attn_scores", "hook_pattern", "hook_cached_v", "hook_z", "hook_column_mass", "hook_row_entropy")
 
 
 def softmax_points() -> tuple[Point, ...]:

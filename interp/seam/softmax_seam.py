@@ -43,16 +43,17 @@ class Opening(Protocol):
     def probabilities(self, module: nn.Module, scores: Tensor, softmax: Softmax, real: Tensor | None) -> Tensor:
         """The softmax of scores; `real` tells the tokens from the padding, where the model was given a mask."""
 
-    def mixed(self, module: nn.Module, mixing: Tensor, z: Tensor, axes: Axes) -> Tensor | None:
+    def mixed(self, module: nn.Module, mixing: Tensor, values: Tensor | None, z: Tensor, axes: Axes) -> Tensor | None:
         """The product z of `mixing`, which has the probabilities' size, and values; None where it is another product.
 
+        values: `[batch, head, key, channel]`, or with batch and heads as one axis; None where they lie otherwise.
         axes: where batch, position, head and channel lie in z; None where batch and heads are one axis, the first.
         """
 
 
 def only_open(module: nn.Module) -> str:
     """Why a layer that calls softmax itself lacks what other layers have."""
-    return f"{type(module).__name__} computes its attention itself, so only scores and pattern can be reached"
+    return f"{type(module).__name__} computes its attention itself; only scores, pattern, values and z can be reached"
 
 
 @contextmanager
@@ -140,15 +141,18 @@ class _Mode(TorchFunctionMode):
     def _product(self, module: nn.Module, site: Opening, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
         given: Any = args[0] if args else None
+        values: Any = args[1] if len(args) > 1 else None
         axes: Axes = (0, 2, 1, 3)
         if func is torch.einsum:
-            given, axes = args[1][0] if isinstance(args[1], (tuple, list)) else args[1], axes_of(args[0])
+            given, values = args[1] if isinstance(args[1], (tuple, list)) else args[1:3]
+            axes, values = axes_of(args[0]), values_of(args[0], values)
         assert self.awaited is not None
         if not isinstance(given, Tensor) or (module, given.numel(), given.shape[-1]) != self.awaited:
             return out
         if out.ndim not in (3, 4) or axes is None:
             return out
-        z = site.mixed(module, given, out, axes if out.ndim == 4 else None)
+        values = values if isinstance(values, Tensor) and values.ndim == out.ndim else None
+        z = site.mixed(module, given, values, out, axes if out.ndim == 4 else None)
         if z is None:
             return out
         self.awaited = None
@@ -168,6 +172,14 @@ def axes_of(equation: str) -> tuple[int, int, int, int] | None:
         return None
     at = [out.index(letter) for letter in rows + channel]
     return at[0], at[2], at[1], at[3]
+
+
+def values_of(equation: str, values: Tensor) -> Tensor | None:
+    """The second operand of such an einsum as `[batch, head, key, channel]`; None where it has other axes."""
+    rows, _, own = equation.replace(" ", "").partition("->")[0].partition(",")
+    channel = "".join(letter for letter in own if letter not in rows)
+    wanted = rows[0] + rows[1] + rows[3:4] + channel
+    return values.permute([own.index(letter) for letter in wanted]) if sorted(wanted) == sorted(own) else None
 
 
 def _call(
@@ -223,7 +235,9 @@ class SoftmaxSite:
         for name, point in wanted.items():
             show(point, FROM_PATTERN[name](seen))
 
-    def mixed(self, module: nn.Module, mixing: Tensor, z: Tensor, axes: Axes) -> Tensor | None:
+    def mixed(self, module: nn.Module, mixing: Tensor, values: Tensor | None, z: Tensor, axes: Axes) -> Tensor | None:
+        if values is not None and live(point := self.points.get("attn.hook_cached_v")):
+            show(point, by_head(values, self.heads).transpose(1, 2))
         point = self.points.get("attn.hook_z")
         if not live(point):
             return z
@@ -270,7 +284,7 @@ class SoftmaxNotes:
         self._pattern = pattern
         return pattern
 
-    def mixed(self, module: nn.Module, mixing: Tensor, z: Tensor, axes: Axes) -> Tensor | None:
+    def mixed(self, module: nn.Module, mixing: Tensor, values: Tensor | None, z: Tensor, axes: Axes) -> Tensor | None:
         if self._pattern is None or mixing.shape[-1] != self._pattern.shape[-1]:
             return None
         if not torch.allclose(mixing.flatten().float(), self._pattern.flatten().float(), rtol=1e-2, atol=1e-6):
@@ -278,4 +292,5 @@ class SoftmaxNotes:
         heads = self.calls[module][-1]["n_heads"]
         opened = by_head(z, heads).transpose(1, 2) if axes is None else z.permute(axes)
         self.calls[module][-1] |= {"z": opened.flatten(2), "d_head": z.shape[-1], "d_value": z.shape[-1]}
+        self.calls[module][-1]["values"] = values is not None
         return z

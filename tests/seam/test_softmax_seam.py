@@ -307,7 +307,7 @@ def test_what_stays_inside_the_module_says_why(name: str) -> None:
     lens = lens_of(name)
     assert lens.cfg.attn_types == ("other",) * 3
     kind = type(lens.anatomy.blocks[0].attention).__name__
-    why = f"{kind} computes its attention itself, so only scores and pattern can be reached"
+    why = f"{kind} computes its attention itself; only scores, pattern, values and z can be reached"
     for point in ("hook_q", "hook_rot_q", "hook_k", "hook_v", "hook_cached_k", "hook_event", "hook_lse"):
         with pytest.raises(interp.UnknownNameError, match=why):
             lens.run_with_cache(tokens(), names_filter=f"blocks.0.attn.{point}")
