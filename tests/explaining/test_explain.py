@@ -119,7 +119,7 @@ def test_bad_input_is_refused_before_anything_runs(lens, monkeypatch):
     with pytest.raises(InterpError, match="one text at a time; these are tokens of 2"):
         explain(lens, THINK, tokens(2, S), tokens(1, 5))
     with pytest.raises(InterpError, match="has no room for 9 sinks"):
-        explain(lens, interp.H2O(budget=3, sinks=9), tokens(1, S), tokens(1, 5))
+        explain(lens, H2O(budget=3, sinks=9), tokens(1, S), tokens(1, 5))
     with pytest.raises(InterpError, match="exceed the context"):
         explain(lens, THINK, tokens(1, 510), tokens(1, 5))
     for wrong in ({"samples": 0}, {"of": "heads"}):

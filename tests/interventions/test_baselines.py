@@ -190,6 +190,8 @@ def test_a_batch_with_left_padding_is_each_text_alone(policy: Any, kind: str) ->
 def test_padding_goes_first_so_a_text_shorter_than_the_budget_loses_nothing(policy: Any) -> None:
     (ids, mask), new = left_padded(8), tokens(2, 4, seed=5)
     lens = interp.load(shared("llama"))
+    if policy.budget < 1:
+        policy = dataclasses.replace(policy, budget=int(policy.budget * PROMPT))  # a share would be one of 8 tokens
     logits, _, held = read(lens, policy, ids, new, mask)
     assert all(set(range(PROMPT - 8, PROMPT)) < set(head) for by_text in held[0].values() for head in by_text[1])
     with torch.no_grad():
