@@ -57,10 +57,17 @@ CURES = {
         "The sentence names the model and the feature of its attention that would be lost or wrong. Load it "
     "with `attn_implementation='eager'` where it says so; else take another model.",
     "is an encoder-decoder model": "Load a decoder-only model.",
-    "stacks (": "Load the language model of it alone, where transformers has such a class.",
-    "models that mix attention with other layers": "Take a model all of whose layers attend.",
+    "lists of layers (": "Load the language model of it alone, where transformers has such a class.",
+    "times in one pass (": "Take another model; `docs/coverage.md` lists those that a Lens reads.",
+    "attention modules, and a Lens has one": "Take another model; `docs/coverage.md` lists those that a Lens reads.",
+    "so a column of its attention is no token": "Take another model; `docs/coverage.md` lists those that a Lens reads.",
+    "computes other logits while its attention is looked at":
+        "Load it with another `attn_implementation`, or take a model that `docs/coverage.md` lists.",
+    "compares the attention of all layers": "Take a model all of whose layers attend.",
+    "differ in heads": "Take a model whose layers have equally many heads.",
     "is in no list of layers": "Take a model whose decoder layers stand in one `ModuleList`.",
-    "turns its unembedding into logits": "Ask for probes that read no logits; the logit lens cannot follow this model.",
+    "turns its last residual stream into logits":
+        "Ask for probes that read no logits; the logit lens cannot follow this model.",
     "has no output projection that could be found":
         "Ask for `hook_z`; what a head adds to the residual stream is unknown here.",
     "is neither a LayerNorm nor an RMSNorm": "Ask for the logit lens alone, without direct attribution.",
