@@ -52,26 +52,40 @@ class LensActivations(ActivationCache):
         try:
             return super().__getitem__(key)
         except (KeyError, AssertionError, TypeError, ValueError):
-            raise UnknownNameError(self._missing(key, known)) from None
+            self._refuse(key, known)
+            raise
 
-    def _missing(self, key: Any, names: list[str]) -> str:
+    def _refuse(self, key: Any, names: list[str]) -> None:
+        """Raise UnknownNameError for what this cache does not hold, by any of the names that were meant."""
         for name in names:
             if name in self.model.hook_dict:
-                return f"this cache holds no {name}; name it: run_with_cache(..., names_filter={name!r})."
-            if (reason := self.model.absent.get(name)) is not None:
-                return f"this model has no {name}: {reason}."
+                raise UnknownNameError(
+                    f"this cache holds no {name}; name it: run_with_cache(..., names_filter={name!r})."
+                ) from None
+            if (reason := self.model.why_absent(name)) is not None:
+                raise UnknownNameError(f"this model has no {name}: {reason}.") from None
         told = next((told for name in names if (told := point_instead(name)) is not None), None)
-        return f"this cache holds no {key!r}; {told or 'print its keys() and name one of them'}."
+        raise UnknownNameError(
+            f"this cache holds no {key!r}; {told or 'print its keys() and name one of them'}."
+        ) from None
 
     def compute_head_results(self) -> None:
         """What each head adds to the residual stream, into the cache as `attn.hook_result` of every layer."""
         self._ensure_head_results()
 
     def _ensure_head_results(self) -> bool:
-        missing = [i for i in range(self.model.cfg.n_layers) if f"blocks.{i}.attn.hook_result" not in self.cache_dict]
+        cfg = self.model.cfg
+        if len(cfg.attention_layers) < cfg.n_layers:
+            raise UnsupportedModelError(
+                f"heads of all layers are stacked, and some layers of {cfg.architecture} have none; call "
+                "lens.head_contributions for those that have."
+            )
+        missing = [i for i in range(cfg.n_layers) if f"blocks.{i}.attn.hook_result" not in self.cache_dict]
         for layer in missing:
             weight, _ = self.model.output_map(layer)
-            result = torch.einsum("...hd,hdm->...hm", self["z", layer].to(weight.dtype), weight)
+            gated = f"blocks.{layer}.attn.hook_gated_z" in self.model.hook_dict
+            read = self["gated_z" if gated else "z", layer]
+            result = torch.einsum("...hd,hdm->...hm", read.to(weight.dtype), weight)
             self.cache_dict[f"blocks.{layer}.attn.hook_result"] = self.model.cfg.residual_scale * result
         return not missing
 
@@ -104,7 +118,9 @@ class LensActivations(ActivationCache):
         resid = batch.apply(resid) if self.has_batch_dim else resid
         epsilon = next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), None)
         if epsilon is None:
-            raise UnsupportedModelError(f"{type(norm).__name__} does not say what it adds under its root.")
+            raise UnsupportedModelError(
+                f"{type(norm).__name__} does not say what it adds under its root; read lens.normalized instead."
+            )
         if torch.allclose(norm(resid + resid.std()), norm(resid), rtol=1e-3, atol=1e-3):  # no constant passes LayerNorm
             stack, resid = (x - x.mean(-1, keepdim=True) for x in (stack, resid))
         scale = (resid.float().square().mean(-1, keepdim=True) + float(epsilon)).sqrt()

@@ -98,7 +98,7 @@ def writers(calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixe
         or _alone(stream, resid_pre, resid_post, at, scale)
         or _parallel(stream, resid_pre, resid_post, mixer)
         or _sequential(stream, resid_pre, resid_post, at, scale, inner)
-        or _post_norm(stream, resid_pre, at, scale)
+        or _post_norm(stream, resid_pre, resid_post, at, scale)
         or Writers()
     )
 
@@ -127,7 +127,7 @@ def _sequential(
             later = [call for call in calls[at:] if call.name != mixer.name]
             if mlp := _adds(middle, post, later, scale):
                 return Writers(mixer, mlp)
-            if _together(middle, post, later):
+            if _together(middle, post, later, scale):
                 return Writers(mixer, rest=True)
     return None
 
@@ -160,13 +160,19 @@ def _parallel(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer: str | N
     return None
 
 
-def _post_norm(calls: list[ModuleCall], pre: Tensor, mixer_at: int, scale: float) -> Writers | None:
-    """A norm reads the input and what the mixer wrote, added up, and later modules read what it puts out."""
+def _post_norm(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float) -> Writers | None:
+    """A norm reads the input and what the mixer wrote, added up; another one reads what that norm puts out and what the
+    MLP wrote, and puts out the block's output."""
     for at, middle in _middles(calls, pre, mixer_at):
         norm, later = calls[at], calls[at + 1 :]
-        read = any(c.given is not None and norm.out is not None and torch.equal(c.given, norm.out) for c in later)
-        if read and _adds(pre, middle, calls[mixer_at:at], scale):
-            return Writers(middle=norm.name, reason="norms follow its sums, so nothing is added to the stream as it is")
+        if norm.out is None or not _adds(pre, middle, calls[mixer_at:at], scale):
+            continue
+        for last in later:
+            if last.out is None or last.given is None or not torch.equal(last.out, post):
+                continue
+            if _adds(norm.out, last.given, later, scale):
+                reason = "norms follow its sums, so nothing is added to the stream as it is"
+                return Writers(middle=norm.name, reason=reason)
     return None
 
 
@@ -192,15 +198,17 @@ def _adds(start: Tensor, target: Tensor, among: list[ModuleCall], scale: float) 
     return None
 
 
-def _together(start: Tensor, target: Tensor, among: list[ModuleCall]) -> bool:
-    """Whether target = start + the outputs of two modules."""
+def _together(start: Tensor, target: Tensor, among: list[ModuleCall], scale: float) -> bool:
+    """Whether target = start + the outputs of two modules, times 1 or the config's residual scale."""
     rounding = 8 * torch.finfo(start.dtype).eps * float(target.float().norm())
     gap = (target - start).float()
     outs: list[Tensor] = []
     for call in among:
         if call.out is not None and not any(torch.equal(call.out, out) for out in outs):
             outs.append(call.out)
-    return any(float((gap - a.float() - b.float()).norm()) <= rounding for a, b in combinations(outs, 2))
+    scales = dict.fromkeys((1.0, scale))
+    pairs = [a.float() + b.float() for a, b in combinations(outs, 2)]
+    return any(float((gap - alpha * pair).norm()) <= rounding for pair in pairs for alpha in scales)
 
 
 def same_tensor(x: Tensor, y: Tensor) -> bool:

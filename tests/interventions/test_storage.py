@@ -279,7 +279,7 @@ def test_layers_of_different_length_have_no_mask_in_common() -> None:
     assert bare.get_seq_length() == 31
     padded = prefill(lens, policy, ids, attention_mask=mask)
     mask = torch.cat([mask, torch.ones_like(one)], 1)
-    with pytest.raises(InterpError, match="tokens by layer, which no one mask fits|padding where a mask expects"):
+    with pytest.raises(InterpError, match=r"tokens by layer, which no one mask fits|padding where a mask expects"):
         lens.model(one, attention_mask=mask, past_key_values=padded, use_cache=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -46,3 +47,18 @@ def kept(lens: interp.Lens, *points: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def logits_with(lens: interp.Lens, name: str, edit: object) -> Tensor:
     return lens.run_with_hooks(ids(), fwd_hooks=[(name, edit)])
+
+
+def by_hand(lens: interp.Lens, module: str, edit: Callable[[Tensor], Tensor], reads: bool = False) -> Tensor:
+    """The bare model's logits with a module's output edited, or what it reads."""
+    part = lens.model.get_submodule(module)
+    if reads:
+        handle = part.register_forward_pre_hook(lambda m, args: (edit(args[0]), *args[1:]))
+    else:
+        handle = part.register_forward_hook(lambda m, a, o: (edit(o[0]), *o[1:]) if isinstance(o, tuple) else edit(o))
+    try:
+        logits: Tensor = lens.model(ids(), use_cache=False).logits
+    finally:
+        handle.remove()
+    assert not torch.equal(logits, lens.model(ids(), use_cache=False).logits)
+    return logits

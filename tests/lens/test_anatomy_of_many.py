@@ -18,7 +18,7 @@ from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, writers
 from interp.results.ragged import stacked
 from interp.seam.call import AttentionCall
-from tests.lens.many import ids, kept, lens_of, logits_with, model_of
+from tests.lens.many import by_hand, ids, kept, lens_of, logits_with, model_of
 
 Tensor = torch.Tensor
 
@@ -118,16 +118,17 @@ def test_other_blocks_are_told_apart() -> None:
     assert "not one vector a token" in several.reason
 
 
-def test_a_norm_after_the_sum_leaves_the_mlps_part_unknown() -> None:
+def test_where_norms_follow_sums_the_stream_is_shown_and_nothing_is_said_to_be_added() -> None:
     lens = lens_of("bert")
     assert not lens.anatomy.additive
-    cache = kept(lens, "resid_pre", "attn_out", "resid_mid", "resid_post")
+    cache = kept(lens, "resid_pre", "resid_mid", "resid_post")
     assert torch.equal(cache["blocks.1.hook_resid_pre"], cache["blocks.0.hook_resid_post"])
-    torch.testing.assert_close(
-        cache["blocks.1.hook_resid_pre"] + cache["blocks.1.hook_attn_out"], cache["blocks.1.hook_resid_mid"]
-    )
-    with pytest.raises(interp.UnknownNameError, match="a norm follows the sum"):
-        lens.run_with_cache(ids(), names_filter="blocks.0.hook_mlp_out")
+    norm = "bert.encoder.layer.1.attention.output.LayerNorm"
+    edited = logits_with(lens, "blocks.1.hook_resid_mid", lambda x, hook: 2 * x)
+    assert torch.equal(edited, by_hand(lens, norm, lambda x: 2 * x))
+    for name in ("hook_attn_out", "hook_mlp_out"):
+        with pytest.raises(interp.UnknownNameError, match="norms follow its sums"):
+            lens.run_with_cache(ids(), names_filter=f"blocks.0.{name}")
 
 
 def test_several_streams_have_attention_points_only() -> None:
@@ -179,8 +180,8 @@ def test_layers_with_other_head_dims() -> None:
 
 @pytest.mark.parametrize(("kind", "types"), [
     ("llama4_text", ("local", "local", "global")),  # chunks
-    ("gemma3n_text", ("local", "global", "local", "shared", "local", "shared")),
-    ("gemma4_text", ("local", "global", "local", "shared", "local", "shared")),
+    ("gemma3n_text", ("local", "global", "local", "global", "local", "shared")),
+    ("gemma4_text", ("local", "global", "local", "global", "local", "shared")),
     ("jetmoe", ("other",) * 3),  # its cache holds keys of fewer heads than attend
     ("deepseek_v3", ("other",) * 3),  # latents
     ("qwen3_next", ("none", "none", "global")),

@@ -110,7 +110,8 @@ def test_findings_name_the_prediction_and_where_it_comes_from() -> None:
     first, second = tokenizer().convert_ids_to_tokens(logits[-1].topk(2).indices.tolist())
     assert f'predicts "{first}"' in prediction
     rank = ds["lens_rank"].values
-    assert f"from layer {max([-1, *np.flatnonzero(rank > 1)]) + 1} on" in prediction
+    elsewhere = np.flatnonzero(rank > 1)
+    assert (f"from layer {elsewhere[-1] + 1} on" if len(elsewhere) else "in every layer") in prediction
     heads = np.abs(ds["head_attribution"].values)
     layer, head = np.unravel_index(heads.argmax(), heads.shape)
     assert f'above that of "{second}"' in contributions
