@@ -166,6 +166,10 @@ class Checks:
             if pre is None or post is None:
                 continue
             size = _size([post])
+            if self.lens.anatomy.blocks[layer].middle is not None and before is not None:  # nothing is added there, but
+                off.append(
+                    _off([(before, pre)]) / size
+                )  # the stream that leaves a block is the one that enters the next
             parallel_or_alone = mid is None and mixer is not None
             if mid is not None and mixer is not None:
                 off.append(_off([(pre + mixer, mid)]) / size)
