@@ -20,11 +20,6 @@ def test_the_same_layers_rotate_their_keys(kind: str, dtype: torch.dtype) -> Non
     assert half.absent == interp.load(shared(kind)).absent
 
 
-def test_the_demo_rotates_all_of_its_keys_in_half_precision() -> None:
-    lens = interp.load("demo", dtype="bfloat16")
-    assert not [name for name in lens.absent if name.endswith("hook_pre_rot_k")]
-
-
 def test_a_sentence_says_how_many_layers_it_is_about() -> None:
     """Where keys are known before rotation in some layers only."""
     ds = interp.probe(interp.load(shared("llama")), tokens(1, 20)[0], "channel_imbalance")["channel_imbalance"]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import interp
 from interp.subjects.demo import INSTALL, DemoMissingError, demo_gguf
 from interp.subjects.texts import demo_text
 from interp.subjects.weights import load_gguf
@@ -45,3 +46,8 @@ def test_the_demo_model_is_the_one_described_and_speaks_english():
     with torch.no_grad():
         loss = model(ids, labels=ids).loss.item()
     assert loss < 4  # nats per token; an untrained model has log(49152) = 10.8
+
+
+def test_the_demo_rotates_all_of_its_keys_in_half_precision() -> None:
+    lens = interp.load("demo", dtype="bfloat16")
+    assert not [name for name in lens.absent if name.endswith("hook_pre_rot_k")]
