@@ -196,9 +196,8 @@ def test_what_contributing_shows_works(told: dict[str, str], kind: str) -> None:
 
 
 MUTED = """from interp.interventions.edits.mute_words import MuteWords
-from tests.models import tokens
 
-EXAMPLES = [MuteWords(ids=tuple(tokens().unique().tolist()[:3]))]
+EXAMPLES = [MuteWords(ids=tuple(range(4, 66)))]  # half of all words, so that every text has some of them
 """
 
 

@@ -151,7 +151,8 @@ class EvictionPlan(Plan):
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         scores, sizes = self.scored.pop(layer), self.needed(layer, stored)
-        if max(sizes) < stored.seen:
+        # one text may lose tokens where the longest, whose columns there are, keeps all of its own
+        if max(sizes) < stored.seen or any(size < n for size, n in zip(sizes, lengths(stored), strict=True)):
             self.evict(layer, stored, scores, sizes, self.recents(sizes))
 
     def recents(self, sizes: Sequence[int]) -> list[int]:
