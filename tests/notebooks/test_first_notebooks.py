@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.running import NOTEBOOKS, run
+from tests.notebooks.running import NOTEBOOKS, run
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[: len(NOTEBOOKS) // 2], ids=lambda path: path.stem)
