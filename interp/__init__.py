@@ -44,7 +44,7 @@ _MODULES = {
     "storage": "interp.results.storage",
     **{
         name: f"interp.{name}"
-        for name in ("explaining", "figures", "icl", "interventions", "probes", "report", "subjects")
+        for name in ("explaining", "figures", "icl", "interventions", "lens", "probes", "report", "subjects")
     },
 }
 _WHERE = {
