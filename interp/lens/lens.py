@@ -373,6 +373,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
             called = [(layer, part) for layer, part in self.anatomy.attending if part.seam != "softmax"]
             sites = {layer: site_of(layer, part, self.hook_dict, stack) for layer, part in called}
+            for layer, part in called:
+                sites[layer].lender = sites.get(part.seen.get("reads", -1))
             by_module = {part.attention: sites[layer] for layer, part in called if part.attention}
             stack.enter_context(attention_through(self.model, by_module))
             stack.enter_context(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))

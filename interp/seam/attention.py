@@ -51,8 +51,11 @@ class Site:
 
     def __init__(self, layer: int, points: Mapping[str, nn.Module], rotation: Rotation | str) -> None:
         self.layer, self.points, self.rotation = layer, points, rotation
-        self.kept_in = layer
-        """The layer whose cache holds the keys: an earlier one where layers share them."""
+        self.lender: Site | None = None
+        """The site of the earlier layer whose keys and values this one attends to, where layers share them."""
+        self.through_cache = False
+        """Whether the keys of its last call came through the Lens' cache. Those of a second text do not, on which
+        guided decoding runs the model within one call."""
         self.rotary = "attn.hook_rot_q" in points
         self.position_embeddings: tuple[Tensor, Tensor] | None = None
         self.stored_new = False
@@ -85,7 +88,7 @@ class Site:
         if self.stored_new:
             self.stored_new = False
             return k, v
-        if k.shape[2] == n_new and self.kept_in == self.layer:
+        if k.shape[2] == n_new and self.lender is None:
             return self._edit("k", k), self._edit("v", v)
         start = first_new(k, n_new, call.mask, call.causal)
         for name, x in (("k", k), ("v", v)):  # a cache that is not ours, or another layer's, has them: don't touch
@@ -96,12 +99,14 @@ class Site:
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """One attention call with hook points around it; returns z `[batch, pos, head, d_head]` and weights or None."""
         q = self._edit("q", call.q)
-        # guided decoding runs the model on a second text within the call, whose keys do not come through our cache
-        cached = self.stored_new
+        self.through_cache = self.stored_new if self.lender is None else self.lender.through_cache
         k, v = self._new_keys_values(call)
-        stored = self.cache.layers[self.layer] if self.cache is not None and cached else None
+        home = self.layer if self.lender is None else self.lender.layer
+        stored = self.cache.layers[home] if self.cache is not None and self.through_cache else None
         with in_one_dtype(replace(call, q=q, k=k, v=v)) as even:
-            if isinstance(stored, StoredLayer):
+            if isinstance(stored, StoredLayer) and self.lender is not None:
+                z, weights = self._attend_lent(even, stored)
+            elif isinstance(stored, StoredLayer):
                 z, weights = self._attend_stored(even, stored)
             else:
                 z, weights = self._attend(even)

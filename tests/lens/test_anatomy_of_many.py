@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,6 +204,29 @@ def test_policies_leave_local_and_shared_layers_alone(kind: str) -> None:
         lens.generate(prompt, max_new_tokens=3, min_new_tokens=3)
     assert tuple(lens.last_cache.stored) == lens.cfg.full_attention_layers
     assert {layer.kept for layer in lens.last_cache.stored.values()} == {10}
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["packed", "in the open"])
+def test_layers_that_share_keys_attend_to_what_a_policy_left_of_them(opened: bool) -> None:
+    """Against the bare model with its whole cache and a mask over what went, the same in all layers and heads."""
+    lens, prompt = lens_of("gemma4_text"), ids(24)
+    assert lens.anatomy.blocks[5].seen["reads"] == 3
+    policy = interp.StreamingLLM(budget=8, sinks=2)
+    hooks = [("blocks.5.attn.hook_pattern", lambda pattern, hook: None)] if opened else []
+    with warnings.catch_warnings(), lens.apply(policy), lens.hooks(fwd_hooks=hooks):
+        warnings.filterwarnings("ignore", message=".* stay as they are")
+        lens(prompt, use_cache=True)
+        cache, full = lens.last_cache, lens.model(prompt, use_cache=True).past_key_values
+        for step, token in enumerate(ids(3)[0]):
+            column = torch.arange(24 + step + 1)[None, None, None]
+            lost = (column >= 2) & (column < 18)
+            masks = {
+                "full_attention": torch.zeros(lost.shape).masked_fill(lost, torch.finfo(torch.float32).min),
+                "sliding_attention": None,
+            }
+            found = lens(token.view(1, 1), past_key_values=cache, use_cache=True)
+            wanted = lens.model(token.view(1, 1), past_key_values=full, attention_mask=masks, use_cache=True).logits
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_chunks_are_seen_in_the_pattern() -> None:
