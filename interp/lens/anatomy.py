@@ -19,6 +19,7 @@ from torch import nn
 
 from interp.cache.kinds import kinds
 from interp.errors import InterpError, UnsupportedModelError
+from interp.lens.evaluating import evaluation_mode
 from interp.lens.head import Step, find_head
 from interp.lens.projection import heads_written, out_projection
 from interp.lens.trying import some_tokens, tried
@@ -47,7 +48,6 @@ class BlockParts:
     """The child whose output, times `residual_scale`, attention adds to the residual stream."""
     mlp_out: nn.Module | None
     residual_scale: float
-    parallel: bool
     rotation: Rotation | str
     """How to rotate keys back, or why that cannot be done."""
     seen: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +61,6 @@ class BlockParts:
     """False for a block that text alone does not pass (cross-attention to an image)."""
     gated: bool = False
     """Whether what the output projection reads is z times a gate."""
-    mlp_scale: float = 1.0
     overwritten: tuple[nn.Module, ...] = ()
     """Those that write to the residual stream whose output the model changes in place (Falcon adds attention's to the
     MLP's), so that what hooks see must be a copy."""
@@ -204,12 +203,12 @@ def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Ten
     """
     ids = some_tokens(model, 2)[None]
     watcher = _Watcher(in_code)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    modules = list(model.modules())
+    inside = [module for module in modules if in_code and any(module.children())]  # an nn.Softmax is not what attends
     try:
-        inside = [module for module in modes if in_code and any(module.children())]  # an nn.Softmax is not what attends
         with (
-            attention_through(model, dict.fromkeys(modes, watcher)),
+            evaluation_mode(model),
+            attention_through(model, dict.fromkeys(modules, watcher)),
             own_attention_through(model, dict.fromkeys(inside, watcher)),
             _recorded(model) as seen,
         ):
@@ -222,10 +221,7 @@ def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Ten
             f"{type(model).__name__} does not run on text tokens alone ({type(error).__name__}: {reason}); if it "
             "contains a language model that does, load that one."
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if modes.keys() != set(model.modules()):
+    if set(modules) != set(model.modules()):
         raise UnsupportedModelError(
             f"{type(model).__name__} replaced modules of its own when it read two tokens: its attention depends on how "
             "long a text is. Load it in a mode that does not (BigBird: attention_type='original_full')."
@@ -281,6 +277,7 @@ def _block(
         return None if name is None else model.get_submodule(name)
 
     attn_out = module(found.mixer.name if found.mixer else None)
+    writing = {writer.name for writer in (found.mixer, found.mlp) if writer is not None}
     parts: dict[str, Any] = {
         "block": block,
         "attention": None,
@@ -289,13 +286,7 @@ def _block(
         "attn_out": attn_out,
         "mlp_out": module(found.mlp.name if found.mlp else None),
         "residual_scale": found.mixer.scale if found.mixer else scale,
-        "mlp_scale": found.mlp.scale if found.mlp else scale,
-        "parallel": found.parallel,
-        "overwritten": tuple(
-            model.get_submodule(call.name)
-            for call in inside
-            if call.overwritten and call.name in (getattr(found.mixer, "name", None), getattr(found.mlp, "name", None))
-        ),
+        "overwritten": tuple(model.get_submodule(c.name) for c in inside if c.overwritten and c.name in writing),
         "middle": module(found.middle),
         "writers": found,
         "ran": bool(calls),
@@ -356,7 +347,7 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         attn_types=attention_types(model, anatomy),
         attn_softcap=caps[0] if caps else None,
         learned_sinks=any(facts["sinks"] for facts in seen),
-        parallel_attn_mlp=any(block.parallel for block in anatomy.blocks),
+        parallel_attn_mlp=any(block.writers.parallel for block in anatomy.blocks),
         residual_scale=anatomy.blocks[0].residual_scale,
     )
 

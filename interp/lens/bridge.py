@@ -22,10 +22,9 @@ from interp.lens.anatomy import Anatomy, BlockParts
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.reading_input import unpacked, without_types
-from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.readout import FinalNorm
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
-from interp.lens.text import TextMixin
 from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
@@ -37,7 +36,7 @@ from interp.seam.points import live
 Tensor = torch.Tensor
 
 
-class BridgeLens(TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
+class BridgeLens(WeightsMixin, HookedLens):
     """The Lens interface on a TransformerBridge, for probes and hooks. The bridge is used as it is."""
 
     cfg: LensConfig
@@ -266,7 +265,6 @@ class BridgeLens(TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
                 attn_out=_wrapped(block.ln1_post) if hasattr(block, "ln1_post") else block.attn,
                 mlp_out=getattr(block, "ln2_post", block.mlp),
                 residual_scale=self.cfg.residual_scale,
-                parallel=self.cfg.parallel_attn_mlp,
                 rotation="a TransformerBridge rotates keys itself",
                 writers=Writers(Writer("attn"), Writer("mlp"), self.cfg.parallel_attn_mlp),
             )

@@ -11,7 +11,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -38,15 +38,19 @@ _modes: WeakKeyDictionary[nn.Module, _Modes] = WeakKeyDictionary()
 
 @contextmanager
 def evaluating(lens: object) -> Iterator[None]:
-    """Evaluation mode for the model of a lens while the block runs; then every module has its own mode again.
+    """Evaluation mode for the model of a lens while the block runs; see `evaluation_mode`."""
+    held = [part for name in ("model", "bridge") if isinstance(part := getattr(lens, name, None), nn.Module)]
+    roots = held or ([lens] if isinstance(lens, nn.Module) else [])
+    with evaluation_mode(*roots) if roots else nullcontext():  # whoever is called with something else says what it is
+        yield
+
+
+@contextmanager
+def evaluation_mode(*roots: nn.Module) -> Iterator[None]:
+    """Evaluation mode for modules and all inside them while the block runs; then every module has its own mode again.
 
     Measurements of several threads may overlap: the last one to end puts the modes back.
     """
-    held = [part for name in ("model", "bridge") if isinstance(part := getattr(lens, name, None), nn.Module)]
-    roots = held or ([lens] if isinstance(lens, nn.Module) else [])
-    if not roots:  # whoever is called with it says what it is not
-        yield
-        return
     with _lock:
         kept = _modes.setdefault(roots[0], _Modes())
         kept.users += 1

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
-
-from transformers import PreTrainedModel
 
 from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError, UnsupportedModelError
@@ -46,7 +43,6 @@ class Block:
 NOTHING = Block(None)
 _open: ContextVar[tuple[Block, ...]] = ContextVar("interp_apply", default=())
 """The blocks that this thread, or this task of an event loop, is in; another one is in none of them."""
-ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 Applied = TypeVar("Applied", bound=InterventionLens)
 
 
@@ -58,6 +54,8 @@ class InForce:
 
     cfg: LensConfig
     anatomy: Anatomy
+    caches: bool
+    """Whether the model goes on from a cache of keys and values that it is given."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -65,11 +63,6 @@ class InForce:
     @property
     def _block(self) -> Block:
         return next((block for block in reversed(_open.get()) if block.owner is self and block.open), NOTHING)
-
-    @property
-    def caches(self) -> bool:
-        """Whether the model goes on from a cache of keys and values that it is given."""
-        return takes_cache(self.model)
 
     @property
     def policies(self) -> tuple[CachePolicy, ...]:
@@ -160,16 +153,9 @@ class InForce:
                 block = self.anatomy.blocks[i].block
                 stack.callback(block.register_forward_pre_hook(mine(layer.enter), with_kwargs=True).remove)
 
-    def refuse_guessing(self, kwargs: dict[str, Any]) -> None:
+    def refuse_guessing(self, asked: Sequence[str], past: Any) -> None:
         """Assisted generation reads guessed tokens with the prompt: a policy would take them for the prompt's."""
-        carries = getattr(kwargs.get("past_key_values"), "keeper", None) is not None
-        said = (kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
-        asked = [
-            name
-            for name in ASSISTED
-            if kwargs.get(name) is not None or any(getattr(config, name, None) is not None for config in said)
-        ]
-        if asked and (self.policies or carries):
+        if asked and (self.policies or getattr(past, "keeper", None) is not None):
             raise InterpError(f"assisted generation ({asked[0]}) does not go with a cache policy; leave it out.")
 
     def admit_cache(self, past: Any) -> None:
@@ -184,13 +170,6 @@ class InForce:
             )
         if self.policies and all(cache is not past for _, cache in self._block.keepers):
             self._block.keepers.append((past.keeper, past))
-
-
-def takes_cache(model: Any) -> bool:
-    """Whether a model's forward pass, or that of its decoder, takes `past_key_values`."""
-    inside = model.get_decoder() if isinstance(model, PreTrainedModel) else model
-    forwards = [part.forward for part in (model, getattr(model, "base_model", model), inside) if part is not None]
-    return any("past_key_values" in inspect.signature(forward).parameters for forward in forwards)
 
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self, cast
@@ -32,14 +32,12 @@ from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
 from interp.lens.offered import elsewhere, missing, points_of_attention
-from interp.lens.own_attention import own_sites
 from interp.lens.reading_input import left_padded, unpacked, without_types
-from interp.lens.readout import FinalNorm, ReadoutMixin
+from interp.lens.readout import FinalNorm
 from interp.lens.staying_current import CurrentMixin, looking_once
-from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
-from interp.lens.text import TextMixin
+from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
 from interp.lens.turns import refuse_nesting, turn_of
-from interp.lens.watching import attach_residual, forward_hook, site_of
+from interp.lens.watching import attach_residual, forward_hook, own_sites, site_of
 from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
 from interp.seam.config import LensConfig
@@ -47,11 +45,9 @@ from interp.seam.routing import attention_through
 from interp.seam.softmax_seam import own_attention_through
 
 Tensor = torch.Tensor
-Args = tuple[Any, ...]
-On = Callable[[nn.Module | None, Hook], None]
 
 
-class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
+class Lens(CurrentMixin, WeightsMixin, HookedLens):
     """Hook points around `model`, any decoder-only transformers model.
 
     Attention is reached through transformers' registry or, in models that compute it in their own code, where that
@@ -96,11 +92,13 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         self.point_table.clear()
         self._build_points(anatomy)
         self.setup()
-        acting = self._interventions
-        acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
         takes = inspect.signature(self.model.forward).parameters
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self._keywords = known_keywords(self.model)
+        named = parameters_of(self.model)
+        self._keywords = (named | {"use_cache", "past_key_values", *TransformersKwargs.__annotations__}) - {"kwargs"}
+        acting = self._interventions
+        acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
+        acting.caches = "past_key_values" in named
 
     def _build_points(self, parts: Anatomy) -> None:
         if parts.embeds_by_token:
@@ -235,8 +233,8 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         if not hasattr(self.model, "generate"):
             raise UnsupportedModelError(f"{self.cfg.architecture} does not generate text; call the Lens itself.")
         asked = generation.Settings(self.model, kwargs, max_new_tokens)
-        guessing = {name: asked.held(name) for name in generation.GUESSING}
-        self._interventions.refuse_guessing(guessing | {"past_key_values": kwargs.get("past_key_values")})
+        guessing = [name for name in generation.GUESSING if asked.held(name) is not None]
+        self._interventions.refuse_guessing(guessing, kwargs.get("past_key_values"))
         use_cache = asked.use_cache(acting=bool(self.policies_in_force)) and self._interventions.caches
         kwargs = asked.keywords(tokens.shape[1], use_cache, self.tokenizer)
         self.check_length(tokens.shape[1] + asked.new_tokens(tokens.shape[1]))
@@ -244,7 +242,7 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
         if attention_mask is None:
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         self.check_mask(attention_mask, tokens, 0)
-        if names_filter is not None and any(value is not None for value in guessing.values()):
+        if names_filter is not None and guessing:
             raise InterpError("assisted generation reads tokens that it gives up again; leave names_filter out.")
         recorder = None if names_filter is None else generation.Recorder(self, names_filter)
         with ExitStack() as stack:
@@ -388,12 +386,11 @@ class Lens(CurrentMixin, TextMixin, ReadoutMixin, WeightsMixin, HookedLens):
                 self._interventions.attach_edits(sites, cache, stack)
 
 
-def known_keywords(model: nn.Module) -> set[str]:
-    """Arguments that a model's forward pass understands; anything else it would swallow without a word."""
+def parameters_of(model: nn.Module) -> set[str]:
+    """The arguments that a model's forward pass names, itself or in the decoder that it hands them down to."""
     inside: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else None
     parts = [part for part in (model, getattr(model, "base_model", model), inside) if part is not None]
-    signatures = [inspect.signature(part.forward).parameters for part in parts]
-    return set(TransformersKwargs.__annotations__).union({"use_cache", "past_key_values"}, *signatures) - {"kwargs"}
+    return set().union(*(inspect.signature(part.forward).parameters for part in parts))
 
 
 def _refuse_lossy_delegates(cfg: LensConfig) -> None:

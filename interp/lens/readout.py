@@ -97,17 +97,26 @@ class ReadoutMixin:
         return part.residual_scale * contributions
 
 
-def output_norms(cfg: LensConfig, part: BlockParts, layer: int) -> Float[Tensor, "head d_head"]:
-    """What `Lens.output_norms` returns, of the layer whose parts are `part`; where z meets a gate, without it."""
+def output_map(
+    cfg: LensConfig, part: BlockParts, layer: int
+) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
+    """(W_O, b_O) of the layer whose parts are `part`, read off from what its output projection does, whatever module
+    that is; where z meets a gate, without it."""
     project = part.out_projection
     if project is None:
         raise _no_projection(cfg, layer)
-    weight = next(project.parameters())
+    like = next(project.parameters())
     heads = part.seen.get("n_heads", cfg.n_heads)
-    units = torch.eye(heads * part.seen.get("d_value", cfg.d_head), dtype=weight.dtype, device=weight.device)
-    rows = project(units) - project(torch.zeros_like(units[:1]))
-    norms: Tensor = rows.float().norm(dim=-1)
-    return norms.view(heads, -1)
+    units = torch.eye(heads * part.seen.get("d_value", cfg.d_head), dtype=like.dtype, device=like.device)
+    bias: Tensor = project(torch.zeros_like(units[:1]))[0]
+    rows: Tensor = project(units) - bias
+    return rows.unflatten(0, (heads, -1)), bias
+
+
+def output_norms(cfg: LensConfig, part: BlockParts, layer: int) -> Float[Tensor, "head d_head"]:
+    """What `Lens.output_norms` returns, of the layer whose parts are `part`."""
+    norms: Tensor = output_map(cfg, part, layer)[0].float().norm(dim=-1)
+    return norms
 
 
 def _no_projection(cfg: LensConfig, layer: int) -> UnsupportedModelError:

@@ -69,6 +69,18 @@ class TextMixin:
         tokenizer = self._need_tokenizer()
         return list(tokenizer(reading_input.encodable(text), add_special_tokens=False).input_ids)
 
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token. Raises InterpError for any other."""
+        ids = self.token_ids(text)
+        if len(ids) != 1:
+            raise InterpError(f"{text!r} is {len(ids)} tokens, {ids}; pass a text that is one, often with its space.")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one token."""
+        (text,) = self.to_str_tokens(torch.tensor([token]))
+        return str(text)
+
     def to_str_tokens(self, input: Any) -> list[Any]:
         """The text of every token of one text or one row of ids, in order; of several, a list for each.
 

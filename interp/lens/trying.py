@@ -15,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from interp.errors import UnsupportedModelError
+from interp.lens.evaluating import evaluation_mode
 from interp.lens.head import FIT
 from interp.seam.call import AttentionCall
 from interp.seam.routing import attention_through
@@ -67,25 +68,20 @@ def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) ->
     ids = some_tokens(model, 2 * LENGTH).view(2, LENGTH)
     mask = torch.ones_like(ids)
     mask[0, :PADDING] = 0
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     keys = _Keys()
-    try:
-        given: dict[str, Any] = {"attention_mask": mask}
+    sites = dict.fromkeys(attention.values(), keys)
+    given: dict[str, Any] = {"attention_mask": mask}
+    with evaluation_mode(model):
         try:
             bare = model(input_ids=ids, use_cache=False, **given).logits
         except Exception:  # not every model takes a mask
             given = {}
             bare = model(input_ids=ids, use_cache=False).logits
-        sites = dict.fromkeys(attention.values(), keys)
         with attention_through(model, sites), own_attention_through(model, sites if in_code else {}):
             try:
                 out = model(input_ids=ids, use_cache=True, **given)
             except Exception:  # nor keeps every model a cache
                 out = model(input_ids=ids, use_cache=False, **given)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     real = mask.bool() if given else torch.ones_like(mask, dtype=torch.bool)
     _agree(model, bare[real], out.logits[real])
     for layer, module in attention.items():

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.lens.anatomy import BlockParts, first
+from interp.lens.anatomy import Anatomy, BlockParts, first
 from interp.lens.strict_hooks import Hook, HookPoint
 from interp.lens.turns import mine
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.points import live
+from interp.seam.routing import Attending
+from interp.seam.softmax_seam import Opening, SoftmaxSite
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
@@ -58,8 +60,8 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
 
         on(part.attn_out, leave)  # after the hooks above, so that it sees what they left
         on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
-    elif live(point("hook_mlp_out")):
-        on(part.mlp_out, written_through(room.hook_mlp_out, part.mlp_scale))
+    elif part.writers.mlp is not None and live(point("hook_mlp_out")):
+        on(part.mlp_out, written_through(room.hook_mlp_out, part.writers.mlp.scale))
     if any(live(point(name)) for name in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")):
         for module in part.overwritten:  # after the hooks above, which may have kept what they saw
             on(module, lambda m, a, out: replaced(out, first(out).clone()))
@@ -90,6 +92,22 @@ def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack
 
         stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
     return site
+
+
+def own_sites(
+    anatomy: Anatomy, sites: Mapping[int, Site], points: Mapping[str, nn.Module]
+) -> dict[nn.Module, Opening | Attending]:
+    """What stands where modules compute attention in their own code: `sites`, by layer, where that calls SDPA, and new
+    ones around each softmax."""
+    own: dict[nn.Module, Opening | Attending] = {}
+    for layer, part in anatomy.attending:
+        assert part.attention is not None
+        if part.seam == "sdpa":
+            own[part.attention] = sites[layer]
+        elif part.seam == "softmax":
+            at = {p.name: points[n] for p in table.softmax_points() if (n := f"blocks.{layer}.{p.name}") in points}
+            own[part.attention] = SoftmaxSite(part.seen["n_heads"], at)
+    return own
 
 
 def replaced(out: Any, value: Tensor) -> Any:

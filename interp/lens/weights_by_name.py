@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from jaxtyping import Float
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.lens.anatomy import Anatomy
-from interp.seam.config import LensConfig
+from interp.lens.readout import ReadoutMixin, output_map
+from interp.lens.text import TextMixin
 
 Tensor = torch.Tensor
 
 
-class WeightsMixin:
+class WeightsMixin(TextMixin, ReadoutMixin):
     """`lens.W_U`, `W_E`, `W_Q`, `W_K`, `W_V`, `W_O`, and the few methods that read them."""
-
-    model: Any
-    tokenizer: Any
-
-    if TYPE_CHECKING:
-
-        @property
-        def anatomy(self) -> Anatomy: ...
-
-        @property
-        def cfg(self) -> LensConfig: ...
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -74,28 +61,7 @@ class WeightsMixin:
 
     def output_map(self, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
         """(W_O, b_O) of a layer, read off from what its output projection does, whatever module that is."""
-        project = self.anatomy.blocks[layer].out_projection
-        if project is None:
-            raise UnsupportedModelError(
-                f"layer {layer} of {self.cfg.architecture} has no output projection that could be found."
-            )
-        like = next(project.parameters())
-        units = torch.eye(self.cfg.n_heads * self.cfg.d_head, dtype=like.dtype, device=like.device)
-        bias: Tensor = project(torch.zeros_like(units[:1]))[0]
-        rows: Tensor = project(units) - bias
-        return rows.unflatten(0, (self.cfg.n_heads, self.cfg.d_head)), bias
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token. Raises InterpError for any other."""
-        ids: list[int] = self.token_ids(text)  # type: ignore[attr-defined]  # of TextMixin, beside which this stands
-        if len(ids) != 1:
-            raise InterpError(f"{text!r} is {len(ids)} tokens, {ids}; pass a text that is one, often with its space.")
-        return ids[0]
-
-    def to_single_str_token(self, token: int) -> str:
-        """The text of one token."""
-        (text,) = self.to_str_tokens(torch.tensor([token]))  # type: ignore[attr-defined]  # likewise
-        return str(text)
+        return output_map(self.cfg, self.anatomy.blocks[layer], layer)
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "... d_model"]:
         """Directions of the normalised residual stream that raise the logits of tokens: columns of W_U."""

@@ -20,6 +20,7 @@ from interp.probes.base import Context, Fold, Probe
 from interp.results.columns import Column, number
 from interp.results.described import Row, described
 from interp.results.naming import layers_named
+from interp.results.ragged import stacked
 from interp.results.wording import among
 from interp.seam.event import AttentionEvent
 
@@ -199,14 +200,10 @@ def token_consistency(size: np.ndarray, energy: np.ndarray) -> np.ndarray:
 
 def _grid(rows: Sequence[Sequence[np.ndarray | None]]) -> np.ndarray:
     """Arrays as one array with two more axes in front; NaN where one is missing, or narrower than the widest."""
-    known = [x for row in rows for x in row if x is not None]
-    shape = np.max([x.shape for x in known], axis=0)
-    grid = np.full((len(rows), len(rows[0]), *shape), np.nan, np.float32)
-    for i, row in enumerate(rows):
-        for j, x in enumerate(row):
-            if x is not None:
-                grid[i, j][tuple(slice(n) for n in x.shape)] = x
-    return grid
+    axes = next(x.ndim for row in rows for x in row if x is not None)
+    nothing = np.empty((0,) * axes, np.float32)
+    flat = stacked([nothing if x is None else x for row in rows for x in row], np.float32)
+    return flat.reshape(len(rows), len(rows[0]), *flat.shape[1:])
 
 
 # name: (dimensions after tensor, layer and kv_head, units, description)

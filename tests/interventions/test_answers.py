@@ -84,9 +84,10 @@ def test_answers_of_a_logit_edit(change: dict[str, Any]) -> None:
 def test_right_answers_go_through() -> None:
     answers.update(GOOD | {"change": {"scale": torch.tensor([1.0, 0.5]), "bias": 1.0}})
     lens = interp.load(shared("llama"))
+    plain = lens(TEXT)
     for edit in (Mine(), MyLogits()):
         with lens.apply(edit):
-            lens(TEXT)
+            assert not torch.equal(lens(TEXT), plain)
 
 
 @pytest.mark.parametrize(

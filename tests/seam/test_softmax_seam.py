@@ -340,7 +340,7 @@ def test_a_mask_that_carries_a_bias() -> None:
 def test_outputs_that_the_model_goes_on_to_change() -> None:
     """Falcon adds attention's output to the MLP's in place; what a hook kept of the MLP stays the MLP's."""
     model, lens = model_of("falcon"), lens_of("falcon")
-    assert [block.parallel for block in lens.anatomy.blocks] == [True] * 3
+    assert [block.writers.parallel for block in lens.anatomy.blocks] == [True] * 3
     logits, cache = lens.run_with_cache(tokens(), names_filter=lambda n: "attn" not in n or n.endswith("attn_out"))
     assert torch.equal(logits, model(tokens()).logits)
     for layer, block in enumerate(model.transformer.h):
