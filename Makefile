@@ -97,13 +97,13 @@ docs: $(READY)  ## every written page anew, and the site: site/index.html
 bench: $(READY)  ## seconds and memory, side by side
 	$(BIN)/python -m benchmarks
 
-# Debian's own tools fetch and unpack the package; nothing is installed and no root is needed.
-bench-data: $(READY)  ## the long text of the benchmarks, from Debian's package debian-handbook
+# Debian's own tools fetch and unpack the packages; nothing is installed and no root is needed.
+bench-data: $(READY)  ## the long texts of the benchmarks, from Debian's packages debian-handbook and jargon-text
 	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "make bench-data needs apt-get and dpkg (Debian or Ubuntu)" >&2; exit 1; }
 	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
-	(cd "$$work" && apt-get download -qq debian-handbook) || { echo "apt-get found no debian-handbook: run 'apt-get update' first" >&2; exit 1; }; \
-	dpkg -x "$$work"/debian-handbook_*.deb "$$work/unpacked"; \
-	$(BIN)/python -m benchmarks.extract_handbook "$$work/unpacked"
+	(cd "$$work" && apt-get download -qq debian-handbook jargon-text) || { echo "apt-get found no debian-handbook or no jargon-text: run 'apt-get update' first" >&2; exit 1; }; \
+	for package in "$$work"/*.deb; do dpkg -x "$$package" "$$work/unpacked"; done; \
+	$(BIN)/python -m benchmarks.long_texts "$$work/unpacked"
 
 coverage: $(READY)  ## which model types a Lens reads: every one of transformers', tiny; docs/coverage.md
 	$(BIN)/python -m benchmarks.coverage $(KINDS)

@@ -10,6 +10,7 @@ BENCHMARKS = (
     "kernels",
     "spectrum_accuracy",
     "cache_quality",
+    "cache_choice",
     "cache_decode",
     "cache_memory",
     "gram_loss",

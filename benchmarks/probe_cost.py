@@ -38,10 +38,10 @@ SLOW = ("bridge: pattern hooks", "bridge: patterns stored")
 
 def text() -> tuple[str, str]:
     """The text and what to call it."""
-    from benchmarks.extract_handbook import handbook_path
+    from benchmarks.long_texts import path_of
     from interp.subjects.texts import demo_text
 
-    path = handbook_path()
+    path = path_of("debian-handbook")
     return (
         (path.read_text(encoding="utf-8"), "debian-handbook") if path.is_file() else (demo_text(), "pydoc_data.topics")
     )

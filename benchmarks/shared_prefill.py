@@ -7,13 +7,13 @@ one policy with `lens.score`, which reads the prompt anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.extract_handbook import handbook_path
+from benchmarks.long_texts import path_of
 from interp.cache.lens_cache import LensCache
 from interp.interventions import Intervention, parts
 from interp.interventions.keeper import Keeper
@@ -23,9 +23,9 @@ from interp.seam.event import AttentionEvent
 PROMPT, SCORED = 1024, 256
 
 
-def excerpts(lens: Any, n: int) -> list[torch.Tensor]:
-    """n stretches of PROMPT + SCORED tokens `[1, token]` from the Debian handbook, evenly spaced."""
-    text = handbook_path().read_text(encoding="utf-8")
+def excerpts(lens: Any, n: int, text_name: str = "debian-handbook") -> list[torch.Tensor]:
+    """n stretches of PROMPT + SCORED tokens `[1, token]` from a text of `make bench-data`, evenly spaced."""
+    text = path_of(text_name).read_text(encoding="utf-8")
     starts = [int((i + 0.5) * len(text) / (n + 1)) for i in range(n)]
     return [lens.to_tokens(text[start : start + 9000], truncate=PROMPT + SCORED) for start in starts]
 
@@ -44,21 +44,24 @@ class Read:
         points = [(f"blocks.{i}.attn.hook_event", keep) for i in range(lens.cfg.n_layers)]
         self.logits = lens.run_with_hooks(self.prompt, fwd_hooks=points, **lens.last_logits_only)[:, -1:]
 
-    def cache(self, policy: Intervention | None) -> LensCache:
-        """The prompt's cache after the policy acted."""
+    def cache(self, policy: Intervention | None, seen: Mapping[int, AttentionEvent] | None = None) -> LensCache:
+        """The prompt's cache after the policy acted; seen: what it sees of each layer, if not its own attention."""
         policies: Any = () if policy is None else parts(policy)
         keeper = Keeper(policies, self.lens.cfg, tuple(self.events), self.lens.output_norms)
         cache = LensCache(self.lens.model.config, keeper)
         keeper.expect(PROMPT)
         for layer, event in self.events.items():
             cache.update(event.k, event.v, layer)
+            event = event if seen is None else seen[layer]
             keeper.attended(layer, cache.stored, event.q, lambda event=event: event)
         return cache
 
     @torch.no_grad()
-    def score(self, policy: Intervention | None, chunk: int = SCORED) -> tuple[np.ndarray, int]:
+    def score(
+        self, policy: Intervention | None, chunk: int = SCORED, seen: Mapping[int, AttentionEvent] | None = None
+    ) -> tuple[np.ndarray, int]:
         """(negative log-likelihood of every scored token, bytes of the cache when the policy had acted)."""
-        cache = self.cache(policy)
+        cache = self.cache(policy, seen)
         held = cache.nbytes()
         if chunk > 1:
             for plan in cache.keeper.plans.values():

@@ -50,7 +50,7 @@ less than what a method always keeps. A whole number is a bound. Methods that ac
 up to it and hold it from then on. Those that act once hold it after the prompt and after every other turn, that is
 whenever several tokens come at once, when the turn's queries say what goes; single tokens that are generated in
 between come on top. `PyramidKV` holds it in the mean over the layers, but for its whole-number steps, and `Recall`
-makes no summaries in later turns. A text that is read back by `lens.score`, in whatever pieces, is no other turn.
+and `AttentionMatching` fit nothing in later turns. A text that is read back by `lens.score`, in whatever pieces, is no other turn.
 `D2O` takes shares only. A text that fits is read whole, and a warning on leaving the block says that nothing was
 dropped; a window longer than the text is all of it. `crop` goes back to where a policy last acted, and refuses to go
 further: what was dropped, or added to an account of attention, does not come back.
@@ -59,7 +59,7 @@ Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated
 recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values
 e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d - T). Where tokens were evicted, 4 Hs
 (C + G) for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32);
-`Recall` adds 4 Hs bytes a summary token.
+`Recall` adds 4 Hs bytes a summary token, `AttentionMatching` 4 Hs a token that was fitted.
 
 Settings on the command line: `--with think:ratio=0.5,sinks=4 --with knock_out:keys=[0,2],layers=3`; in a file:
 `interp.interventions.save(policy, "p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a

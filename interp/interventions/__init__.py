@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.interventions.edits.knock_out import KnockOut as KnockOut
     from interp.interventions.edits.sink_removal import SinkRemoval as SinkRemoval
     from interp.interventions.edits.temperature import Temperature as Temperature
+    from interp.interventions.policies.attention_matching import AttentionMatching as AttentionMatching
     from interp.interventions.policies.d2o import D2O as D2O
     from interp.interventions.policies.expected_attention import ExpectedAttention as ExpectedAttention
     from interp.interventions.policies.h2o import H2O as H2O

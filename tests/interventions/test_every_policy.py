@@ -243,7 +243,7 @@ def test_the_ledger_and_the_cache_share_the_text_out(policy: CachePolicy, lens: 
     cache = lens.last_cache
     for layer, stored in cache.stored.items():
         shape = stored.keys.shape[:2]
-        plain = [s.at().expand(*shape, -1) for s in stored.segments if s.log_count is None]
+        plain = [s.at().expand(*shape, -1) for s in stored.segments if s.summary is None]
         at, entries = torch.cat(plain, 2), [entry for entry in cache.keeper.ledger if entry.layer == layer]
         for text, first in enumerate((0, PADDING)):
             for head in range(shape[1]):

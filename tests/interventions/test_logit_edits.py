@@ -20,7 +20,7 @@ from interp.interventions.edits import _open
 from interp.interventions.edits._members import Meeting, Member
 from interp.interventions.edits._open import OpenEvent
 from interp.interventions.edits._rescoring import ScoredEvent
-from interp.interventions.policies import recall
+from interp.interventions.policies import _readers
 from interp.interventions.policies._summaries import Readers
 from tests.interventions.by_definition import by_definition
 from tests.interventions.edited_by_hand import in_pieces
@@ -346,7 +346,7 @@ def test_a_prompt_in_pieces_is_observed_as_one(name: str, edit: Any) -> None:
 def test_recall_fits_what_the_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its summaries stand for the model's own logits, which are edited when they are attended to."""
     lens, ids, seen = interp.load(shared("llama")), tokens(length=30), []
-    monkeypatch.setattr(recall, "Readers", lambda *given: seen.append(given) or Readers(*given))
+    monkeypatch.setattr(_readers, "Readers", lambda *given: seen.append(given) or Readers(*given))
     point = "blocks.0.attn.hook_event"
     _, cache = lens.run_with_cache(ids, names_filter=point)
     with lens.apply(Temperature(5.0) | Recall(budget=12)):

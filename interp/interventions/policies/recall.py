@@ -7,29 +7,26 @@ their own, many tokens to a place, and what stands there is chosen by what queri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from interp.cache.segments import NOWHERE, POSITION, Segment
 from interp.errors import InterpError
 from interp.interventions.base import Plan, Prompt
 from interp.interventions.policies._choosing import choose
-from interp.interventions.policies._eviction import EvictionPlan
+from interp.interventions.policies._readers import ReadingPlan
 from interp.interventions.policies._summaries import Readers, clusters, group_sums, summarised
 from interp.interventions.policies.h2o import H2OPrefill
-from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
     from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
-READERS = 256  # positions whose queries are fitted at most, so that the cost of fitting does not grow with the prompt's
 
 
 @dataclass(frozen=True)
@@ -97,38 +94,8 @@ class Recall(H2OPrefill):
         return RecallPlan(self, prompt)
 
 
-class RecallPlan(EvictionPlan):
+class RecallPlan(ReadingPlan):
     policy: Recall
-
-    def __init__(self, policy: Recall, prompt: Prompt) -> None:
-        super().__init__(policy, prompt)
-        self.readers: dict[int, Readers] = {}
-
-    def observe(self, layer: int, event: AttentionEvent) -> None:
-        super().observe(layer, event)
-        (batch, heads, tokens, d), kv_heads = event.q.shape, event.k.shape[1]
-        group = heads // kv_heads
-        real = event.facts.get("query_mask")
-        of_text = [tokens] * batch if real is None else real.sum(-1).tolist()
-        at = pad_sequence([self._positions(tokens, own) for own in of_text], batch_first=True, padding_value=-1)
-        at = at.to(event.q.device)
-        index = at.clamp_min(0)[:, None]  # what stands for a text with fewer readers is left out by its position
-        rows = event.q.gather(2, index[..., None].expand(-1, heads, -1, d)).float() * event.scale
-        lse = event.unedited.lse.gather(2, index.expand(-1, heads, -1))
-        rows, lse = (torch.unflatten(x, 1, (kv_heads, group)).flatten(2, 3) for x in (rows, lse))
-        at = at.where(at < 0, at + event.k.shape[2] - tokens)  # columns, where they follow others
-        self.readers[layer] = Readers(rows, lse.clamp_min(-1e4), at.repeat(1, group))
-
-    def _positions(self, tokens: int, of_text: int) -> Tensor:
-        """Of the queries that are fitted: those of the last part of a text of `of_text` tokens, the newest of `tokens`
-        columns, or READERS of them, evenly spaced."""
-        span = min(of_text, max(1, int(of_text * self.policy.queries)))
-        count = min(span, READERS)
-        return tokens - span + torch.arange(1, count + 1) * span // max(1, count) - 1
-
-    def compress(self, layer: int, stored: StoredLayer) -> None:
-        super().compress(layer, stored)
-        self.readers.pop(layer)
 
     def evict(
         self, layer: int, stored: StoredLayer, scores: Tensor, sizes: Sequence[int], recent: Sequence[int]
@@ -144,20 +111,10 @@ class RecallPlan(EvictionPlan):
         if self.ledger is not None:
             self.ledger[-1] = replace(self.ledger[-1], summary=number, share=share)
 
-    def another_turn(self, layer: int, stored: StoredLayer, event: Callable[[], AttentionEvent]) -> None:
+    def worth_keeping(self, scores: Tensor, stored: StoredLayer) -> Tensor:
         """Summaries stay as they are; what the turn takes is made up for by tokens, which go without one."""
-        sizes = self.needed(layer, stored)
-        if not isinstance(self.policy.budget, int) or stored.kept <= max(sizes):
-            return
-        if not stored.lost_something:
-            self.observe(layer, event())
-            self.compress(layer, stored)
-            return
-        seen = event()
-        scores = self._by_stored_head(self.policy.scores(layer, seen), seen.k.shape[1])
         summary = torch.cat([torch.full((len(s),), s.log_count is not None) for s in stored.segments])
-        scores = scores.masked_fill(summary.to(scores.device), torch.inf)
-        self._evict_one_by_one(layer, stored, scores, sizes)
+        return scores.masked_fill(summary.to(scores.device), torch.inf)
 
     def _summaries(
         self, readers: Readers, lost: Segment, padding: Tensor | None, counts: Sequence[int]

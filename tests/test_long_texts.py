@@ -1,6 +1,8 @@
-"""The benchmark text: tags go, words stay whole, pages follow in file-name order."""
+"""The benchmarks' texts: tags go, words stay whole, pages follow in file-name order."""
 
-from benchmarks.extract_handbook import extract, page_text
+import gzip
+
+from benchmarks.long_texts import handbook, jargon, page_text
 
 
 def test_tags_go_and_words_stay_whole():
@@ -15,4 +17,12 @@ def test_pages_follow_each_other_by_name(tmp_path):
     for name in ("b", "a", "c"):
         (tmp_path / f"{name}.html").write_text(f"<p>page {name}</p>")
     (tmp_path / "style.css").write_text("p {}")
-    assert extract(tmp_path) == "page a\npage b\npage c\n"
+    assert handbook(tmp_path) == "page a\npage b\npage c\n"
+
+
+def test_the_jargon_file_starts_with_its_entries(tmp_path):
+    path = tmp_path / "jargon.txt.gz"
+    path.write_bytes(
+        gzip.compress("Contents\n foo\n\n bar\n\n :foo: n.\n\n  caf\u00e9\n\n :bar: n. b\n".encode("latin-1"))
+    )
+    assert jargon(path) == ":foo: n. caf\u00e9 :bar: n. b\n"
