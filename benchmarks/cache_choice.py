@@ -5,9 +5,9 @@ ours and the others', has a grid of settings. At each budget the setting with th
 for choosing is taken, and what is reported is its loss on other excerpts, of the same two texts (a handbook and the
 Jargon File). All act once, after a prompt of 1,024 tokens, and hold the same share of its tokens.
 
-Methods that fit what they store to queries may also be shown those of "self-study" (arXiv:2602.16284): the model is
+Attention matching is also shown the queries of "self-study", as its paper recommends (arXiv:2602.16284): the model is
 asked about the text, continues, and its queries are taken. That costs some hundred generated tokens a prompt, which no
-other method here pays, so it is a method of its own in the table.
+other method here pays, so it is a row of its own in the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from interp.seam.event import AttentionEvent
 
 TEXTS = ("debian-handbook", "jargon-file")
 BUDGETS = (0.1, 0.2, 0.4)
-SPACED = 16
+SPACED = 12
 """Excerpts of each text; every fourth one is for choosing."""
 QUESTIONS = (
     "\n\nIn short, the text above says that",
@@ -57,31 +57,31 @@ class Candidate(NamedTuple):
 def grids(budget: float) -> dict[str, list[Intervention]]:
     """Every method's settings at a budget. A recent share is one of the budget."""
     share: dict[str, Any] = {"budget": budget}
-    recents, sinks = (0.1, 0.25, 0.5, 0.75), (0, 4)
     return {
-        "random": [interp.RandomTokens(**share, sinks=4, recent_share=r) for r in (0.25, 0.5, 0.75)],
-        "StreamingLLM": [interp.StreamingLLM(**share, sinks=s) for s in (1, 4, 16)],
+        "random": [interp.RandomTokens(**share, sinks=4, recent_share=r) for r in (0.25, 0.5)],
+        "StreamingLLM": [interp.StreamingLLM(**share, sinks=s) for s in (4, 16)],
         "Knorm": [interp.Knorm(**share, sinks=4, recent=int(PROMPT * budget * r)) for r in (0.25, 0.5, 0.75)],
-        "SnapKV": [interp.SnapKV(**share, sinks=s, window=w) for s, w in product(sinks, (16, 32, 64))],
-        "PyramidKV": [interp.PyramidKV(**share, window=w, beta=b) for w, b in product((16, 32, 64), (2, 20))],
-        "TOVA": [interp.TOVA(**share, sinks=s) for s in sinks],
-        "H2O": [interp.H2OPrefill(**share, sinks=s, recent_share=r) for s, r in product(sinks, recents)],
-        "expected attention": [interp.ExpectedAttention(**share, recent_share=r) for r in (0.0, *recents)],
+        "SnapKV": [interp.SnapKV(**share, sinks=4, window=w) for w in (16, 32, 64)],
+        "PyramidKV": [interp.PyramidKV(**share, window=w, beta=2) for w in (32, 64)],
+        "TOVA": [interp.TOVA(**share, sinks=4)],
+        "H2O": [interp.H2OPrefill(**share, sinks=s, recent_share=r) for s, r in product((0, 4), (0.1, 0.25, 0.5))],
+        "expected attention": [interp.ExpectedAttention(**share, recent_share=r) for r in (0.0, 0.25, 0.5)],
         "D2O": [
             interp.D2O(**share, variant="paper", metric="uniform", compress_at="prefill_end", merge=m, recent_share=r)
-            for m, r in product(("key_value", "value"), (0.25, 0.5, 0.75))
+            for m, r in product(("key_value", "value"), (0.25, 0.5))
         ],
         "attention matching": [
-            interp.AttentionMatching(**share, recent_share=r, bias_bound=b, ridge=ridge)
-            for r, b, ridge in product((0.25, 0.5), (0.0, 3.0), (0.01, 0.1))
+            interp.AttentionMatching(**share, recent_share=r, queries=q, ridge=0.01)
+            for r, q in product((0.25, 0.5), (0.25, 1.0))
         ],
         "Recall": [
-            interp.Recall(**share, recent_share=r, summaries=s) for r, s in product((0.1, 0.25, 0.5), (0.15, 0.3, 0.45))
+            interp.Recall(**share, recent_share=r, summaries=s, queries=q)
+            for r, s, q in product((0.25, 0.5), (0.05, 0.15, 0.3), (0.25, 1.0))
         ],
     }
 
 
-STUDIED = ("attention matching", "Recall")
+STUDIED = ("attention matching",)
 
 
 def candidates() -> list[Candidate]:
@@ -91,9 +91,8 @@ def candidates() -> list[Candidate]:
             for policy in policies:
                 varied = _varied(policy, policies)
                 made.append(Candidate(method, budget, varied, policy))
-                if method in STUDIED:
-                    studied = replace(policy, queries=1.0)  # type: ignore[type-var]
-                    made.append(Candidate(f"{method}, self-study", budget, varied, studied, studied=True))
+                if method in STUDIED and policy.queries == 1.0:  # type: ignore[attr-defined]
+                    made.append(Candidate(f"{method}, self-study", budget, varied, policy, studied=True))
     return made
 
 
