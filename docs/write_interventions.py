@@ -51,9 +51,9 @@ up to it and hold it from then on. Those that act once hold it after the prompt 
 whenever several tokens come at once, when the turn's queries say what goes; single tokens that are generated in
 between come on top. `PyramidKV` holds it in the mean over the layers, but for its whole-number steps, and `Recall`
 and `AttentionMatching` fit nothing in later turns. A text that is read back by `lens.score`, in whatever pieces, is no
-other turn. `D2O` takes shares only. A text that fits is read whole, and a warning on leaving the block says that nothing was
-dropped; a window longer than the text is all of it. `crop` goes back to where a policy last acted, and refuses to go
-further: what was dropped, or added to an account of attention, does not come back.
+other turn. `D2O` takes shares only. A text that fits is read whole, and a warning on leaving the block says that
+nothing was dropped; a window longer than the text is all of it. `crop` goes back to where a policy last acted, and
+refuses to go further: what was dropped, or added to an account of attention, does not come back.
 
 Bytes of a layer with Hs stored heads, C tokens kept after eviction, G generated since, d channels, T of them kept, R
 recent tokens and s sinks stored densely, at e bytes a number: keys e Hs ((C - R - s) T + (R + s + G) d), values
