@@ -12,7 +12,6 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -55,15 +54,17 @@ def main(module: str) -> None:
     while True:
         try:
             limits, content = json.loads(take(asked, 1 << 16)), take(asked, 1 << 62)
+            nonce = limits.pop("nonce")
         except EOFError:  # who asked has ended
             return
         if not hasattr(os, "fork"):
-            _answer(decode, content, answers)
+            _answer(decode, content, answers, nonce)
             return
         fork = os.fork()
         if fork == 0:
+            os.close(0)
             _limit(**limits)
-            _answer(decode, content, answers)
+            _answer(decode, content, answers, nonce)
             os._exit(0)
         del content
         if code := os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]):
@@ -72,18 +73,14 @@ def main(module: str) -> None:
             sys.exit(TOO_LONG if code == -signal.SIGXCPU else BROKE)
 
 
-def _answer(decode: Any, content: bytearray, answers: IO[bytes]) -> None:
+def _answer(decode: Any, content: bytearray, answers: IO[bytes], nonce: str) -> None:
     try:
         about, pieces = decode(content)
     except MemoryError:
         about, pieces = {"refused": "it expands to more than it may"}, ()
     except Exception as error:  # libraries break in many ways on a damaged file
         about, pieces = {"refused": " ".join(f"{error}".split()) or type(error).__name__}, ()
-    _send(answers, about, pieces)
-
-
-def _send(answers: IO[bytes], about: dict[str, Any], pieces: Sequence[Any]) -> None:
-    put(answers, json.dumps({"about": about, "pieces": len(pieces)}).encode())
+    put(answers, json.dumps({"nonce": nonce, "about": about, "pieces": len(pieces)}).encode())
     for piece in pieces:
         put(answers, piece)
     answers.flush()

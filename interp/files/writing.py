@@ -45,14 +45,20 @@ def together(outputs: Outputs | None) -> AbstractContextManager[Outputs]:
 
 
 def expect_writable(*paths: str | Path) -> None:
-    """Find out before long work whether files can be written: makes missing folders and tries a temporary file there.
+    """Find out before long work whether files can be written, by trying it; nothing is left of the trial.
 
     Raises `StorageError` for a path that is a folder, a pipe or a device, that is too long, or where the disk refuses.
     """
     for path in paths:
         with _refusals(path):
             target = places.target(Path(path))
-            _Draft.begin(target).drop()
+            missing = [folder for folder in target.parents if not folder.exists()]
+            try:
+                _Draft.begin(target).drop()
+            finally:
+                for folder in missing:  # the innermost first
+                    with suppress(OSError):
+                        folder.rmdir()
 
 
 @dataclass

@@ -29,7 +29,8 @@ _ESCAPED = re.compile(r"\\(\\|n|t|r|x[0-9a-f]{2}|u[0-9a-f]{4})")
 _LETTERS = {"\\": r"\\", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
 _CHARACTERS = {escaped[1:]: character for character, escaped in _LETTERS.items()}
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # an attribute may keep its line breaks
-_PLAIN_NAME = re.compile(r"[A-Za-z][^/\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
+_VARIABLE = re.compile(r"(?!_nc4_non_coord_)\w[^/\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
+_PLAIN_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _INSTRUCTIONS = {
     "NAME", "CLASS", "REFERENCE_LIST", "DIMENSION_LIST", "DIMENSION_LABELS",  # HDF5's
     "scale_factor", "add_offset", "missing_value", "valid_range", "valid_min", "valid_max", "calendar", "coordinates",
@@ -105,10 +106,10 @@ def _code(character: str) -> str:
 
 def _expect_names(names: list[Hashable]) -> None:
     for name in names:
-        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or name != name.strip():
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name) or name != name.strip():
             raise StorageError(
-                f"{name!r} cannot be the name of a variable or a dimension in NetCDF: it begins with a letter and has "
-                "no slash and no control character."
+                f"{name!r} cannot be the name of a variable or a dimension in NetCDF: it is text, begins with a "
+                "letter or a digit, and has no slash and no control character."
             )
 
 
@@ -178,7 +179,7 @@ def _storable_attrs(attrs: Mapping[Any, Any], owner: str) -> dict[str, str | int
 
 def _stays(name: Any, value: Any) -> bool:
     """Whether an attribute can be stored under its own name."""
-    if name in _INSTRUCTIONS or name in _OURS or not _PLAIN_NAME.fullmatch(str(name)) or " " in name:
+    if name in _INSTRUCTIONS or name in _OURS or not _PLAIN_NAME.fullmatch(str(name)):
         return False
     if isinstance(value, int) and value.bit_length() > 63:
         return False

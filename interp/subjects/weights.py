@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.errors import InterpError
+from interp.errors import InterpError, StorageError
 from interp.subjects._readable import readable
 from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
 from interp.subjects.quiet import quiet_transformers
@@ -53,7 +53,7 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
             raise WeightsError(f"{source} was changed while it was read; load it again")
         try:
             _store(model, tokenizer, folder, source, digest)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             logger.warning("the unpacked weights are not kept, so the next load is slow again: %s", error)
             return _named(model, source), tokenizer
         del model, tokenizer  # so that never two copies of the weights are in memory
