@@ -31,9 +31,12 @@ def test_memory_is_bounded_there_and_here(word, why):
 def test_a_decoder_that_hangs_or_dies_is_a_sentence_and_freezes_nothing():
     ticks = []
     stop = threading.Event()
-    clock = threading.Thread(
-        target=lambda: [ticks.append(time.monotonic()) for _ in iter(lambda: stop.wait(0.01), True)]
-    )
+
+    def tick():
+        while not stop.wait(0.01):
+            ticks.append(time.monotonic())
+
+    clock = threading.Thread(target=tick)
     clock.start()
     for content, why in ((b"hang", "takes longer to read"), (b"die", "breaks the library"), (b"print", "no decoder")):
         with pytest.raises(StorageError, match=rf"x is not a result, or is .*{why}"):
