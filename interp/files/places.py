@@ -22,7 +22,7 @@ LOCKS = importlib.util.find_spec("fcntl") is not None
 """False on Windows: there temporary files of dead processes stay."""
 PART, JOURNAL = "part", "swap"
 _NAME = re.compile(r"\.interp-[0-9a-f]{16}\.(part|swap)")
-_PUBLIC = re.compile(r"[^./\0][^/\0]*\.(nc|html?|md)")
+_PUBLIC = re.compile(r"[^./\0][^/\0]*\.(nc|html?|md)", re.IGNORECASE)
 """What a journal may replace: results and pages, nothing hidden. A folder from elsewhere may hold a journal too."""
 MOST_LINKS = 40  # as many as Linux follows
 MOST_JOURNAL = 1 << 20  # bytes
@@ -83,6 +83,17 @@ def hold(file: int) -> bool:
     except (ImportError, OSError):
         return False
     return True
+
+
+def held_folder(folder: Path) -> int | None:
+    """A descriptor of a folder that says that this process lives; None where another one holds it, or nothing can."""
+    if not LOCKS:
+        return None
+    file = os.open(folder, os.O_RDONLY)
+    if hold(file):
+        return file
+    os.close(file)
+    return None
 
 
 def swap(folder: Path, moves: Sequence[tuple[str, str]]) -> None:

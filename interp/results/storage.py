@@ -24,6 +24,7 @@ from interp.results.encoding import escape as escape
 from interp.results.encoding import unescape as unescape
 from interp.results.provenance import provenance as provenance  # and so is this one
 
+MOST_BYTES = 4_000_000_000
 _SEAL = re.compile(rb"\ninterp sha256 ([0-9a-f]{64})\n", re.ASCII)
 _SEAL_LENGTH = len(b"\ninterp sha256 ") + 64 + 1
 
@@ -89,7 +90,11 @@ def _content(path: Path) -> bytes:
     try:
         places.settle(path.parent)
         if path.is_file():
+            if (size := path.stat().st_size) > MOST_BYTES:
+                raise StorageError(f"{path} has {size:,} bytes, and results of up to {MOST_BYTES:,} are read.")
             return path.read_bytes()
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     raise StorageError(f"there is no result file {path}; results are written by `interp probe` or interp.storage.save.")

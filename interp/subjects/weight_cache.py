@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import StorageError
-from interp.files.places import sync
+from interp.files import places
 from interp.files.private import cache_home as cache_home
 from interp.files.writing import write
 
@@ -35,6 +35,7 @@ FORMAT = "v2"
 MANIFEST = "manifest.json"
 KEEPS_CHANGE_TIMES = os.name != "nt"  # Windows' st_ctime is when a file was made
 CLOCK_TICK = 0.02  # seconds; Linux' clocks of files move on every 1 to 10 ms
+UNHELD_FOR = 60  # seconds after which a temporary folder is held by the process that fills it
 ABANDONED_AFTER = 6 * 3600  # seconds after which a temporary folder belongs to a process that died
 
 
@@ -132,6 +133,7 @@ def filled(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
     _sweep(folder.parent)
     draft = _temporary_sibling(folder)
     draft.mkdir()
+    held = places.held_folder(draft)
     try:
         yield draft
         manifest = {"format": FORMAT, **provenance, "files": _listing(draft)}
@@ -139,6 +141,8 @@ def filled(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         with _one_at_a_time(folder.parent):
             _publish(draft, folder)
     finally:
+        if held is not None:
+            os.close(held)
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -185,7 +189,7 @@ def _listing(folder: Path) -> dict[str, dict[str, int | str]]:
     """Size and SHA-256 of every file, each synced: what the manifest says is on the disk before the manifest is."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        sync(path)
+        places.sync(path)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in files
@@ -197,10 +201,14 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def _sweep(home: Path) -> None:
-    """Delete what processes that died have left behind; age tells them from those still writing."""
+    """Delete what processes that died have left behind: nobody holds it, or, where nothing can be held, it is old."""
     for draft in home.glob(".*.tmp"):
         try:
-            if time.time() - draft.stat().st_mtime > ABANDONED_AFTER:
+            age = time.time() - draft.stat().st_mtime
+            held = places.held_folder(draft) if age > UNHELD_FOR else None
+            if held is not None or age > ABANDONED_AFTER:
                 shutil.rmtree(draft, ignore_errors=True)
+            if held is not None:
+                os.close(held)
         except OSError:
             continue
