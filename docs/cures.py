@@ -46,11 +46,13 @@ CURES = {
     "is not in this result": "Choose one of those that the sentence names.",
     "this is the result of one text already": "Use it as it is.",
     "there is no text ‹text›": "Choose a number below the number of texts.",
-    "is not a NetCDF result, or is cut short":
+    "is not a NetCDF result, or is":
         "Run again what wrote it; results are written in one step, so a short file "
     "was copied or changed by something else.",
+    "and results of up to": "Save fewer variables, or open the file with xarray.",
+    ", or is cut short: ‹said›": "Run again what wrote it.",
+    ", or is damaged: ‹why›": "Run again what wrote it.",
     "cannot write": "Choose a folder that exists, has room, and that you may write to.",
-    "cannot make the folder": "Choose a folder that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
     # models and loading
     "‹refusal(model, attends=bool(watcher.unread))›":

@@ -43,3 +43,14 @@ class UnknownNameError(InterpError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
+
+
+class StorageError(InterpError, ValueError):
+    """A file that cannot be written, or that is damaged, foreign or too large to be read.
+
+    Examples:
+        >>> interp.storage.load("absent.nc")
+        Traceback (most recent call last):
+        ...
+        interp.errors.StorageError: there is no result file absent.nc; ...
+    """

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import tempfile
-from pathlib import Path
 
 import plotly.graph_objects as go
 import xarray as xr
 
 from interp.errors import InterpError
 from interp.results import repeating
-from interp.results.storage import save
+from interp.results.storage import as_bytes
 from interp_explorer import tables
 from interp_explorer.view import View
 
@@ -44,8 +42,7 @@ def figure(fig: go.Figure, kind: str) -> bytes:
 
 
 def netcdf(dataset: xr.Dataset) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return save(dataset, Path(folder) / "result.nc").read_bytes()
+    return as_bytes(dataset)
 
 
 def parquet(dataset: xr.Dataset, variable: str) -> bytes:
@@ -64,8 +61,7 @@ def probed(shown: View) -> dict[str, xr.Dataset]:
 
 def report(results: dict[str, xr.Dataset]) -> bytes:
     """Probe results as the report that `interp report` writes."""
-    from interp.report import write_report
+    from interp.report.html import page
 
     about = {"command": "interp app", "text": next(iter(results.values())).attrs.get("text", "a text")}
-    with tempfile.TemporaryDirectory() as folder:
-        return write_report(results, about, Path(folder) / "report.html").read_bytes()
+    return page(results, about).encode("utf-8", errors="backslashreplace")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,6 +11,9 @@ import streamlit as st
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.files.private import private_folder
+from interp.icl.studies import Study
+from interp.icl.studies._code import code_of
 from interp.results import repeating
 from interp_explorer import charts, view
 from interp_explorer.text import plain
@@ -28,6 +33,13 @@ def study_of(ds: xr.Dataset) -> Any:
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def folder_of(study: Study) -> Path:
+    """Where the parts of a study's quick form are kept: a folder that only this user writes to, for each version of
+    the code."""
+    code = re.sub(r"[^\w.]+", "-", code_of(type(study)))
+    return private_folder("studies", study.name, code)
 
 
 def show(study: Any, ds: xr.Dataset, source: str) -> None:

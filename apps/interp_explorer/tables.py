@@ -14,9 +14,11 @@ import xarray as xr
 from interp.errors import InterpError
 from interp.figures._text import escape
 from interp.figures._theme import BLUE, GREY, ORANGE, finish
+from interp.files.apart import decoded
 
 KINDS = (".nc", ".parquet", ".csv")
 MOST = 200  # files listed
+MOST_BYTES = 100_000_000  # of a table
 WALKED = 50_000  # files and folders looked at to find them
 
 
@@ -45,13 +47,28 @@ def _folder(name: str) -> Path:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A table from a parquet or CSV file. Raises InterpError where it is none."""
+    """A table from a parquet or CSV file. Raises InterpError where it is none, or is too large to be shown."""
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, comment="#")
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors derive from these
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise InterpError(f"{path.name} has {size:,} bytes, and tables of up to {MOST_BYTES:,} are shown.")
+        return _parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, comment="#")
+    except InterpError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:  # pyarrow's and pandas' own errors derive from these
         raise InterpError(
             f"{path.name} is not a table that can be read: {' '.join(str(error).split())[:200]}"
         ) from None
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    """Decoded in a process of its own: a small file may hold a large table."""
+    import pyarrow as pa
+
+    (stream,) = decoded("interp_explorer.parquet_in", path.read_bytes(), f"{path.name} is not a table").pieces
+    table = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
+    table.validate(full=True)
+    found: pd.DataFrame = table.to_pandas()
+    return found
 
 
 def rows(variable: xr.DataArray) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import typer
 
 from interp.cli.terminal import command_line
 from interp.errors import InterpError
+from interp.files.writing import Outputs, expect_writable
 
 if TYPE_CHECKING:
     from interp.icl.studies.base import Progress
@@ -46,11 +47,13 @@ def icl(
         raise InterpError(f"--out names the folder for the report of {name}; add --out DIR.")
     from interp.icl.studies import report
 
-    with _bar(name) as progress:
-        ds = study.run(out, progress)
-    files = report.write(study, ds, out, command_line())
+    expect_writable(*(out / file for file in report.FILES.values()))
+    with Outputs() as outputs:  # the result and what is told of it appear together
+        with _bar(name) as progress:
+            ds = study.run(out, progress, outputs)
+        files = report.write(study, ds, out, command_line(), outputs)
     rows = study.verdicts(ds)
-    paths = {"result": str(out / "result.nc"), **{kind: str(path) for kind, path in files.items()}}
+    paths = {"result": str(out / report.FILES["result"]), **{kind: str(path) for kind, path in files.items()}}
     if as_json:
         told = {"study": name, "settings": study.settings(), "seconds": ds.attrs["seconds"]}
         print(json.dumps({**told, "verdicts": report.as_rows(rows), "notes": study.notes(ds), "files": paths}))

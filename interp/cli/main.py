@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.icl import icl
-from interp.cli.terminal import DEBUG, bar, command_line, folder, printable
+from interp.cli.terminal import DEBUG, bar, command_line, printable
 from interp.errors import InterpError
+from interp.files.writing import Outputs, expect_writable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,11 +86,13 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Run probes on a model reading a text and store their results."""
-    run = _read(model, text, tokens, probes, dtype)
+    wanted = _resolved(probes)
+    expect_writable(*(out / f"{one.name}.nc" for one in wanted))
+    run = _read(model, text, tokens, wanted, dtype)
     from interp.results.storage import save
 
-    folder(out)
-    files = {name: str(save(dataset, out / f"{name}.nc")) for name, dataset in run.results.items()}
+    with Outputs() as outputs:
+        files = {name: str(save(dataset, out / f"{name}.nc", outputs)) for name, dataset in run.results.items()}
     _tell(run, {"files": files}, as_json)
 
 
@@ -108,12 +111,15 @@ def report(
     """Write a report about a model reading a text: one HTML file that works offline, Markdown, and the numbers."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"--out names the HTML file of the report, not {out}; end it in .html.")
-    folder(out.parent)
-    run = _read(model, text, tokens, probes, dtype)
+    wanted = _resolved(probes)
     from interp.report import write_markdown, write_report
+    from interp.report.markdown import data_path
 
-    page = write_report(run.results, run.about, out, run.probes)
-    markdown = write_markdown(run.results, run.about, out.with_suffix(".md"), run.probes)
+    expect_writable(out, out.with_suffix(".md"), *(data_path(out, one.name) for one in wanted))
+    run = _read(model, text, tokens, wanted, dtype)
+    with Outputs() as outputs:  # the page, which is opened, comes last
+        markdown = write_markdown(run.results, run.about, out.with_suffix(".md"), run.probes, outputs)
+        page = write_report(run.results, run.about, out, run.probes, outputs)
     _tell(run, {"files": {"html": str(page), "markdown": str(markdown)}}, as_json)
 
 
@@ -258,13 +264,18 @@ def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
     return lens, seconds
 
 
-def _read(model: str, text: Path | None, tokens: int | None, probes: list[str] | None, dtype: str) -> Reading:
-    """Check everything that can be checked before the model is loaded, then load and probe."""
+def _resolved(probes: list[str] | None) -> list[Probe]:
+    """The probes that are asked for."""
     from interp.probes import resolve
     from interp.settings.reading import split
+
+    return resolve(split(probes, "probe") if probes is not None else None)
+
+
+def _read(model: str, text: Path | None, tokens: int | None, wanted: list[Probe], dtype: str) -> Reading:
+    """Check everything that can be checked before the model is loaded, then load and probe."""
     from interp.subjects.texts import demo_text, read_text
 
-    wanted = resolve(split(probes, "probe") if probes is not None else None)
     content = demo_text() if text is None else read_text(text)
     lens, seconds = _load(model, dtype)
     import interp

@@ -1,4 +1,4 @@
-"""What every command of the command line shares: what was typed, a folder to write to, a progress bar, safe text."""
+"""What every command of the command line shares: what was typed, a progress bar, safe text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-from interp.errors import InterpError
 
 DEBUG = "--debug"
 
@@ -22,13 +19,6 @@ def command_line() -> str:
 def printable(sentence: str) -> str:
     """Token text may hold control characters that would drive the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-
-
-def folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InterpError(f"cannot make the folder {path}: {error.strerror or error}.") from None
 
 
 @contextmanager

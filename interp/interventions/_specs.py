@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.files.writing import write
 from interp.interventions import catalogue
 from interp.interventions.base import Intervention, parts
 from interp.settings.checking import NONE, checked, settings_of
@@ -90,12 +91,7 @@ def from_toml(text: str) -> Intervention:
 
 def save(intervention: Intervention, path: str | Path) -> Path:
     """Write an intervention's settings to `path` as TOML; the file appears complete or not at all."""
-    from interp.results.storage import replacing
-
-    text, path = to_toml(intervention), Path(path)
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-    return path
+    return write(path, to_toml(intervention))
 
 
 def load(path: str | Path) -> Intervention:

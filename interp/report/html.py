@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from interp import figures
 from interp.figures._text import visible
+from interp.files.writing import Outputs, write
 from interp.report.content import Section, content_of
-from interp.results.storage import replacing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; ba
 
 
 def write_report(
-    results: Mapping[str, xr.Dataset], run: Mapping[str, Any], path: str | Path, probes: Iterable[Probe] | None = None
+    results: Mapping[str, xr.Dataset],
+    run: Mapping[str, Any],
+    path: str | Path,
+    probes: Iterable[Probe] | None = None,
+    outputs: Outputs | None = None,
 ) -> Path:
     """Write the report of one run as an HTML file; it appears complete or not at all. Returns its path.
 
@@ -39,16 +43,18 @@ def write_report(
             that gives the text), and facts such as `interp.storage.provenance()` gives. All may be absent.
         path: the file to write; missing folders are made.
         probes: the probes that made the results, for their findings in words; None for those with default parameters.
+        outputs: what it appears together with; None: it appears at once.
 
     Raises InterpError where there are no results, or where they are of several texts.
     """
+    return write(path, page(results, run, probes), outputs)
+
+
+def page(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes: Iterable[Probe] | None = None) -> str:
+    """What `write_report` writes."""
     content = content_of(results, run, probes)
     drawn = {section.name: _figures(section) for section in content.sections}
-    page = render(HERE / "page.html", content=content, figures=drawn)
-    path = Path(path)
-    with replacing(path) as draft:
-        draft.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
-    return path
+    return render(HERE / "page.html", content=content, figures=drawn)
 
 
 def render(template: Path, style: str = "", **values: Any) -> str:

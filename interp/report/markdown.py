@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.figures._text import visible
+from interp.files.writing import Outputs, together, write
 from interp.report.content import Content, content_of
 from interp.report.table import Table
-from interp.results.storage import replacing, save
+from interp.results.storage import save
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,18 +24,27 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def write_markdown(
-    results: Mapping[str, xr.Dataset], run: Mapping[str, Any], path: str | Path, probes: Iterable[Probe] | None = None
+    results: Mapping[str, xr.Dataset],
+    run: Mapping[str, Any],
+    path: str | Path,
+    probes: Iterable[Probe] | None = None,
+    outputs: Outputs | None = None,
 ) -> Path:
     """Write the report of one run as Markdown and, beside `report.md`, each result as `report.<probe>.nc`.
 
-    Arguments and errors are those of `write_report`. The Markdown is written last, so it never names a missing result.
+    Arguments and errors are those of `write_report`. All appear together, and with what else
+    is in `outputs`; the Markdown last, so it never names a missing result.
     """
     content = content_of(results, run, probes)
     path = Path(path)
-    files = {name: save(result, path.with_name(f"{path.stem}.{name}.nc")).name for name, result in results.items()}
-    with replacing(path) as draft:
-        draft.write_text(_page(content, files), encoding="utf-8", errors="backslashreplace", newline="\n")
-    return path
+    with together(outputs) as files:
+        names = {name: save(result, data_path(path, name), files).name for name, result in results.items()}
+        return write(path, _page(content, names), files)
+
+
+def data_path(path: Path, name: str) -> Path:
+    """Where the result of a probe lies beside the report `path`."""
+    return path.with_name(f"{path.stem}.{name}.nc")
 
 
 def escape(text: str, most: int | None = None) -> str:

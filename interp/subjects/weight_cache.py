@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -21,7 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+from interp.errors import StorageError
+from interp.files import places
+from interp.files.private import cache_home as cache_home
+from interp.files.writing import write
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +33,14 @@ logger = logging.getLogger(__name__)
 # reads the old ones. v2: nothing of the source was left out.
 FORMAT = "v2"
 MANIFEST = "manifest.json"
+KEEPS_CHANGE_TIMES = os.name != "nt"  # Windows' st_ctime is when a file was made
+CLOCK_TICK = 0.02  # seconds; Linux' clocks of files move on every 1 to 10 ms
+UNHELD_FOR = 60  # seconds after which a temporary folder is held by the process that fills it
 ABANDONED_AFTER = 6 * 3600  # seconds after which a temporary folder belongs to a process that died
 
 
 class DamagedError(Exception):
     """A cached folder does not hold what its manifest says."""
-
-
-def cache_home() -> Path:
-    """The folder of all that can be computed or fetched again: `$INTERP_CACHE`, or the system's place for it."""
-    return Path(os.environ.get("INTERP_CACHE") or platformdirs.user_cache_dir("interp")).expanduser()
 
 
 def weights_home() -> Path:
@@ -52,28 +54,38 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity(source: Path) -> str:
+    """What changes whenever a file is changed or another takes its place: with the time of its last change (ctime),
+    which nobody can set back, besides device, inode, size and modification time.
+
+    A change right after this call has a later time: where the last one was just now, it waits for the clock to move on.
+    """
+    status = source.stat()
+    if (wait := status.st_ctime + CLOCK_TICK - time.time()) > 0:
+        time.sleep(min(wait, CLOCK_TICK))
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 def source_sha256(source: Path, home: Path) -> str:
-    """SHA-256 of a source file, remembered under its path, size and modification time so that it is computed once.
+    """SHA-256 of a source file, remembered under its `identity` so that it is computed once.
 
     Each memory is a file of its own: nothing is shared between processes that would need a lock.
     """
-    status = source.stat()
-    identity = f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    memory = home / "sources" / hashlib.sha256(identity.encode()).hexdigest()
-    try:
-        remembered = memory.read_text(encoding="ascii")
-        if len(remembered) == 64:
-            return remembered
-    except (OSError, ValueError):
-        pass
+    known_as = identity(source)
+    memory = home / "sources" / hashlib.sha256(known_as.encode()).hexdigest()
+    if KEEPS_CHANGE_TIMES:
+        try:
+            remembered = memory.read_text(encoding="ascii")
+            if re.fullmatch("[0-9a-f]{64}", remembered):
+                return remembered
+        except (OSError, ValueError):
+            pass
     digest = file_sha256(source)
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        draft = _temporary_sibling(memory)
-        draft.write_text(digest, encoding="ascii")
-        os.replace(draft, memory)
-    except OSError as error:
-        logger.debug("cannot remember the checksum of %s: %s", source, error)
+    if KEEPS_CHANGE_TIMES and identity(source) == known_as:
+        try:
+            write(memory, digest)
+        except StorageError as error:
+            logger.debug("cannot remember the checksum of %s: %s", source, error)
     return digest
 
 
@@ -121,13 +133,16 @@ def filled(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
     _sweep(folder.parent)
     draft = _temporary_sibling(folder)
     draft.mkdir()
+    held = places.held_folder(draft)
     try:
         yield draft
         manifest = {"format": FORMAT, **provenance, "files": _listing(draft)}
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write(draft / MANIFEST, json.dumps(manifest, indent=1))
         with _one_at_a_time(folder.parent):
             _publish(draft, folder)
     finally:
+        if held is not None:
+            os.close(held)
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -171,7 +186,10 @@ def _publish(draft: Path, folder: Path) -> None:
 
 
 def _listing(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and SHA-256 of every file, each synced: what the manifest says is on the disk before the manifest is."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        places.sync(path)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in files
@@ -183,10 +201,14 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def _sweep(home: Path) -> None:
-    """Delete what processes that died have left behind; age tells them from those still writing."""
+    """Delete what processes that died have left behind: nobody holds it, or, where nothing can be held, it is old."""
     for draft in home.glob(".*.tmp"):
         try:
-            if time.time() - draft.stat().st_mtime > ABANDONED_AFTER:
+            age = time.time() - draft.stat().st_mtime
+            held = places.held_folder(draft) if age > UNHELD_FOR else None
+            if held is not None or age > ABANDONED_AFTER:
                 shutil.rmtree(draft, ignore_errors=True)
+            if held is not None:
+                os.close(held)
         except OSError:
             continue

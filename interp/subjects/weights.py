@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.errors import InterpError
+from interp.errors import InterpError, StorageError
 from interp.subjects._readable import readable
 from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
 from interp.subjects.quiet import quiet_transformers
-from interp.subjects.weight_cache import filled, is_whole, source_sha256, weights_home
+from interp.subjects.weight_cache import filled, identity, is_whole, source_sha256, weights_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,15 +43,17 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
     """
     source = Path(path)
     _require_gguf(source)
-    home = weights_home()
+    home, read = weights_home(), identity(source)
     digest = source_sha256(source, home)
     folder = home / f"{digest[:16]}-{str(dtype).removeprefix('torch.')}"
     if not is_whole(folder):
         logger.info("unpacking %s into %s, once; this can take a minute", source.name, folder)
         model, tokenizer = _unpack(source, dtype)
+        if identity(source) != read:
+            raise WeightsError(f"{source} was changed while it was read; load it again")
         try:
             _store(model, tokenizer, folder, source, digest)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             logger.warning("the unpacked weights are not kept, so the next load is slow again: %s", error)
             return _named(model, source), tokenizer
         del model, tokenizer  # so that never two copies of the weights are in memory

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp import explaining, probes
+from interp.files.writing import Outputs
 from interp.results import provenance, storage
 from tests.example_results import HOSTILE, example_results
 from tests.examples import example
@@ -91,8 +92,8 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     before = path.read_bytes()
 
     def fails_halfway():
-        with storage.replacing(path) as draft:
-            draft.write_bytes(b"half")
+        with Outputs() as outputs:
+            outputs.add(path, b"half")
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from interp.files.places import LOCKS
 from interp.subjects import weight_cache
-from interp.subjects.weight_cache import ABANDONED_AFTER, MANIFEST, cache_home, filled, is_whole, source_sha256
+from interp.subjects.weight_cache import (
+    ABANDONED_AFTER,
+    MANIFEST,
+    UNHELD_FOR,
+    cache_home,
+    filled,
+    is_whole,
+    source_sha256,
+)
 
 CONTENT = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 64}
 
@@ -167,3 +176,15 @@ def test_the_cache_moves_with_its_variable(tmp_path, monkeypatch):
     assert cache_home() == tmp_path
     monkeypatch.setenv("INTERP_CACHE", "")
     assert cache_home().name == "interp"
+
+
+@pytest.mark.skipif(not LOCKS, reason="a dead process cannot be told from a living one")
+def test_what_a_process_that_died_a_minute_ago_left_is_swept(tmp_path):
+    dead = tmp_path / ".weights.dead.tmp"
+    dead.mkdir()
+    with filled(tmp_path / "slow", {}) as living:
+        for draft in (dead, living):
+            os.utime(draft, (time.time() - UNHELD_FOR - 10,) * 2)
+        fill(tmp_path / "weights")
+        assert not dead.exists()
+        assert living.exists()

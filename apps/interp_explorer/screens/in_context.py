@@ -1,8 +1,5 @@
 """Does this model learn in context, and the way gradient descent would? Its heads, and the studies of small models."""
 
-import tempfile
-from pathlib import Path
-
 import streamlit as st
 import xarray as xr
 
@@ -49,7 +46,7 @@ study = studies.make(name, quick=True)
 st.markdown(f"**{plain(study.title)}** {plain(study.description)}")
 st.code(f"interp icl {name} --out runs/{name}", language="bash")
 if st.toggle("Run the quick form here", False, key="run_study", bind="query-params"):
-    folder = Path(tempfile.gettempdir()) / "interp-explorer" / name
+    folder = study_view.folder_of(study)
 
     def run(progress: Progress) -> xr.Dataset:
         return study.run(folder, lambda fraction, _: progress(int(1000 * fraction), 1000))

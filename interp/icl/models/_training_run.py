@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.icl.models import _weights_file
 from interp.icl.models.attention_regressor import AttentionRegressor
 from interp.icl.tasks.regression import Tasks
 from interp.results.described import described
-from interp.results.storage import replacing
 
 OnStep = Callable[[int, AttentionRegressor], Mapping[str, float] | None]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's Adam remembers of each weight
@@ -90,20 +88,19 @@ class TrainingRun:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["grad_norms"] = torch.tensor(self.grad_norms, dtype=torch.float64)
         about = {"settings": self.settings, "measured": self.measured, "law": self.law}
-        with replacing(path) as draft:
-            save_file(tensors, draft, metadata={"run": json.dumps(about)})
+        _weights_file.write(path, tensors, "run", about)
 
     def read(self, path: Path) -> None:
         """Become the run that `write` kept. Raises InterpError for a file of another run, or none at all."""
         try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})["run"])
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError) as error:
+            tensors, about = _weights_file.read(path, "run")
+            mine, theirs = json.loads(json.dumps(self.settings)), dict(about["settings"])
+        except InterpError:
+            raise
+        except _weights_file.UNREADABLE as error:
             raise InterpError(
                 f"{path} is no checkpoint of a training run ({error}); remove it to start anew."
             ) from None
-        mine, theirs = json.loads(json.dumps(self.settings)), about["settings"]
         if different := [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]:
             key = different[0]
             raise InterpError(

@@ -16,7 +16,6 @@ in full), prompts of other lengths than the training ones, and the read-out with
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,17 +23,15 @@ from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interp.errors import InterpError
+from interp.icl.models import _weights_file
 from interp.icl.models._regressor_block import BLOCK_POINTS, EMBED, MLP_POINTS, Block, fill_
 from interp.icl.models._regressor_block import AttentionLayer as AttentionLayer
 from interp.icl.models._regressor_block import Mlp as Mlp
 from interp.icl.models._regressor_config import RegressorConfig as RegressorConfig
 from interp.lens.strict_hooks import HookedLens, HookTree
-from interp.results.storage import replacing
 from interp.seam.points import live
 
 INIT_VARIANCE = 0.002
@@ -199,9 +196,7 @@ class AttentionRegressor(HookedLens):
 
     def save(self, path: str | Path) -> Path:
         """Write weights and config to one safetensors file; it appears complete or not at all."""
-        with replacing(Path(path)) as draft:
-            save_file(self.weights(), draft, metadata={"config": json.dumps(asdict(self.cfg))})
-        return Path(path)
+        return _weights_file.write(path, self.weights(), "config", asdict(self.cfg))
 
     def weights(self) -> dict[str, Tensor]:
         """Each weight once (a recurrent model's under layer 0) and W0, as they are, not copied."""
@@ -211,14 +206,13 @@ class AttentionRegressor(HookedLens):
     def load(cls, path: str | Path) -> Self:
         """The model that `save` wrote. Raises InterpError for a file that is missing or is no such model."""
         try:
-            with safe_open(path, "pt") as file:
-                saved = (file.metadata() or {}).get("config")
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            stored, settings = _weights_file.read(path, "config")
+        except InterpError:
+            raise
+        except _weights_file.UNREADABLE as error:
             raise InterpError(f"cannot read a regressor from {path}: {error}.") from None
-        if saved is None:
+        if not isinstance(settings, dict):
             raise InterpError(f"{path} holds no regressor's config; write it with AttentionRegressor.save.")
-        settings: dict[str, Any] = json.loads(saved)
         known = {field.name for field in fields(RegressorConfig)}
         if unknown := sorted(settings.keys() - known):
             raise InterpError(f"{path} was written with {unknown[0]}, which this version does not know.")

@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from interp.errors import InterpError
+from interp.icl.studies._code import code_of
 from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
+
+    from interp.files.writing import Outputs
 
 Progress = Callable[[float, str], None]
 """Told the fraction of the study that is done, 0 to 1, and what is being done now."""
@@ -95,17 +98,18 @@ class Study(ABC):
                 f"{self.name} has the variants 'code' (the released code's settings) and 'paper', not {variant!r}."
             )
 
-    def run(self, folder: str | Path, progress: Progress = no_progress) -> xr.Dataset:
+    def run(self, folder: str | Path, progress: Progress = no_progress, outputs: Outputs | None = None) -> xr.Dataset:
         """Train or load, and measure; the result is also written to `folder/result.nc`.
 
-        Finished parts are read from `folder/parts`. Raises InterpError where the folder holds a study with other
-        settings.
+        Finished parts are read from `folder/parts`. With `outputs` the result appears together with what else is in
+        them. Raises InterpError where the folder holds a study with other settings or of other code, or a part that
+        was changed.
         """
         from interp.results.provenance import provenance
         from interp.results.storage import save
 
         began = time.perf_counter()
-        parts = StudyParts.claim(Path(folder), {"study": self.name, **self.settings()})
+        parts = StudyParts.claim(Path(folder), {"study": self.name, **self.settings()}, code_of(type(self)))
         ds = self.measure(parts, progress)
         progress(1.0, "done")
         ds.attrs = {
@@ -116,9 +120,10 @@ class Study(ABC):
             **ds.attrs,
             "seconds": {**parts.seconds, "this call": time.perf_counter() - began},
             **_interrupted(parts),
+            "code": parts.code,
             **provenance(),
         }
-        save(ds, Path(folder) / "result.nc")
+        save(ds, Path(folder) / "result.nc", outputs)
         return ds
 
     def settings(self) -> dict[str, Any]:

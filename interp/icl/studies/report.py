@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.files.writing import Outputs, together
+from interp.files.writing import write as write_file
 from interp.icl.studies.verdicts import NOT_FOUND, NOT_REPRODUCED, REPRODUCED, TOO_QUICK, Verdict
 from interp.report.content import facts_of
 from interp.report.html import render
 from interp.report.markdown import code_block, escape
 from interp.results import repeating
-from interp.results.storage import replacing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from interp.icl.studies.base import Choice, Study
 
 HERE = Path(__file__).parent
+FILES = {"result": "result.nc", "markdown": "report.md", "html": "report.html"}
+"""What a finished study leaves in its folder, besides its parts."""
 SHOWN_ELSEWHERE = {"study", "title", "paper", "command", "settings", "seconds"}
 
 
@@ -49,10 +52,13 @@ class Content:
         return f"{tally(self.rows)} ± is one standard error over repeated runs: seeds, and tasks where a study has any."
 
 
-def write(study: Study, ds: xr.Dataset, folder: str | Path, command: str = "") -> dict[str, Path]:
+def write(
+    study: Study, ds: xr.Dataset, folder: str | Path, command: str = "", outputs: Outputs | None = None
+) -> dict[str, Path]:
     """Write `report.html` and `report.md` of the result `ds` of `study` into `folder`; returns both paths by kind.
 
     `command` is the command line that made it. The result itself is `result.nc`, which `study.run` wrote beside them.
+    Both pages appear together, and with what else is in `outputs`.
     """
     from markupsafe import Markup
 
@@ -74,13 +80,11 @@ def write(study: Study, ds: xr.Dataset, folder: str | Path, command: str = "") -
     ]
     style = (HERE / "report.css").read_text(encoding="utf-8")
     pages = {
-        "html": (Path(folder) / "report.html", render(HERE / "report.html", style, figures=figures, content=content)),
-        "markdown": (Path(folder) / "report.md", _markdown(content)),
+        "markdown": _markdown(content),
+        "html": render(HERE / "report.html", style, figures=figures, content=content),
     }
-    for path, page in pages.values():
-        with replacing(path) as draft:
-            draft.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
-    return {kind: path for kind, (path, _) in pages.items()}
+    with together(outputs) as files:
+        return {kind: write_file(Path(folder) / FILES[kind], page, files) for kind, page in pages.items()}
 
 
 def tally(rows: list[Verdict]) -> str:
