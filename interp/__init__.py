@@ -54,6 +54,8 @@ _WHERE = {
     "compare": "interp.results.comparing",
     "explain": "interp.explaining",
     "side_by_side": "interp.runs.side_by_side",
+    "load_cache": "interp.lens.cache_files",
+    "save_cache": "interp.lens.cache_files",
     "Lens": "interp.lens.lens",
     "InterpError": "interp.errors",
     "UnknownNameError": "interp.errors",
@@ -71,9 +73,11 @@ __all__ = [
     "icl",
     "interventions",
     "load",
+    "load_cache",
     "patch",
     "probe",
     "report",
+    "save_cache",
     "side_by_side",
 ]
 

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.icl.models import _weights_file
+from interp.files import tensors as tensor_file
 from interp.icl.models.attention_regressor import AttentionRegressor
 from interp.icl.tasks.regression import Tasks
 from interp.results.described import described
@@ -88,16 +88,16 @@ class TrainingRun:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["grad_norms"] = torch.tensor(self.grad_norms, dtype=torch.float64)
         about = {"settings": self.settings, "measured": self.measured, "law": self.law}
-        _weights_file.write(path, tensors, "run", about)
+        tensor_file.write(path, tensors, "run", about)
 
     def read(self, path: Path) -> None:
         """Become the run that `write` kept. Raises InterpError for a file of another run, or none at all."""
         try:
-            tensors, about = _weights_file.read(path, "run")
+            tensors, about = tensor_file.read(path, "run")
             mine, theirs = json.loads(json.dumps(self.settings)), dict(about["settings"])
         except InterpError:
             raise
-        except _weights_file.UNREADABLE as error:
+        except tensor_file.UNREADABLE as error:
             raise InterpError(
                 f"{path} is no checkpoint of a training run ({error}); remove it to start anew."
             ) from None

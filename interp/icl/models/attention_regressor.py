@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import InterpError
-from interp.icl.models import _weights_file
+from interp.files import tensors as tensor_file
 from interp.icl.models._regressor_block import BLOCK_POINTS, EMBED, MLP_POINTS, Block, fill_
 from interp.icl.models._regressor_block import AttentionLayer as AttentionLayer
 from interp.icl.models._regressor_block import Mlp as Mlp
@@ -196,7 +196,7 @@ class AttentionRegressor(HookedLens):
 
     def save(self, path: str | Path) -> Path:
         """Write weights and config to one safetensors file; it appears complete or not at all."""
-        return _weights_file.write(path, self.weights(), "config", asdict(self.cfg))
+        return tensor_file.write(path, self.weights(), "config", asdict(self.cfg))
 
     def weights(self) -> dict[str, Tensor]:
         """Each weight once (a recurrent model's under layer 0) and W0, as they are, not copied."""
@@ -206,10 +206,10 @@ class AttentionRegressor(HookedLens):
     def load(cls, path: str | Path) -> Self:
         """The model that `save` wrote. Raises InterpError for a file that is missing or is no such model."""
         try:
-            stored, settings = _weights_file.read(path, "config")
+            stored, settings = tensor_file.read(path, "config")
         except InterpError:
             raise
-        except _weights_file.UNREADABLE as error:
+        except tensor_file.UNREADABLE as error:
             raise InterpError(f"cannot read a regressor from {path}: {error}.") from None
         if not isinstance(settings, dict):
             raise InterpError(f"{path} holds no regressor's config; write it with AttentionRegressor.save.")
