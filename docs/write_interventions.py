@@ -61,8 +61,8 @@ e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d 
 (C + G) for their positions (int32), and for methods that keep account of attention 4 Hs (C + G) for it (fp32);
 `Recall` adds 4 Hs bytes a summary token, `AttentionMatching` 4 Hs a token that was fitted.
 
-`interp.save_cache(lens, path)` writes the cache of the last call to a file, and `interp.load_cache(lens, path)` reads it,
-also in another process: what policies left goes on as it would have.
+`interp.save_cache(lens, path)` writes the cache of the last call to a file, and `interp.load_cache(lens, path)` reads
+it, also in another process: what policies left goes on as it would have.
 
 Settings on the command line: `--with think:ratio=0.5,sinks=4 --with knock_out:keys=[0,2],layers=3`; in a file:
 `interp.interventions.save(policy, "p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a

@@ -12,10 +12,14 @@ FACTS = ("family", "kind", "architecture", "verdict", "group", "reason", "built"
          "layers", "attention_layers", "absent")  # fmt: skip
 NOT_CHECKS = {*FACTS, "done", "end", "seconds"}
 
+OWN_CODE = "softmax in the model's own code: no queries, keys and observables, so no policies"
 GROUPS = (
     ("encoder-decoder", "encoder-decoder"),
     ("does not run on text tokens alone", "needs more than text"),
     ("no language-model head", "no language-model head"),
+    ("its attention itself", OWN_CODE),
+    ("'attn.hook_event'", OWN_CODE),
+    ("has no attention that a Lens", "no attention"),
     ("attention registry", "attention outside transformers' registry"),
     ("lists of layers", "several stacks of layers"),
     ("in no list of layers", "attention in no list of layers"),
