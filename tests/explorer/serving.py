@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from interp.files.private import cache_home
+
 
 @dataclass(frozen=True)
 class Server:
@@ -37,14 +39,20 @@ class Server:
 
 @contextmanager
 def served(temporary: Path | None = None) -> Iterator[Server]:
-    """The explorer once it answers; terminated at the end. `temporary` is the folder it takes for temporary files."""
+    """The explorer once it answers; terminated at the end. `temporary` is the folder that it takes for temporary files
+    and for its cache, in which are the weights of the usual one."""
+    moved = {}
+    if temporary is not None:
+        cache_home().joinpath("weights").mkdir(parents=True, exist_ok=True)
+        (temporary / "weights").symlink_to(cache_home() / "weights")
+        moved = {"TMPDIR": str(temporary), "INTERP_CACHE": str(temporary)}
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"],
         stdout=subprocess.DEVNULL,
-        env=os.environ | ({} if temporary is None else {"TMPDIR": str(temporary)}),
+        env=os.environ | moved,
     )
     server = Server(port, process, began, temporary)
     try:

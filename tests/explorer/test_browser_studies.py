@@ -63,8 +63,8 @@ def test_a_study_is_run_in_the_page(tab, server, folder):
     tab.page.wait_for_selector(f"text=running {STUDY}", timeout=60_000)
     tab.settle()
     assert_shows_the_study(tab, folder)
-    written = server.temporary / "interp-explorer" / STUDY / "result.nc"
-    assert written.is_file(), "what is written is in the temporary folder"
+    written = list(server.temporary.glob(f"private-*/studies/{STUDY}/*/result.nc"))
+    assert len(written) == 1, "what is written is in a folder of this user's own"
 
 
 def test_a_folder_of_a_study_is_opened(tab, folder):

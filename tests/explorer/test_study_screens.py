@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from interp.files import private
 from interp.icl import studies
 from interp_explorer import tables
 from tests.explorer.opening import charts, opened, sentences
@@ -27,7 +26,7 @@ def rows() -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_a_study_runs_here_and_its_folder_opens(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(private, "cache_home", lambda: tmp_path)
     app = opened("in_context", study="softmax-regression")
     app.toggle(key="run_study").set_value(True).run()
     assert sentences(app) == ""
@@ -37,7 +36,8 @@ def test_a_study_runs_here_and_its_folder_opens(tmp_path, monkeypatch):
     assert app.dataframe[0].value["found"].tolist() == [row.found for row in study.verdicts(ds)]
     assert len(ran) == len(study.figures(ds)) > 0
 
-    app = opened("studies", folder=str(tmp_path / "interp-explorer" / "softmax-regression"))
+    (folder,) = private.private_folder("studies", "softmax-regression").iterdir()
+    app = opened("studies", folder=str(folder))
     assert sentences(app) == ""
     assert app.selectbox(key="file").value == "result.nc", "the result comes before its parts"
     assert [chart["layout"]["title"] for chart in charts(app)] == [chart["layout"]["title"] for chart in ran]
