@@ -6,12 +6,13 @@ channels, so nothing is stored twice: what `interp.seam.latent` says attends to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 
+from interp.cache.segments import Segment
 from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
@@ -67,6 +68,13 @@ class StoredIndexed(StoredLatent):
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         new = super().update(*args, **kwargs)
         return self._parted(self._by_column()) if self.compressed else new
+
+    def holding(self, segments: Iterable[Segment]) -> Self:
+        made = super().holding(segments)
+        rows = made.segments[0].keys.shape[0]
+        if self.indexer_keys is not None and len(self.indexer_keys) == 1:  # one text, in several variants
+            made.indexer_keys = self.indexer_keys.expand(rows, -1, -1)
+        return made
 
     @property
     def keys(self) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from interp_kernels import KeySegment
@@ -58,7 +58,7 @@ class StoredLayer(DynamicLayer):
         """What the layer holds, oldest first but for dense sinks, which stand behind the tokens that lost channels."""
         return tuple(self._segments)
 
-    def holding(self, segments: Iterable[Segment]) -> StoredLayer:
+    def holding(self, segments: Iterable[Segment]) -> Self:
         """A copy of the layer that holds other segments, of the same tokens seen; this one stays as it is."""
         made = copy.copy(self)
         made._segments, made.slots = list(segments), None

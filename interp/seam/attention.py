@@ -294,6 +294,7 @@ class Site:
             softcap=call.rest.get("softcap"),
             sinks=call.rest.get("s_aux"),
             tied=call.tied,
+            expanded=call.expanded,
             unrotate=self._unrotate(),
         )
         return event if self.edits is None else self.edits.of(event, call.places)

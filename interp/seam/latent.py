@@ -46,7 +46,7 @@ class Expansion:
     def absorbed(self, call: AttentionCall, d_latent: int) -> AttentionCall:
         """A call with queries as they meet stored keys, `[batch, head, new, stored]`; its k and v stay as they are."""
         q = call.q @ self.keys.mT.to(call.q.dtype)
-        return replace(call, q=q, scaling=call.scale, tied=d_latent)
+        return replace(call, q=q, scaling=call.scale, tied=d_latent, expanded=self.expanded)
 
     def expanded(self, z: Float[Tensor, "batch new head d_latent"]) -> Float[Tensor, "batch new head d_value"]:
         """Of what heads read from latents, what they read from values."""
@@ -83,14 +83,16 @@ def chosen(call: AttentionCall, stored: StoredLayer) -> Bool[Tensor, "batch 1 ne
     """
     if not isinstance(stored, StoredIndexed):
         return None
-    new = call.q.shape[2]
-    mask: Tensor = facts_of_dense_mask(call.mask)["mask"]
-    at = stored.places().long()[:, :, None]
-    seen = mask.expand(len(at), 1, new, -1).gather(-1, at.clamp_min(0).expand(-1, -1, new, -1))
-    first = 0 if stored.padding is None else stored.padding[:, None, None, None]
-    own = stored.seen - new + torch.arange(new, device=at.device)[:, None]
-    seen = seen & (at >= first)
-    return seen | ((at == own) & ~seen.any(-1, keepdim=True))
+    return columns(facts_of_dense_mask(call.mask)["mask"], stored)
+
+
+def columns(mask: Bool[Tensor, "#batch 1 new seen"], stored: StoredLayer) -> Bool[Tensor, "batch 1 new token"]:
+    """A mask's columns at the tokens that a layer stores, see `chosen`."""
+    at, (new, seen) = stored.places().long()[:, :, None], mask.shape[2:]
+    visible = mask.expand(len(at), 1, new, seen).gather(-1, at.clamp_min(0).expand(-1, -1, new, -1))
+    visible = visible & (at >= (0 if stored.padding is None else stored.padding[:, None, None, None]))
+    own = seen - new + torch.arange(new, device=at.device)[:, None]
+    return visible | ((at == own) & ~visible.any(-1, keepdim=True))
 
 
 def showing(segments: Sequence[KeySegment], visible: Bool[Tensor, "batch 1 token"]) -> list[KeySegment]:
