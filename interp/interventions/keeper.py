@@ -234,7 +234,7 @@ def cache_policies(intervention: Intervention, cfg: LensConfig) -> tuple[CachePo
     if (by_stage.get("tokens"), by_stage.get("channels")) == ("query_head", "kv_head"):
         names = " and ".join(member.name for member in members)
         raise InterpError(f"{names}: tokens of every query head need channels of every query head; set granularity.")
-    if cfg.latent_layers:
+    if set(cfg.latent_layers).intersection(cfg.full_attention_layers):
         _refuse_on_latents(members, cfg)
     _say_which_layers(cfg)
     return members

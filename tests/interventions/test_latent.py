@@ -21,6 +21,7 @@ import interp
 from interp import InterpError
 from interp.cache.latent import StoredIndexed, StoredLatent
 from interp.interventions import CachePolicy, Plan, Prompt
+from interp.runs.generating import generate
 from interp.seam.latent import makes
 from tests.interventions.live_cache import close, prefill
 from tests.lens.many import RECENT, ids, lens_of
@@ -356,6 +357,14 @@ def test_bytes_are_those_of_the_latents_that_are_left(kind: str) -> None:
     assert cache.nbytes() == (whole - index) // 4 + index + positions
     assert cache.report()["bytes"].sum() == cache.nbytes()
     assert (index > 0) == (kind in SPARSE)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "deepseek_v32"])
+def test_what_generation_says_of_bytes_is_the_models_own_cache(kind: str) -> None:
+    lens, tokens = lens_of(kind), ids(LENGTH)
+    told = generate(lens, tokens, interp.SnapKV(budget=9, window=3), max_new_tokens=4)["cache"]
+    assert told["dense_bytes"] == owned(bare_cache(lens, ids(told["tokens"])))
+    assert told["bytes"] < told["dense_bytes"]
 
 
 @pytest.mark.parametrize("policy", [
