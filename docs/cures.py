@@ -8,7 +8,7 @@ CURES = {
     # caches and policies
     "only a Lens can attend to this cache": "Pass it to the Lens that made it: `lens(..., past_key_values=cache)`.",
     "cannot follow a chunked prefill": "Read the prompt in one piece, or in pieces without a mask of your own.",
-    "caches latent vectors": "Take a model that caches keys, or an attention edit, which does not touch the cache.",
+    "cannot act on the latent attention": "Change or leave out the setting that the words after the colon are about.",
     "has no room for": "Raise `budget`, or lower `sinks`, the recent share and the share of summaries.",
     "caps its attention logits, which a fitted key": "Take another policy that evicts, such as `interp.H2OPrefill`.",
     "together leave no room": "Lower `summaries` or `recent_share`, so that they add up to less than 1.",

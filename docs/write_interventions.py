@@ -64,6 +64,17 @@ e Hs (C + G) d, channel indices 2 Hs T (int16), with `fill="mean"` also e Hs (d 
 `interp.save_cache(lens, path)` writes the cache of the last call to a file, and `interp.load_cache(lens, path)` reads
 it, also in another process: what policies left goes on as it would have.
 
+In multi-head latent attention (DeepSeek V2 and V3, Kimi Linear, MiniCPM3, GLM-4.7 Flash, ...) a layer stores one head
+for all: its key is the latent with the rotated key beside it, and its value is the latent, a view of the key's first
+channels, which takes no bytes of its own. Policies score, drop and merge tokens of that head by the pattern of all
+query heads, which is the model's own; a key's or value's norm, or two keys' similarity, is that of what is stored, and
+so are `hook_cached_k` and `hook_cached_v` of a compressed layer. `ThinK` can prune rotated channels only, since
+latents are values too: at ratio 0.5 that frees 32 of DeepSeek-V3's 576. `Recall`'s summaries have values of their own,
+which take the bytes of as many latents. What would need values apart from keys, or a head for each query head, is
+refused. Where an index chooses which tokens a query attends to (DeepSeek V3.2, GLM-5, ...) it goes on choosing among
+all: its keys are never dropped, nor their bytes freed, a query attends to what a policy has left of its choice and,
+where that is nothing, to its own token; `Recall`, whose summaries no index could choose, is refused.
+
 Settings on the command line: `--with think:ratio=0.5,sinks=4 --with knock_out:keys=[0,2],layers=3`; in a file:
 `interp.interventions.save(policy, "p.toml")`. `lens.score(prompt, continuation)` gives the loss of every token of a
 continuation under whatever is in force. This page is written by `python -m docs.write_interventions`.

@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 import transformers as hf
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 SHAPE = {
@@ -42,6 +43,18 @@ BUILDERS = {
     "stablelm": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(**GROUPED, partial_rotary_factor=0.25)),
 }  # fmt: skip
 NAMES = tuple(BUILDERS)
+LATENT_SHAPE = {
+    **SHAPE, "num_key_value_heads": 8, "first_k_dense_replace": 3, "kv_lora_rank": 16, "q_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+}  # fmt: skip
+RECENT = Version(hf.__version__) >= Version("5.23")
+LATENT = {
+    "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**LATENT_SHAPE)),
+    "deepseek_v32": lambda: hf.DeepseekV32ForCausalLM(
+        hf.DeepseekV32Config(**LATENT_SHAPE, index_n_heads=32, index_head_dim=16, index_topk=6)),
+} if RECENT else {}  # fmt: skip
+"""Multi-head latent attention, of all earlier tokens and of those that an index chooses, by so many heads that no two
+tokens score alike. Older releases cache keys and values."""
 PARALLEL = ("gpt_neox", "phi", "cohere")
 ROTARY = tuple(n for n in NAMES if n != "gpt2")
 
@@ -49,7 +62,7 @@ ROTARY = tuple(n for n in NAMES if n != "gpt2")
 def tiny(name: str) -> hf.PreTrainedModel:
     """A fresh model with seeded weights large enough that attention is far from uniform."""
     torch.manual_seed(0)
-    model = BUILDERS[name]().eval()
+    model = (BUILDERS | LATENT)[name]().eval()
     if name == "gemma2":
         model.set_attn_implementation("eager")  # newer releases' default; older ones take sdpa and lose the softcap
     with torch.no_grad():

@@ -22,7 +22,7 @@ SOUND_ROW = {"built": "ok", "runs": "ok", "loads": "ok", "done": "ok", "logits":
     ({"pattern": "WRONG 0.2"}, "wrong", "pattern"),
     ({"pattern": "WRONG 0.2", "logits": "crashed: KeyError"}, "wrong", "pattern"),
     ({"logits": "crashed: KeyError: 'x' @ lens/lens.py:3"}, "crashed", "logits"),
-    ({"think": "refused: X caches latent vectors, which"}, "partial", "latent attention"),
+    ({"think": "refused: think cannot act on the latent attention of X: its keys are"}, "partial", "latent attention"),
     ({"think": "idle: think dropped nothing: the prompt"}, "partial", "policies have no layer to act on"),
     ({"absent": "hook_mlp_out: what the MLP adds to the residual stream is unknown: because"}, "partial",
      "parts of the residual stream unknown"),

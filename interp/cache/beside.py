@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from transformers.cache_utils import LinearAttentionLayer
 
 from interp.cache.kinds import kind_of
+from interp.cache.latent import StoredIndexed, StoredLatent
 from interp.cache.stored_layer import StoredLayer
 
 
@@ -58,6 +60,16 @@ class StoredBeside(LinearAttentionLayer, StoredLayer):  # type: ignore[misc]  # 
         StoredLayer.crop(self, tokens)
 
 
-def stored_layer(layer: Any) -> StoredLayer:
-    """A `StoredLayer` in the place of a cache layer that has seen nothing yet."""
-    return StoredLayer() if kind_of(layer) == "full" else StoredBeside(layer)
+def stored_layer(layer: Any, latent: bool) -> StoredLayer | None:
+    """A `StoredLayer` in the place of a cache layer that has seen nothing yet; None where none can stand in for it.
+
+    latent: whether its model stores latents there.
+    """
+    made: dict[tuple[str, bool], Callable[[], StoredLayer]] = {
+        ("full", False): StoredLayer,
+        ("beside", False): lambda: StoredBeside(layer),
+        ("full", True): StoredLatent,
+        ("indexed", True): StoredIndexed,
+    }
+    stands_in = made.get((kind_of(layer), latent))
+    return None if stands_in is None else stands_in()

@@ -7,13 +7,15 @@ from typing import Any, Literal
 from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-Kind = Literal["full", "beside", "sliding", "none", "other"]
-"""full: keys and values of all tokens. beside: those, and a recurrent state beside them (Falcon-H1, Zamba). sliding: of
-the newest tokens, chunked attention included. none: no keys (recurrent states, layers that read another's cache).
-other: more than keys and values, such as the index of sparse attention."""
+Kind = Literal["full", "beside", "indexed", "sliding", "none", "other"]
+"""full: keys and values of all tokens. beside: those, and a recurrent state beside them (Falcon-H1, Zamba). indexed:
+those, and the keys of an index by which each query chooses some of them (DeepSeek 3.2). sliding: of the newest tokens,
+chunked attention included. none: no keys (recurrent states, layers that read another's cache). other: more than keys
+and values."""
 
 # those of transformers releases that know layers with attention and a recurrent state side by side
 BESIDE = getattr(cache_utils, "LinearAttentionAndFullAttentionLayer", None)
+INDEXED = getattr(cache_utils, "DynamicIndexedLayer", None)
 
 
 def kind_of(layer: Any) -> Kind:
@@ -22,6 +24,8 @@ def kind_of(layer: Any) -> Kind:
         return "full"
     if type(layer) is BESIDE:
         return "beside"
+    if type(layer) is INDEXED:
+        return "indexed"
     if isinstance(layer, DynamicSlidingWindowLayer):
         return "sliding"
     return "other" if isinstance(layer, DynamicLayer) else "none"

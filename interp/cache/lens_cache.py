@@ -44,10 +44,8 @@ class LensCache(DynamicCache):
         self.keeper = keeper
         """What applies cache policies to this sequence (`interp.interventions.base.Keeper`), or None."""
         if keeper is not None:
-            kinds = [kind_of(layer) for layer in self.layers]
-            acted_on = [i for i, kind in enumerate(kinds) if kind in ("full", "beside") and i in keeper.layers]
-            for i in acted_on:
-                self.layers[i] = stored_layer(self.layers[i])
+            for i in keeper.layers:
+                self.layers[i] = stored_layer(self.layers[i], i in keeper.cfg.latent_layers) or self.layers[i]
 
     @property
     def listener(self) -> NewKeysValues | None:
@@ -177,12 +175,13 @@ class LensCache(DynamicCache):
             if isinstance(layer, StoredLayer):
                 for segment in layer.segments:
                     yield from ((i, name, tensor) for name, tensor in segment.tensors())
+                held = [("indexer_keys", getattr(layer, "indexer_keys", None))]
             else:
-                held = [(name, getattr(layer, name, None)) for name in ("keys", "values")]
+                held = [(name, getattr(layer, name, None)) for name in ("keys", "values", "indexer_keys")]
                 for name in ("conv_states", "recurrent_states"):
                     states = getattr(layer, name, {})  # by number; older releases of transformers hold one alone
                     held += [(name, state) for state in (states.values() if isinstance(states, dict) else [states])]
-                yield from ((i, name, tensor) for name, tensor in held if isinstance(tensor, Tensor))
+            yield from ((i, name, tensor) for name, tensor in held if isinstance(tensor, Tensor))
 
     def nbytes(self) -> int:
         """Bytes held by the cache: the sum over distinct storages, so a view is not counted twice and slack is not

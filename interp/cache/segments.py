@@ -50,9 +50,16 @@ class Segment:
     """What stands for each key channel that is not stored, the same for all tokens; None: zero."""
     log_count: Float[Tensor, "batch head token"] | None = None
     """Logarithm of how many tokens a merged one stands for, added to its logit."""
+    tied: int | None = None
+    """How many of a key's first channels are the value, which is a view of them (latent attention); None: values are
+    tensors of their own."""
     summary: range | Int[Tensor, "batch head token"] | None = None
     """Which are summaries, tokens that stand for several and are none of the text: the number of each among its
     layer's, -1 for a token of the text. A range where the segment holds nothing else, None where it holds none."""
+
+    def __post_init__(self) -> None:
+        if self.tied is not None:  # whatever was given for values: they are written with the keys
+            object.__setattr__(self, "values", self.keys[..., : self.tied])
 
     def __len__(self) -> int:
         return self.keys.shape[2]
@@ -62,15 +69,16 @@ class Segment:
         return self.channels if of == "keys" else self.value_channels
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of everything that takes memory."""
+        """(name, tensor) of everything that takes memory: tied values are none of it."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and (field.name != "values" or self.tied is None):
                 yield field.name, value
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Segment:
         """The segment with `function` applied to all its tensors (for the batch axis, or the device)."""
-        return replace(self, **{name: function(tensor) for name, tensor in self.tensors()})
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors()}
+        return replace(self, **mapped)
 
     def at(self) -> Int[Tensor, "batch head token"]:
         """Positions as a tensor; batch and head may be 1 where they are the same for all."""
@@ -122,7 +130,8 @@ class Segment:
         """Keys cut down to `channels` of a dense segment.
 
         On a CPU keys and values are laid out channel by channel (the shapes stay): with few queries, as in decoding,
-        products along the tokens are then faster, and a packed segment hardly ever changes.
+        products along the tokens are then faster, and a packed segment hardly ever changes. Of keys with tied values
+        all those channels must stay.
         """
         keys, values = think_pack(self.keys, channels), _channel_major(self.values)
         return replace(self, keys=keys, values=values, channels=channels.to(INDEX))
@@ -151,7 +160,7 @@ class Segment:
         times = heads // self.keys.shape[1]
         if times == 1:
             return self
-        repeated = {name: tensor.repeat_interleave(times, 1) for name, tensor in self.tensors()}
+        repeated: dict[str, Any] = {name: tensor.repeat_interleave(times, 1) for name, tensor in self.tensors()}
         return replace(self, **repeated)
 
     def overwrite(self, slot: Int[Tensor, "batch head"], token: Segment, where: Tensor) -> None:
@@ -212,8 +221,10 @@ def joined(segments: Sequence[Segment]) -> Segment:
     if any(s.summary is not None for s in segments):
         shape = segments[0].keys.shape[:2]
         summary = torch.cat([s.summary_number().expand(*shape, -1) for s in segments], 2)
-    keys, values = torch.cat([s.keys for s in segments], 2), torch.cat([s.values for s in segments], 2)
-    return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"), summary=summary)
+    keys = torch.cat([s.keys for s in segments], 2)
+    tied = segments[0].tied if len({s.tied for s in segments}) == 1 else None
+    values = keys if tied is not None else torch.cat([s.values for s in segments], 2)
+    return Segment(keys, values, positions, mass=cat("mass"), log_count=cat("log_count"), tied=tied, summary=summary)
 
 
 def either(where: Bool[Tensor, "batch head"], a: Segment, b: Segment) -> Segment:

@@ -32,19 +32,21 @@ class Slots:
     values: Float[Tensor, "batch head slot d_value"]
     positions: Int[Tensor, "batch head slot"]
     mass: Float[Tensor, "batch head slot"]
+    tied: int | None = None
+    """As in `Segment`: values are a view of keys."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> Slots:
         """The tokens of segments that `fit`, copied."""
         tokens = joined(segments)
         assert tokens.mass is not None
-        parts = tokens.keys, tokens.values, tokens.at().expand(tokens.keys.shape[:3]), tokens.mass
-        return cls(*(torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in parts))
+        held = cls(tokens.keys, tokens.values, tokens.at().expand(tokens.keys.shape[:3]), tokens.mass, tokens.tied)
+        return held.map(lambda x: torch.cat([x, torch.zeros_like(x[:, :, :1])], 2))
 
     @cached_property
     def whole(self) -> Segment:
         """All slots."""
-        return Segment(self.keys, self.values, self.positions, mass=self.mass)
+        return Segment(self.keys, self.values, self.positions, mass=self.mass, tied=self.tied)
 
     @cached_property
     def held(self) -> Segment:
@@ -53,7 +55,9 @@ class Slots:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Slots:
         """The slots with `function` applied to all tensors (for the batch axis, or the device)."""
-        return Slots(*map(function, (self.keys, self.values, self.positions, self.mass)))
+        keys, positions, mass = map(function, (self.keys, self.positions, self.mass))
+        values = function(self.values) if self.tied is None else keys[..., : self.tied]
+        return Slots(keys, values, positions, mass, self.tied)
 
     def write(self, token: Segment) -> None:
         """Put the newest token, one in each head, into the last slot."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from interp_kernels import KeySegment
@@ -48,6 +48,8 @@ class StoredLayer(DynamicLayer):
         tokens receive was added up."""
         self.slots: Slots | None = None
         self.kv_heads = self.d_head = self.d_value = 0
+        self.tied: int | None = None
+        """How many of a key's first channels are its value (`interp.cache.latent`); None: values are their own."""
         self.seam = False
         super().__init__()
 
@@ -56,7 +58,7 @@ class StoredLayer(DynamicLayer):
         """What the layer holds, oldest first but for dense sinks, which stand behind the tokens that lost channels."""
         return tuple(self._segments)
 
-    def holding(self, segments: Iterable[Segment]) -> StoredLayer:
+    def holding(self, segments: Iterable[Segment]) -> Self:
         """A copy of the layer that holds other segments, of the same tokens seen; this one stays as it is."""
         made = copy.copy(self)
         made._segments, made.slots = list(segments), None
@@ -239,7 +241,7 @@ class StoredLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.kv_heads, self.d_head, self.d_value = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
-        self._segments = [Segment(key_states[:, :, :0], value_states[:, :, :0], range(0))]
+        self._segments = [Segment(key_states[:, :, :0], value_states[:, :, :0], range(0), tied=self.tied)]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -247,7 +249,7 @@ class StoredLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if not torch.is_inference_mode_enabled() and any(s.keys.is_inference() for s in self._segments):
             self._map(torch.clone)  # what was stored in inference mode could not be written in place here
-        new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]))
+        new = Segment(key_states, value_states, range(self.seen, self.seen + key_states.shape[2]), tied=self.tied)
         new = new.per_head(self._segments[-1].keys.shape[1])
         free = self.in_slots and not self.newest_in_slot
         if free and self.seam and len(new) == 1 and not key_states.requires_grad:
@@ -264,7 +266,7 @@ class StoredLayer(DynamicLayer):
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """Stored keys and values with all channels, for code that knows nothing of segments."""
-        keys, values = self.keys, self.values
+        keys, values = self._dense(lambda s: s.dense_keys(self.d_head)), self.values
         assert keys is not None, "nothing was stored yet"
         assert values is not None
         return keys, values

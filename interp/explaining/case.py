@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +24,7 @@ from interp.cache.segments import Segment
 from interp.errors import InterpError
 from interp.explaining.restoring import at_rest
 from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Prompt, parts
+from interp.interventions.keeper import Keeper
 from interp.lens.protocol import InterventionLens, TextLens, takes_interventions
 from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
@@ -59,6 +60,17 @@ class PolicyRun(CacheRun):
     channel_ledger: list[ChannelEntry] = field(kw_only=True)
     stepping: bool = field(kw_only=True)
     """Whether the policy acts at steps, so that tokens were fed one by one."""
+
+
+class _Watching(Keeper):
+    """Drops nothing, and shows each layer's attention as policies see it: where latents are stored, to latents."""
+
+    def __init__(self, prompt: Prompt, look: Callable[[int, AttentionEvent], None]) -> None:
+        super().__init__((), prompt.cfg, prompt.layers, prompt.output_norms)
+        self.look = look
+
+    def attended(self, layer: int, stored: Any, q: Tensor, event: Callable[[], AttentionEvent]) -> None:
+        self.look(layer, event())
 
 
 @dataclass
@@ -133,15 +145,20 @@ class Case:
     @cached_property
     def full_prompt(self) -> LensCache:
         """The full cache of the prompt; runs go on with a fork of it."""
-        return self.read(self.prompt)
+        return self.watched(self.prompt, lambda layer, event: None)
+
+    def watched(self, tokens: Int[Tensor, "1 pos"], look: Callable[[int, AttentionEvent], None]) -> LensCache:
+        """The full cache of tokens, while `look` is shown the attention of each layer that policies act on."""
+        cache = LensCache(self.lens.model.config, _Watching(self.prompt_facts, look))
+        return self.read(tokens, past_key_values=cache)
 
     @cached_property
     def full(self) -> CacheRun:
         """All steps at once with the full cache, with every layer's attention."""
-        cache = self.full_prompt.fork()
         events: dict[int, AttentionEvent] = {}
-        hooks = [(f"blocks.{i}.attn.hook_event", _keep(events, i)) for i in self.layers]
-        run = self._feed(cache, self.fed, hooks)
+        cache = self.full_prompt.fork()
+        cache.keeper = _Watching(self.prompt_facts, events.__setitem__)
+        run = self._feed(cache, self.fed)
         return dataclasses.replace(run, events=events)
 
     @cached_property
@@ -184,18 +201,18 @@ class Case:
                 yield
 
     @torch.no_grad()
-    def read(self, tokens: Tensor) -> LensCache:
+    def read(self, tokens: Tensor, **given: Any) -> LensCache:
         """The cache after reading tokens, under the policies in force."""
-        self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only)
+        self.lens(tokens, return_type=None, use_cache=True, **self.lens.last_logits_only, **given)
         cache = self.lens.last_cache
         assert cache is not None  # made by the call
         return cache
 
     @torch.no_grad()
-    def _feed(self, cache: LensCache, tokens: Tensor, hooks: list[tuple[str, Any]] | None = None) -> CacheRun:
+    def _feed(self, cache: LensCache, tokens: Tensor) -> CacheRun:
         z: dict[int, Tensor] = {}
         attn_out: dict[int, Tensor] = {}
-        hooks = list(hooks or [])
+        hooks: list[tuple[str, Any]] = []
         for i in self.lens.cfg.attention_layers:
             hooks.append((f"blocks.{i}.attn.hook_z", _keep(z, i)))
             if f"blocks.{i}.hook_attn_out" in self.lens.hook_dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -153,18 +152,13 @@ def chosen_later(case: Case, after: tuple[int, ...], of: Part) -> list[dict[int,
 
     At each layer a fresh plan for every checkpoint sees the attention of the text up to there, as it would in prefill.
     """
-    lens = case.lens
     trials = [_Trial(case, n, of) for n in after]
 
-    def hook(layer: int) -> Callable[[AttentionEvent, Any], None]:
-        def look(event: AttentionEvent, hook: Any) -> None:
-            for trial in trials:
-                trial.attended(layer, event)
+    def look(layer: int, event: AttentionEvent) -> None:
+        for trial in trials:
+            trial.attended(layer, event)
 
-        return look
-
-    hooks = [(f"blocks.{i}.attn.hook_event", hook(i)) for i in case.layers]
-    lens.run_with_hooks(case.seen, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
+    case.watched(case.seen, look)
     return [trial.masks for trial in trials]
 
 
@@ -181,6 +175,7 @@ class _Trial:
     def attended(self, layer: int, event: AttentionEvent) -> None:
         n = self.tokens
         stored = self.stored[layer] = StoredLayer()
+        stored.tied = event.tied
         stored.update(event.k[:, :, :n], event.v[:, :, :n])
         unrotate, later = event.unrotate, event.q.shape[2] - n
 
@@ -188,8 +183,10 @@ class _Trial:
             assert unrotate is not None
             return unrotate(torch.nn.functional.pad(x, (0, 0, 0, later)))[:, :, :n]
 
+        mask = event.facts.get("mask")
+        facts = {"causal": True, "offset": 0} if mask is None else {"mask": mask[:, :, :n, :n]}
         part = dataclasses.replace(
-            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts={"causal": True, "offset": 0},
+            event, q=event.q[:, :, :n], k=event.k[:, :, :n], v=event.v[:, :, :n], facts=facts,
             unrotate=None if unrotate is None else unrotated,
         )  # fmt: skip
         self.keeper.attended(layer, self.stored, part.q, lambda: part)

@@ -21,6 +21,7 @@ from interp.explaining.restoring import at_positions
 from interp.results.described import Row, described
 from interp.results.naming import quoted
 from interp.seam.event import AttentionEvent
+from interp.seam.latent import columns, showing
 
 Tensor = torch.Tensor
 
@@ -174,7 +175,7 @@ def direct_errors(
     steps = event.q.shape[2]
     old = stored.segments
     stop = event.k.shape[2] - steps
-    tail = Segment(event.k[:, :, stop:], event.v[:, :, stop:], range(stop, event.k.shape[2]))
+    tail = Segment(event.k[:, :, stop:], event.v[:, :, stop:], range(stop, event.k.shape[2]), tied=event.tied)
     segments = [*old, tail.per_head(old[0].keys.shape[1])]
     maths: dict[str, Any] = {
         "scale": event.scale,
@@ -182,8 +183,15 @@ def direct_errors(
         "sinks": event.sinks,
         "d_value": stored.d_value,
     }
-    got = packed_decode(event.q, stored.holding(segments).for_kernel(), **maths).z[0].float()  # [head, step, d]
-    true = z.transpose(0, 1)
+    left = stored.holding(segments)
+    if (mask := event.facts.get("mask")) is None:
+        got = packed_decode(event.q, left.for_kernel(), **maths).z
+    else:  # each step sees tokens of its own
+        rows = zip(event.q.split(1, 2), columns(mask, left).unbind(2), strict=True)
+        got = torch.cat([packed_decode(q, showing(left.for_kernel(), seen), **maths).z for q, seen in rows], 2)
+    if event.expanded is not None:
+        got = event.expanded(got.transpose(1, 2)).transpose(1, 2)
+    got, true = got[0].float(), z.transpose(0, 1)  # [head, step, d]
     return {
         "logit_error": relative_logit_error(event.q, event.k, segments, stored.d_head),
         "output_error": ratio((got - true).norm(dim=-1), true.norm(dim=-1)),

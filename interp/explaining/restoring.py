@@ -45,8 +45,8 @@ def at_rest(cache: LensCache, rows: int = 1) -> LensCache:
 def _copy(layer: DynamicLayer, rows: int, keeper: Keeper) -> DynamicLayer:
     if not isinstance(layer, StoredLayer):
         copied = copy.deepcopy(layer)
-        if rows > 1:
-            copied.batch_repeat_interleave(rows)
+        if rows > 1:  # a recurrent state knows no other way to be repeated
+            copied.reorder_cache(torch.zeros(rows, dtype=torch.long))
         return copied
     acting = any(plan.each_step for plan in keeper.plans.values())  # such a plan overwrites slots in place
     bare = [replace(segment, mass=None) for segment in layer.segments]  # accounts are written in place, and not needed

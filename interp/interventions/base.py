@@ -91,6 +91,13 @@ class CachePolicy(Intervention, ABC):
     granularity: ClassVar[str] = "kv_head"
     """Whether tokens or channels are stored for every key/value head or, with "query_head", for every query head. A
     method that leaves the choice to its user makes it a field."""
+    values_apart: ClassVar[bool] = False
+    """Whether it stores tokens whose value is no part of their key, also where the model's tokens are latents."""
+
+    def unfit_for_latents(self, cfg: LensConfig) -> str | None:
+        """Why the policy cannot act on latent attention (`interp.cache.latent`), whose one stored head has values that
+        are the first channels of its keys; None where it can."""
+        return "it stores one head, so nothing is kept by query head" if self.granularity == "query_head" else None
 
     def check(self, prompt: Prompt) -> None:
         """Raise InterpError, before any compute, where the parameters make no sense for this prompt."""

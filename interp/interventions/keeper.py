@@ -43,6 +43,8 @@ class Keeper:
         self._earlier_queries: dict[int, list[Tensor]] = {}
         self._earlier_unrotate: dict[int, list[tuple[int, Unrotate | None]]] = {}
         """Lengths of a prompt's earlier chunks, and how each is rotated back, where a plan asks for it."""
+        self._earlier_masks: dict[int, list[Tensor | None]] = {}
+        """What the queries that were kept of them see, where that is no plain causal mask."""
 
     def expect(self, tokens: int, seen: int = 0) -> None:
         """Tell how long the text will be when the tokens that are about to follow the first `seen` ones have arrived.
@@ -126,10 +128,14 @@ class Keeper:
         earlier = self._earlier_queries.setdefault(layer, [])
         if any(plan.needs_unrotated for plan in self.plans.values()):
             self._earlier_unrotate.setdefault(layer, []).append((q.shape[2], event().unrotate))
-        if most is None:
-            earlier.append(q)
-        elif most > 0:
-            earlier[:] = [torch.cat([*earlier, q], 2)[:, :, -most:].clone()]
+        if most == 0:
+            return
+        masks = self._earlier_masks.setdefault(layer, [])
+        masks.append(event().facts.get("mask"))
+        earlier.append(q)
+        if most is not None:
+            earlier[:] = [torch.cat(earlier, 2)[:, :, -most:].clone()]
+            masks[:] = [rows if rows is None else rows[:, :, -most:].clone() for rows in [_rows_of(masks)]]
 
     def _whole(self, layer: int, q: Tensor, event: AttentionEvent) -> AttentionEvent:
         """The event of the whole prompt, or of as many of its newest queries as plans look at: those that were kept of
@@ -139,11 +145,13 @@ class Keeper:
         if not earlier:
             return event
         facts = dict(event.facts)
-        if facts.get("mask") is not None:
-            raise InterpError("a cache policy cannot follow a chunked prefill whose mask is no plain causal mask.")
+        masks = [*self._earlier_masks.pop(layer, []), facts.get("mask")]
         q = torch.cat([*earlier, q], 2)
         keys, queries = event.k.shape[2], q.shape[2]
-        facts["offset"] = keys - queries
+        if (rows := _rows_of(masks)) is not None:
+            facts["mask"] = rows
+        else:
+            facts["offset"] = keys - queries
         if facts.get("key_mask") is not None:
             facts["query_mask"] = facts["key_mask"][:, keys - queries :]
         return dataclasses.replace(event, q=q, facts=facts, unrotate=_by_chunk(chunks, queries))
@@ -162,8 +170,8 @@ class Keeper:
         """Forget the sequence: the next tokens are a new prompt."""
         self.plans, self.prompt_tokens, self.reads_back = {}, None, False
         self.compressed.clear()
-        self._earlier_queries.clear()
-        self._earlier_unrotate.clear()
+        for kept in (self._earlier_queries, self._earlier_unrotate, self._earlier_masks):
+            kept.clear()
         for ledger in (self.ledger, self.channel_ledger):
             if ledger is not None:
                 ledger.clear()
@@ -174,6 +182,22 @@ class Keeper:
             plan.reorder(rows)
         for layer, earlier in self._earlier_queries.items():
             self._earlier_queries[layer] = [q.index_select(0, rows.to(q.device)) for q in earlier]
+        for layer, masks in self._earlier_masks.items():
+            self._earlier_masks[layer] = [
+                mask if mask is None or len(mask) == 1 else mask.index_select(0, rows.to(mask.device)) for mask in masks
+            ]
+
+
+def _rows_of(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """Rows of masks `[batch, 1, query, key]` one after the other, which see no key of later chunks; None where all are
+    plain causal ones."""
+    held = [mask for mask in masks if mask is not None]
+    if not held:
+        return None
+    if len(held) < len(masks):
+        raise InterpError("a cache policy cannot follow a chunked prefill whose mask is not always plain.")
+    most = max(mask.shape[-1] for mask in held)
+    return torch.cat([torch.nn.functional.pad(mask, (0, most - mask.shape[-1])) for mask in held], 2)
 
 
 def _by_chunk(chunks: Sequence[tuple[int, Unrotate | None]], tokens: int) -> Unrotate | None:
@@ -196,11 +220,11 @@ def padding_of(facts: Mapping[str, Any]) -> Tensor | None:
     raise InterpError("a cache policy needs padding on the left of each text; this attention mask has holes elsewhere.")
 
 
-def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) -> tuple[CachePolicy, ...]:
+def cache_policies(intervention: Intervention, cfg: LensConfig) -> tuple[CachePolicy, ...]:
     """The cache policies of an intervention, checked against the model.
 
     Raises InterpError for what is no cache policy, UnsupportedModelError where no layer has a cache that a policy
-    could act on.
+    could act on, or a policy cannot act on it.
     """
     for member in parts(intervention):
         if not isinstance(member, CachePolicy):
@@ -210,13 +234,20 @@ def cache_policies(intervention: Intervention, cfg: LensConfig, latent: bool) ->
     if (by_stage.get("tokens"), by_stage.get("channels")) == ("query_head", "kv_head"):
         names = " and ".join(member.name for member in members)
         raise InterpError(f"{names}: tokens of every query head need channels of every query head; set granularity.")
-    if latent:
-        raise UnsupportedModelError(
-            f"{cfg.architecture} caches latent vectors (multi-head latent attention), not keys; cache policies do not "
-            "apply to it."
-        )
+    if set(cfg.latent_layers).intersection(cfg.full_attention_layers):
+        _refuse_on_latents(members, cfg)
     _say_which_layers(cfg)
     return members
+
+
+def _refuse_on_latents(members: tuple[CachePolicy, ...], cfg: LensConfig) -> None:
+    """Refuse what cannot be done where one latent a token is key and value of all heads."""
+    reasons = [(member.name, reason) for member in members if (reason := member.unfit_for_latents(cfg)) is not None]
+    apart = [member.name for member in members if member.values_apart]
+    if apart and len(members) > 1:
+        reasons.append((f"{apart[0]} with {members[-1].name}", "a summary's value is no part of its key"))
+    for name, reason in reasons:
+        raise UnsupportedModelError(f"{name} cannot act on the latent attention of {cfg.architecture}: {reason}.")
 
 
 LEFT_ALONE = {

@@ -187,6 +187,7 @@ def dissect(model: Any) -> Anatomy:
     kept = tried(model, attention, in_code)
     for i, block in enumerate(blocks):
         block.seen["stored"] = kept.nothing or i in kept.layers
+        block.seen["latent"] = kept.latent.get(i)
     embedding = next((call.out for call in seen if names[model.get_input_embeddings()] == call.name), None)
     by_token = embedding is None or embedding.shape[:2] == (1, 2)
     last = max(at for at, call in enumerate(seen) if call.parent == stack)
@@ -329,6 +330,7 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
     seen = [block.seen for _, block in anatomy.attending]
     windows = [int(facts["window"]) for facts in seen if facts["window"]]
     caps = [facts["softcap"] for facts in seen if facts["softcap"] is not None]
+    indexed = [layer for layer, kind in enumerate(kinds(model.config)) if kind == "indexed"]
     return LensConfig(
         model_name=name or getattr(model.config, "_name_or_path", "") or type(model).__name__,
         architecture=type(model).__name__,
@@ -349,6 +351,9 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         learned_sinks=any(facts["sinks"] for facts in seen),
         parallel_attn_mlp=any(block.writers.parallel for block in anatomy.blocks),
         residual_scale=anatomy.blocks[0].residual_scale,
+        latent_layers=tuple(layer for layer, block in anatomy.attending if block.seen["latent"]),
+        latent_widths=next((facts["latent"] for facts in seen if facts["latent"]), None),
+        indexed_layers=tuple(indexed),
     )
 
 
@@ -362,6 +367,8 @@ def attention_types(model: Any, anatomy: Anatomy) -> tuple[AttentionType, ...]:
         if block.seam == "softmax":
             return "other"
         kind = kept[layer] if layer < len(kept) else "other"
+        if block.seen["latent"] and kind in ("full", "indexed"):
+            return "global"
         if kind in ("full", "beside") and not block.seen["stored"]:
             kind = "other"
         if block.seen["window"] or kind == "sliding":

@@ -329,8 +329,7 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
                 f"{' and '.join(edits)} edits attention and drops nothing from a cache; leave it out here."
             )
         self._interventions.refuse_inside(intervention)
-        latent = any(hasattr(block.attention, "kv_lora_rank") for _, block in self.anatomy.attending)
-        return cache_policies(intervention, self.cfg, latent)
+        return cache_policies(intervention, self.cfg)
 
     def _with_cache(self, kwargs: dict[str, Any], use_cache: bool, tokens: Tensor) -> Any:
         """The cache of this call, a fresh `LensCache` where one is wanted and none was given."""

@@ -2,12 +2,14 @@
 
 Two tokens show the parts of a model (`interp.lens.anatomy`). Whether what they show holds is seen on more of them: a
 model that asked for its attention's name or its mask could compute something else while a Lens looks, attend to keys
-that are no tokens (compressed ones), or keep something else in its cache than what it attends to (latents).
+that are no tokens (compressed ones), or keep something else in its cache than what it attends to. Where that is latents
+of which it makes keys and values, cache policies can act on them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from interp.errors import UnsupportedModelError
 from interp.lens.evaluating import evaluation_mode
 from interp.lens.head import FIT
 from interp.seam.call import AttentionCall
+from interp.seam.latent import makes
 from interp.seam.routing import attention_through
 from interp.seam.softmax_seam import Axes, Softmax, own_attention_through
 
@@ -26,14 +29,14 @@ LENGTH, PADDING = 7, 3
 
 
 class _Keys:
-    """Stands in as the site of every attention module: notes the keys of its last call and delegates it."""
+    """Stands in as the site of every attention module: notes keys and values of its last call and delegates it."""
 
     def __init__(self) -> None:
-        self.of: dict[nn.Module, Tensor] = {}
+        self.of: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.number: dict[nn.Module, int] = {}
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        self.of[call.module], self.number[call.module] = call.k, call.k.shape[2]
+        self.of[call.module], self.number[call.module] = (call.k, call.v), call.k.shape[2]
         return call.answer()
 
     def probabilities(self, module: nn.Module, scores: Tensor, softmax: Softmax, real: Tensor | None) -> Tensor:
@@ -50,6 +53,9 @@ class Kept:
 
     layers: frozenset[int]
     """Those whose cache holds the very keys that they attend to."""
+    latent: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Those whose cache holds latents of which their module makes keys and values, see `interp.seam.latent`, with the
+    channels of a latent and of a rotated key."""
     own: bool = False
     """Whether the cache is of a class of the model's own, which no other can stand in for (MiniMax)."""
     nothing: bool = False
@@ -90,8 +96,8 @@ def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) ->
                 f"layer {layer} of {type(model).__name__} attends to {keys.number[module]} keys where there are "
                 f"{LENGTH} tokens, so a column of its attention is no token."
             )
-    held = {i: keys.of[module] for i, module in attention.items() if module in keys.of}
-    return _kept(getattr(out, "past_key_values", None), held)
+    attended = {i: keys.of[module] for i, module in attention.items() if module in keys.of}
+    return _kept(getattr(out, "past_key_values", None), attention, attended)
 
 
 def some_tokens(model: Any, n: int) -> Tensor:
@@ -112,11 +118,18 @@ def _agree(model: Any, bare: Tensor, seen: Tensor) -> None:
         )
 
 
-def _kept(cache: Any, keys: dict[int, Tensor]) -> Kept:
+def _kept(cache: Any, attention: dict[int, nn.Module], attended: dict[int, tuple[Tensor, Tensor]]) -> Kept:
+    """What a cache has kept, beside the keys and values that layers attended to."""
     cache = getattr(cache, "self_attention_cache", cache)  # decoders that may stand behind an encoder have two
     if cache is None:
         return Kept(frozenset(), nothing=True)
     if type(cache) is not DynamicCache:
         return Kept(frozenset(), own=True)
-    held = {i: getattr(cache.layers[i], "keys", None) for i in keys if i < len(cache.layers)}
-    return Kept(frozenset(i for i, own in held.items() if isinstance(own, Tensor) and torch.equal(own, keys[i])))
+    layers = {i: cache.layers[i] for i in attended if i < len(cache.layers)}
+    held = {
+        i: (layer.keys, layer.values) for i, layer in layers.items() if isinstance(getattr(layer, "keys", 0), Tensor)
+    }
+    same = frozenset(i for i, (keys, _) in held.items() if torch.equal(keys, attended[i][0]))
+    others = {i: both for i, both in held.items() if i not in same}
+    latent = {i: both for i, both in others.items() if makes(attention[i], *both, *attended[i], FIT[both[0].dtype])}
+    return Kept(same, {i: (latents.shape[-1], rotated.shape[-1]) for i, (latents, rotated) in latent.items()})

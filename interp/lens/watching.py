@@ -77,6 +77,7 @@ def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack
     offered = table.attention_points(part.seen["rotary"], part.gated)
     names = {p.name: points.get(f"blocks.{layer}.{p.name}") for p in offered}
     site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
+    site.latent = part.seen["latent"] is not None
 
     def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
         site.position_embeddings = kwargs.get("position_embeddings")

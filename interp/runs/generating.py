@@ -76,7 +76,7 @@ def generate(
         "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
         "cache": {
             "bytes": cache.nbytes(),
-            "dense_bytes": dense_cache_bytes(lens, cache),
+            "dense_bytes": dense_cache_bytes(cache),
             "tokens": cache.get_seq_length(),
             "kept_tokens": cache.report()["kept"].tolist(),
         },
@@ -87,20 +87,21 @@ def generate(
     }
 
 
-def dense_cache_bytes(lens: InterventionLens, cache: LensCache) -> int:
+def dense_cache_bytes(cache: LensCache) -> int:
     """Bytes that keys and values of all tokens seen would take, each stored once in the cache's dtype.
 
-    Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number. Others, such
-    as layers with a sliding window, are dense already and count as what they hold.
+    Layers that a policy acts on: batch * key/value heads * tokens * (d_head + d_value) * bytes a number; of latent
+    attention, whose values are in the keys, without d_value, and with the keys of an index. Others, such as layers with
+    a sliding window, are dense already and count as what they hold.
     """
     total = 0
     for i, layer in enumerate(cache.layers):
         if isinstance(layer, StoredLayer):
             if not layer.is_initialized:
                 continue
-            batch, width = layer.segments[0].keys.shape[0], layer.d_head + layer.d_value
-            heads = lens.anatomy.blocks[i].seen["n_key_value_heads"]
-            total += batch * heads * layer.seen * width * layer.dtype.itemsize
+            batch, width = layer.segments[0].keys.shape[0], layer.d_head + (layer.d_value if layer.tied is None else 0)
+            total += batch * layer.kv_heads * layer.seen * width * layer.dtype.itemsize
+            total += sum(tensor.nbytes for at, part, tensor in cache.parts() if (at, part) == (i, "indexer_keys"))
         else:
             held = (tensor.untyped_storage() for at, _, tensor in cache.parts() if at == i)
             total += sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())

@@ -16,11 +16,13 @@ import torch
 from interp_kernels import packed_decode
 from torch import nn
 
+from interp.cache.latent import StoredLatent
 from interp.cache.lens_cache import LensCache
 from interp.cache.stored_layer import StoredLayer
 from interp.seam.call import AttentionCall
 from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
+from interp.seam.latent import Expansion, chosen, showing
 from interp.seam.masks import additive_mask, first_new
 from interp.seam.points import live
 from interp.seam.precision import alike, in_one_dtype
@@ -61,6 +63,8 @@ class Site:
         self.stored_new = False
         self.cache: LensCache | None = None
         self.edits: Edits | None = None
+        self.latent = False
+        """Whether its cache holds latents, of which the module makes keys and values (`interp.seam.latent`)."""
 
     def point(self, name: str) -> nn.Module:
         """`q` and `k` are the rotated points where the model rotates; everything else is literal."""
@@ -69,9 +73,10 @@ class Site:
         return self.points[f"attn.hook_{name}"]
 
     def store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values `[batch, kv_head, new, d_head]` on their way into the Lens' cache."""
+        """New keys and values `[batch, kv_head, new, d_head]`, or latents, on their way into the Lens' cache."""
         self.stored_new = True
-        k, v = self._edit("k", k), self._edit("v", v)
+        if not self.latent:
+            k, v = self._edit("k", k), self._edit("v", v)
         if self.cache is not None:  # what policies act on has one dtype
             k, v = alike(k, v)
         return k, v
@@ -85,13 +90,14 @@ class Site:
     def _new_keys_values(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Fire the points of the new keys and values unless the cache already has."""
         k, v, n_new = call.k, call.v, call.q.shape[2]
-        if self.stored_new:
-            self.stored_new = False
+        stored, self.stored_new = self.stored_new, False
+        if stored and not self.latent:
             return k, v
-        if k.shape[2] == n_new and self.lender is None:
+        if k.shape[2] == n_new and self.lender is None and not stored:
             return self._edit("k", k), self._edit("v", v)
-        start = first_new(k, n_new, call.mask, call.causal)
-        for name, x in (("k", k), ("v", v)):  # a cache that is not ours, or another layer's, has them: don't touch
+        start = 0 if k.shape[2] == n_new else first_new(k, n_new, call.mask, call.causal)
+        # a cache that is not ours, or another layer's, has them, or what they are made of: don't touch
+        for name, x in (("k", k), ("v", v)):
             if live(self.point(name)):
                 show(self.point(name), x[:, :, start : start + n_new].transpose(1, 2))
         return k, v
@@ -103,9 +109,13 @@ class Site:
         k, v = self._new_keys_values(call)
         home = self.layer if self.lender is None else self.lender.layer
         stored = self.cache.layers[home] if self.cache is not None and self.through_cache else None
+        latent = stored if isinstance(stored, StoredLatent) else None
+        expansion = None if latent is None else Expansion.of(call.module, *latent.widths, like=call.v)
         with in_one_dtype(replace(call, q=q, k=k, v=v)) as even:
             if isinstance(stored, StoredLayer) and self.lender is not None:
                 z, weights = self._attend_lent(even, stored)
+            elif latent is not None and expansion is not None:
+                z, weights = self._attend_latent(even, latent, expansion)
             elif isinstance(stored, StoredLayer):
                 z, weights = self._attend_stored(even, stored)
             else:
@@ -140,6 +150,21 @@ class Site:
         self.cache.keeper.attended(self.layer, self.cache.layers, call.q, event)
         return z, weights
 
+    def _attend_latent(
+        self, call: AttentionCall, stored: StoredLatent, expansion: Expansion
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same where latents are stored: policies see them, and what was compressed is attended to, as one head."""
+        assert self.cache is not None
+        absorbed = expansion.absorbed(call, stored.widths[0])
+        if stored.compressed:
+            z, weights = self._attend_stored(replace(absorbed, visible=chosen(absorbed, stored)), stored)
+            return expansion.expanded(z), weights
+        z, weights = self._attend(call)
+        keys, values = stored.dense()
+        event = partial(self._event, replace(absorbed, k=keys, v=values))
+        self.cache.keeper.attended(self.layer, self.cache.layers, absorbed.q, event)
+        return z, weights
+
     def _attend_lent(self, call: AttentionCall, stored: StoredLayer) -> tuple[Tensor, Tensor | None]:
         """Attention over what policies left of another layer's keys: it neither counts for them nor makes them act.
 
@@ -163,8 +188,10 @@ class Site:
         return stored.newest_in_slot and self.edits is None and not self._in_the_open(call)
 
     def _in_the_open(self, call: AttentionCall) -> bool:
-        """Whether somebody wants scores, pattern, all keys and values or observables, or gradients through them."""
-        return self._eagerly or self._looked_at or (torch.is_grad_enabled() and call.q.requires_grad)
+        """Whether somebody wants scores, pattern, all keys and values or observables, or gradients through them; edits
+        of attention to tokens that the model chooses are made there too."""
+        edited = call.visible is not None and self.edits is not None
+        return edited or self._eagerly or self._looked_at or (torch.is_grad_enabled() and call.q.requires_grad)
 
     @property
     def _looked_at(self) -> bool:
@@ -177,6 +204,8 @@ class Site:
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
     def _attend_packed(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> Tensor:
+        if call.visible is not None:
+            return self._attend_chosen(call, stored, call.visible)
         z, mass = packed_decode(
             call.q, stored.for_kernel(), **call.maths(), d_value=stored.d_value, mass=counts and stored.keeps_mass
         )
@@ -187,9 +216,25 @@ class Site:
             stored.receive(mass)
         return z.to(call.q.dtype).transpose(1, 2).contiguous()
 
+    def _attend_chosen(self, call: AttentionCall, stored: StoredLayer, visible: Tensor) -> Tensor:
+        """The same where each query sees tokens of its own, one query after the other."""
+        rows: list[Tensor] = []
+        received: list[tuple[Tensor, ...]] = []
+        for q, seen in zip(torch.split(call.q, 1, 2), visible.unbind(2), strict=True):
+            segments = showing(stored.for_kernel(), seen)
+            z, mass = packed_decode(q, segments, **call.maths(), d_value=stored.d_value, mass=stored.keeps_mass)
+            rows.append(z)
+            received += [] if mass is None else [mass]
+        if received:
+            counted = received[-stored.queries_counted(len(rows)) :]
+            stored.receive(tuple(torch.stack(of_segment).sum(0) for of_segment in zip(*counted, strict=True)))
+        return torch.cat(rows, 2).to(call.q.dtype).transpose(1, 2).contiguous()
+
     def _attend_dense(self, call: AttentionCall, stored: StoredLayer, counts: bool = True) -> tuple[Tensor, Tensor]:
         """The same for eyes and gradients: dense keys and values, scores and pattern in the open."""
         bias = stored.additive_mask(call.q.shape[2])
+        if call.visible is not None:
+            bias = bias.masked_fill(~call.visible, -torch.inf)
         bias = bias.repeat_interleave(call.q.shape[1] // bias.shape[1], 1).to(call.q.dtype)
         keys, values = stored.dense()
         open_call = replace(call, k=keys, v=values, mask=bias, places=stored.places())
@@ -217,8 +262,10 @@ class Site:
     def _stored_event(self, call: AttentionCall, stored: StoredLayer) -> AttentionEvent:
         """Attention of the call's queries to all that a compressed layer stores."""
         keys, values = stored.dense()
-        bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         full = replace(call, k=keys, v=values, places=stored.places())
+        if call.visible is not None:
+            return self._event(full, {"mask": call.visible})
+        bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         return self._event(full, {"causal": True, "bias": bias})
 
     @torch.no_grad()
@@ -246,6 +293,8 @@ class Site:
             facts=call.facts() if facts is None else facts,
             softcap=call.rest.get("softcap"),
             sinks=call.rest.get("s_aux"),
+            tied=call.tied,
+            expanded=call.expanded,
             unrotate=self._unrotate(),
         )
         return event if self.edits is None else self.edits.of(event, call.places)

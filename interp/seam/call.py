@@ -45,6 +45,12 @@ class AttentionCall:
     """That function."""
     places: Tensor | None = None
     """Column in the input of every key `[batch, stored head, key]`, where keys are not simply the newest tokens."""
+    tied: int | None = None
+    """How many of a key's first channels are its value, where q, k and v are latent (`interp.seam.latent`)."""
+    expanded: Callable[[Tensor], Tensor] | None = None
+    """What heads then put out of what they read from values, as in `AttentionEvent`."""
+    visible: Tensor | None = None
+    """Which stored tokens each query sees `[batch, 1, new, token]`, where the model chooses them; None: all before."""
 
     @property
     def scale(self) -> float:

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 AttentionType = Literal["global", "local", "shared", "other", "none"]
 """global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: to keys and values of an earlier
-layer, or to what a policy left of them. other: its cache holds something else than the keys it attends to (latents, an
-index of sparse attention). none: the layer has another mixer (linear attention, Mamba, a convolution)."""
+layer, or to what a policy left of them. other: its cache holds something else than the keys it attends to, or what they
+are made of (an index of sparse attention beside keys). none: the layer has another mixer (linear attention, Mamba, a
+convolution)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class LensConfig:
     learned_sinks: bool
     parallel_attn_mlp: bool
     residual_scale: float
+    latent_layers: tuple[int, ...] = ()
+    """Layers whose cache holds latents, one for all heads, of which keys and values are made (`interp.seam.latent`)."""
+    latent_widths: tuple[int, int] | None = None
+    """Channels of a latent, and of the rotated key beside it; None where there are none."""
+    indexed_layers: tuple[int, ...] = ()
+    """Layers whose queries each choose by an index, with keys of its own in the cache, what they attend to."""
 
     @property
     def attention_layers(self) -> tuple[int, ...]:

@@ -50,6 +50,11 @@ class AttentionEvent:
     facts: dict[str, Any] = field(default_factory=dict)
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
+    tied: int | None = None
+    """How many of a key's first channels are its value: of latent attention as its cache stores it. None: values are
+    their own."""
+    expanded: Callable[[Tensor], Tensor] | None = None
+    """Maps what heads read from tied values, `[batch, query, head, tied]`, to their outputs z; None: that is z."""
     unrotate: Callable[[Tensor], Tensor] | None = None
     """Maps the new keys back to what they were before rotation; None where the architecture makes that impossible."""
 

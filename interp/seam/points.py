@@ -39,6 +39,9 @@ def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
     return point is not None and bool(point._forward_hooks or point._backward_hooks)
 
 
+LATENT = "; of latent attention that a cache policy has compressed, what it stores"
+
+
 def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
     """The points around one layer's attention maths.
 
@@ -51,8 +54,8 @@ def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
         _edit(q, "batch pos head d_head", -3, f"queries of the new tokens, {after}"),
         _edit(k, "batch pos kv_head d_head", -3, f"keys of the new tokens, {after}, before the cache stores them"),
         _edit("attn.hook_v", "batch pos kv_head d_head", -3, "values of the new tokens, before the cache stores them"),
-        _read("attn.hook_cached_k", "batch key kv_head d_head", "all keys that the queries attend to"),
-        _read("attn.hook_cached_v", "batch key kv_head d_head", "all values that the queries attend to"),
+        _read("attn.hook_cached_k", "batch key kv_head d_head", f"all keys that the queries attend to{LATENT}"),
+        _read("attn.hook_cached_v", "batch key kv_head d_head", f"all values that the queries attend to{LATENT}"),
         _edit(
             "attn.hook_attn_scores", "batch head pos key", -2, f"scores, masked cells at the dtype's minimum; {EAGER}"
         ),

@@ -15,7 +15,8 @@ import interp
 from interp import H2O, InterpError, ThinK
 from interp.errors import UnknownNameError, UnsupportedModelError
 from interp.interventions import Composition, available, named, parts
-from tests.models import GROUPED, shared, tiny, tokenizer, tokens
+from tests.lens.many import model_of
+from tests.models import shared, tiny, tokenizer, tokens
 
 POLICY = ThinK(ratio=0.5, window=8, recent=6)
 ARCHITECTURES = ("llama", "gpt2", "phi", "gemma3", "gpt_oss")
@@ -150,16 +151,13 @@ def test_a_bad_setting_is_told_when_it_is_made(settings: dict[str, Any], message
     assert one_sentence(caught.value).startswith("think: ")
 
 
-def deepseek() -> Any:
-    sizes = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
-    config = {**GROUPED, "num_key_value_heads": 8, "first_k_dense_replace": 3}
-    return hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**config, **sizes)).eval()
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(lambda: shared("mistral"), "every layer of MistralForCausalLM has a sliding window of 5"), (deepseek, "latent")],
-    ids=["sliding", "latent"],
+    [
+        (lambda: shared("mistral"), "every layer of MistralForCausalLM has a sliding window of 5"),
+        (lambda: model_of("jetmoe"), "JetMoeForCausalLM has no layer whose cache a policy could act on"),
+    ],
+    ids=["sliding", "other"],
 )
 def test_a_model_without_such_a_cache_is_refused(model: Any, message: str) -> None:
     made = model()

@@ -19,12 +19,12 @@ from interp.results.storage import load, save
 from tests.interventions.edited_by_hand import in_pieces
 from tests.interventions.examples import POLICIES, PROMPT, changing_nothing, counted, refusal, sees_the_text_only
 from tests.interventions.live_cache import close, left_padded, prefill
-from tests.models import shared, tokens
+from tests.models import LATENT, shared, tokens
 
 Tensor = torch.Tensor
 
-KINDS = ("llama", "gpt2", "gpt_oss")
-"""Grouped queries; a head for each, not rotated; a window in some layers and learned sinks."""
+KINDS = ("llama", "gpt2", "gpt_oss", *LATENT)
+"""Grouped queries; a head for each, not rotated; a window in some layers and learned sinks; latents."""
 HOW: dict[str, Any] = {
     "max_new_tokens": 6, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True
 }  # fmt: skip
@@ -53,7 +53,10 @@ def lens(kind: str, policy: CachePolicy) -> Any:
     if refusal(policy, kind):
         assert kind != "llama", "it acts on something"
         pytest.skip(f"{policy.name} refuses {kind}, and test_baselines sees to it")
-    return interp.load(shared(kind))
+    lens = interp.load(shared(kind))
+    if lens.cfg.latent_layers and policy.unfit_for_latents(lens.cfg):
+        pytest.skip(f"{policy!r} refuses latents, and test_latent sees to it")
+    return lens
 
 
 def held(cache: Any) -> dict[int, list[list[list[int]]]]:

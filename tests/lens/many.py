@@ -7,16 +7,13 @@ from functools import cache
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 import interp
 from benchmarks.coverage.build import build
 from benchmarks.coverage.kinds import FAMILIES
-from tests.models import tokenizer
+from tests.models import RECENT, tokenizer
 
 Tensor = torch.Tensor
-RECENT = Version(transformers.__version__) >= Version("5.23")
 OLDER = ("bamba", "deepseek_v3", "diffllama", "falcon_h1", "gemma2", "gemma4_text", "granitemoehybrid", "nemotron_h",
          "zamba", "zamba2")  # fmt: skip
 """Types that the lowest release supported builds or caches otherwise than recent ones do."""

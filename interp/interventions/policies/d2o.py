@@ -22,6 +22,7 @@ from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
     from interp.cache.stored_layer import StoredLayer
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 
@@ -97,6 +98,11 @@ class D2O(Eviction):
         """A setting, or what `variant` says about it."""
         value = getattr(self, name)
         return BY_VARIANT[self.variant][name] if value is None else value
+
+    def unfit_for_latents(self, cfg: LensConfig) -> str | None:
+        if self.merge == "value":
+            return "a latent is key and value at once, so no value is merged without its key"
+        return super().unfit_for_latents(cfg)
 
     def skipped(self, prompt: Prompt) -> set[int]:
         """Numbers of the layers that are left alone."""

@@ -25,6 +25,7 @@ from interp.interventions.policies.h2o import H2OPrefill
 
 if TYPE_CHECKING:
     from interp.cache.stored_layer import StoredLayer
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 
@@ -55,6 +56,7 @@ class Recall(H2OPrefill):
     """
 
     name: ClassVar[str] = "recall"
+    values_apart: ClassVar[bool] = True
     sinks: int = 4
     recent_share: float = 0.25
     summaries: float = 0.3
@@ -76,6 +78,11 @@ class Recall(H2OPrefill):
 
     def always(self, capacity: int) -> int:
         return super().always(capacity) + self.summary_tokens(capacity)
+
+    def unfit_for_latents(self, cfg: LensConfig) -> str | None:
+        if set(cfg.latent_layers).intersection(cfg.indexed_layers):
+            return "its queries choose tokens by an index, and a summary is none that could be chosen"
+        return super().unfit_for_latents(cfg)
 
     def check(self, prompt: Prompt) -> None:
         if prompt.cfg.attn_softcap is not None:

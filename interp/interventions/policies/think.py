@@ -20,6 +20,7 @@ from interp.seam.event import AttentionEvent
 
 if TYPE_CHECKING:
     from interp.cache.stored_layer import StoredLayer
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 
@@ -31,6 +32,10 @@ class ThinK(CachePolicy):
     A channel's score is the norm of its share in the logits, ‖Q[:, j] K[:, j]ᵀ‖_F over the last `window` queries of the
     prompt, which ranks as mean(Q[:, j]²) * mean(K[:, j]²) does (released code). The ⌊ratio * d_head⌋ channels with the
     smallest scores go, from all tokens but the last `recent`. Scores keep their 1 / √d_head.
+
+    In latent attention the channels of a latent are key and value at once, and dropping them as keys would free
+    nothing: they stay, and a share of `ratio` of the rotated channels beside them goes, by the same scores. That
+    frees little: at 0.5 in DeepSeek-V3 32 channels of 576.
 
     Args:
         ratio: share of key channels pruned, 0 <= ratio < 1; 0 changes nothing. The paper sweeps 0.4 to 0.6.
@@ -122,6 +127,13 @@ class ThinK(CachePolicy):
         """Whether kept channels do the work of pruned ones, for which all queries of the prompt are wanted."""
         return self.compensate or self.selector == "surgeon"
 
+    def unfit_for_latents(self, cfg: LensConfig) -> str | None:
+        if self.value_ratio:
+            return "its values are latents, which are keys too, so pruning their channels frees nothing"
+        if cfg.latent_widths is not None and cfg.latent_widths[1] == 0:
+            return "its keys are latents alone, which are values too, so pruning their channels frees nothing"
+        return super().unfit_for_latents(cfg)
+
     def begin(self, prompt: Prompt) -> Plan:
         return _ThinKPlan(self, prompt)
 
@@ -153,7 +165,7 @@ class _ThinKPlan(Plan):
 
     def compress(self, layer: int, stored: StoredLayer) -> None:
         policy, judge = self.policy, self.judges.pop(layer)
-        k = _channels.pruned_count(stored.d_head, policy.ratio, policy.rounding)
+        k = _channels.pruned_count(stored.d_head - (stored.tied or 0), policy.ratio, policy.rounding)
         k_value = _channels.pruned_count(stored.d_value, policy.value_ratio, policy.rounding)
         if k + k_value == 0:
             return
@@ -182,20 +194,26 @@ class _ThinKPlan(Plan):
 
     def _pack_keys(self, layer: int, judge: _Judge, judged: Segment, old: Segment, k: int, stored: StoredLayer) -> None:
         """Drop k key channels of `old`, chosen by how the keys of `judged` spread."""
-        policy, padding = self.policy, stored.padding
-        spread = judged.keys.float() - judge.centre(judged, padding)
+        policy, padding, tied = self.policy, stored.padding, stored.tied or 0
+        spread = judged.keys[..., tied:].float() - judge.centre(judged, padding)
         spread *= judge.weights(judged, padding).sqrt()[..., None]
         chosen = judge.keys(spread, k, (policy.seed, layer))
-        self._note(layer, "keys", chosen)
-        kept = chosen.kept
+        kept, score = chosen
         centre = judge.centre(old, padding)
-        keys = old.keys.float() - centre
+        keys = old.keys[..., tied:].float() - centre
         if policy.compensate:
             keys = _channels.compensated(keys, kept, judge.all_gram, policy.ridge)
         mean = None
         if policy.fill == "mean":
             mean = centre[:, :, 0].gather(-1, others(kept, keys.shape[-1])).to(old.keys.dtype)
-        stored.pack(kept, keys=(keys + centre).to(old.keys.dtype), key_mean=mean)
+        keys = (keys + centre).to(old.keys.dtype)
+        if tied:  # channels that are values too stay, and nothing ranks them
+            values = torch.arange(tied, device=kept.device).expand(*kept.shape[:2], -1)
+            kept = torch.cat([values, kept + tied], -1)
+            score = torch.nn.functional.pad(score, (tied, 0), value=torch.nan)
+            keys = torch.cat([old.values, keys], -1)
+        self._note(layer, "keys", _channels.Chosen(kept, score))
+        stored.pack(kept, keys=keys, key_mean=mean)
 
 
 @dataclass(frozen=True)
@@ -216,7 +234,7 @@ class _Judge:
 
     @classmethod
     def of(cls, event: AttentionEvent, policy: ThinK, layer: int, output_norms: Callable[[int], Tensor]) -> _Judge:
-        q = event.q.float()
+        q = event.q[..., event.tied or 0 :].float()
         if (rows := event.facts.get("query_mask")) is not None:
             q = q.masked_fill(~rows[:, None, :, None], 0.0)
         group = 1 if policy.granularity == "query_head" else q.shape[1] // event.k.shape[1]
@@ -267,10 +285,12 @@ class _Judge:
         return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
 
     def centre(self, segment: Segment, padding: Tensor | None) -> Float[Tensor, "batch head 1 d"]:
-        """What a pruned channel is filled with: zero, or the weighted mean of a segment's keys."""
+        """What a pruned channel is filled with: zero, or the weighted mean of a segment's keys. Of channels that may be
+        pruned."""
+        keys = segment.keys[..., segment.tied or 0 :]
         if self.policy.fill == "zero":
-            return torch.zeros_like(segment.keys[:, :, :1], dtype=torch.float32)
-        return (self.weights(segment, padding)[..., None] * segment.keys).sum(2, keepdim=True)
+            return torch.zeros_like(keys[:, :, :1], dtype=torch.float32)
+        return (self.weights(segment, padding)[..., None] * keys).sum(2, keepdim=True)
 
     def keys(self, keys: Tensor, k: int, seed: tuple[int, ...]) -> _channels.Chosen:
         """Key channels that stay, from keys `[batch, head, token, d]` multiplied by the roots of their weights."""

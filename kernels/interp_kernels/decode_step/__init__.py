@@ -54,7 +54,7 @@ def decode_step(
     Args:
         q: `[B, H, 1, D]`, fp64, fp32, bf16 or fp16.
         keys: `[B, Hs, n, D]`. Hs divides H; query head h reads stored head h // (H // Hs).
-        values: `[B, Hs, n, Dv]`.
+        values: `[B, Hs, n, Dv]`. They may be a view of the keys' first channels, `keys[..., :Dv]` (latent attention).
         mass: `[B, Hs, n]`, attention that each token has received so far, summed over the heads that read it, fp32
             (fp64 is allowed with fp64 q); what the last slot holds counts as 0.
         positions: integers `[B, Hs, n]`, where in the text each token stands; slots are in no particular order.
@@ -121,5 +121,7 @@ def decode_step(
     scale = size**-0.5 if scale is None else scale
     call = StepCall(q, keys, values, mass, positions, keep_oldest, keep_newest, padding, scale, softcap, sinks)
     z, evicted = choose(PATHS, q)(call)
+    if values.data_ptr() == keys.data_ptr():  # the new token's key was written over the old value before it was read
+        evicted = evicted._replace(value=evicted.key[..., : values.shape[-1]])
     merged = None if merge is None else absorb(merge, evicted, keys, values, positions, padding)
     return Stepped(z, evicted, merged)

@@ -52,12 +52,15 @@ def absorb(
     real = target >= 0
     merged, weight, counted = checked(real, *merge.decide(similarity, real))
     row = target.clamp(min=0)[..., None]
+    rows = []
     for x, lost in ((values, evicted.value), (keys, evicted.key))[: 1 + merge.keys]:
         where = row.expand(-1, -1, 1, x.shape[-1])
         old = x.gather(2, where)
         wide = accumulator(x)
         mean = (merge.own * old.to(wide) + weight.to(wide) * lost.to(wide)) / (merge.own + counted.to(wide))
-        x.scatter_(2, where, torch.where(merged, mean.to(x.dtype), old))
+        rows.append((x, where, torch.where(merged, mean.to(x.dtype), old)))
+    for x, where, new in rows:  # both are made before one is written: values may be a view of keys
+        x.scatter_(2, where, new)
     return Merged(target[..., 0], similarity[..., 0], merged[..., 0, 0])
 
 
