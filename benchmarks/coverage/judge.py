@@ -13,7 +13,7 @@ FACTS = ("family", "kind", "architecture", "verdict", "group", "reason", "built"
 NOT_CHECKS = {*FACTS, "done", "end", "seconds"}
 
 GROUPS = (
-    ("encoder-decoder", "encoder-decoder"),
+    ("is an encoder-decoder model", "no cache policies on encoder-decoders"),
     ("does not run on text tokens alone", "needs more than text"),
     ("no language-model head", "no language-model head"),
     ("attention registry", "attention outside transformers' registry"),

@@ -11,7 +11,7 @@ Modes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 from torch import nn
@@ -39,18 +39,19 @@ def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
     return point is not None and bool(point._forward_hooks or point._backward_hooks)
 
 
-def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
+def attention_points(rotary: bool, gated: bool = False, whole: bool = False) -> tuple[Point, ...]:
     """The points around one layer's attention maths.
 
     With rotary embedding queries and keys appear after rotation as `hook_rot_q|hook_rot_k`; without it (GPT-2) as
     `hook_q|hook_k`. Where the layer multiplies z by a gate before W_O reads it, `hook_gated_z` is what W_O reads.
+    `whole`: keys and values are those of the encoder's tokens too, and come all of them, in every call.
     """
     q, k = ("attn.hook_rot_q", "attn.hook_rot_k") if rotary else ("attn.hook_q", "attn.hook_k")
     after = "after rotary embedding" if rotary else "as the model projects them"
     points = (
         _edit(q, "batch pos head d_head", -3, f"queries of the new tokens, {after}"),
-        _edit(k, "batch pos kv_head d_head", -3, f"keys of the new tokens, {after}, before the cache stores them"),
-        _edit("attn.hook_v", "batch pos kv_head d_head", -3, "values of the new tokens, before the cache stores them"),
+        _edit(k, *_stored("keys", whole, f", {after}")),
+        _edit("attn.hook_v", *_stored("values", whole)),
         _read("attn.hook_cached_k", "batch key kv_head d_head", "all keys that the queries attend to"),
         _read("attn.hook_cached_v", "batch key kv_head d_head", "all values that the queries attend to"),
         _edit(
@@ -70,6 +71,18 @@ def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
         ),
     )
     return (*points, *((GATED,) if gated else ()), *((PRE_ROTARY,) if rotary else ()))
+
+
+def _stored(what: str, whole: bool, after: str = "") -> tuple[str, int, str]:
+    """Shape, position axis and meaning of a point of keys or values."""
+    if whole:
+        return "batch key kv_head d_head", -3, f"{what} that the queries attend to, the encoder's, in every call"
+    return "batch pos kv_head d_head", -3, f"{what} of the new tokens{after}, before the cache stores them"
+
+
+def crossing(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    """The same points around a block's attention to the encoder's tokens."""
+    return tuple(replace(point, name=f"cross_{point.name}") for point in points)
 
 
 OPEN = ("hook_attn_scores", "hook_pattern", "hook_cached_v", "hook_z", "hook_column_mass", "hook_row_entropy")
@@ -111,11 +124,17 @@ RESIDUAL = (
 MIXER = _edit(
     "hook_mixer_out", STREAM, -2, "what the mixer of a block without attention (linear attention, Mamba, ...) adds"
 )
+CROSS = (
+    _edit("hook_cross_attn_out", STREAM, -2, "what cross-attention adds to the residual stream"),
+    _edit("hook_resid_mid2", STREAM, -2, "residual stream between cross-attention and MLP"),
+)
 
 
-def residual_points(attends: bool) -> tuple[Point, ...]:
-    """The points of one block along the residual stream; a block without attention has a mixer in its place."""
-    return RESIDUAL if attends else tuple(MIXER if p.name == "hook_attn_out" else p for p in RESIDUAL)
+def residual_points(attends: bool, crosses: bool = False) -> tuple[Point, ...]:
+    """The points of one block along the residual stream; a block without attention has a mixer in its place, one that
+    also attends to an encoder has two more."""
+    own = RESIDUAL if attends else tuple(MIXER if p.name == "hook_attn_out" else p for p in RESIDUAL)
+    return (*own[:3], *CROSS, *own[3:]) if crosses else own
 
 
 EMBED = _edit("hook_embed", STREAM, -2, "output of the token embedding")
