@@ -163,7 +163,8 @@ class Checks:
         pairs = []
         for name, m, p in zip(self.names(points[1]), mass, shown, strict=True):
             rows = self.rows(name)
-            keys = rows[:, :, :, 0] if rows.shape[2] == p.shape[3] else self.texts.mask[:, None].bool()
+            own, read = rows[:, :, :, 0], self.texts.mask[:, None].bool()
+            keys = next(k for k in (own, read, torch.cat([own, read], -1)) if k.shape[-1] == p.shape[-1])
             sees = p.amax(-1, keepdim=True) - p.amin(-1, keepdim=True) > 1e-6
             pairs.append((m.where(keys, 0.0), p.where(rows & sees, 0.0).sum(2).where(keys, 0.0)))
         return _off(pairs)

@@ -96,6 +96,8 @@ class Bare:
                 weights, seen = weights_of(tokens, given)
             except Exception:  # whatever a model says that reports none, is not run eagerly, or knows no positions
                 continue
+            if self.two_texts:  # those of the encoder come first, where a Lens may have none
+                weights = weights[-layers:]
             if len(weights) == layers and torch.allclose(seen[real], logits, rtol=1e-3, atol=1e-3 * _size(logits)):
                 return weights
         return None
@@ -104,6 +106,8 @@ class Bare:
         out = self.eager(tokens, use_cache=False, output_attentions=True, **given)
         names = ("encoder_attentions", "decoder_attentions", "cross_attentions") if self.two_texts else ("attentions",)
         found = [weights for name in names for weights in getattr(out, name, None) or ()]
+        if self.two_texts and not all(bool((w.sum(-1) > 0.99).all()) for w in found[-1:]):
+            raise ValueError("one pattern over both texts is reported in two parts (T5Gemma 2)")
         return [w for w in found if isinstance(w, Tensor) and w.ndim == 4], out.logits
 
     def _overheard(self, tokens: Tensor, given: dict[str, Any]) -> tuple[list[Tensor], Tensor]:

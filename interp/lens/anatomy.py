@@ -23,7 +23,7 @@ from interp.lens.head import final_norm, find_head
 from interp.lens.parts import Anatomy, BlockParts, Stack
 from interp.lens.projection import heads_written, out_projection
 from interp.lens.stacks import Listed, lists_of, told_apart
-from interp.lens.trying import Tried, is_encoder_decoder, tried
+from interp.lens.trying import Tried, is_encoder_decoder, tried, vocabulary
 from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
 from interp.seam.config import AttentionType, LensConfig
@@ -81,7 +81,7 @@ def _stack(model: Any, look: Look, listed: Listed) -> Stack:
 
 def _embedding(model: Any, look: Look, listed: Listed) -> nn.Module | None:
     """The embedding of a stack's tokens: the one of the vocabulary's size that put out a vector for each of them."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary(model)
     sizes = {name: module.num_embeddings for module, name in look.names.items() if isinstance(module, nn.Embedding)}
     for call in look.seen[: min(look.finished(listed.name))]:
         if sizes.get(call.name) == rows and call.out is not None and call.out.shape[:2] == (1, listed.tokens):

@@ -104,10 +104,11 @@ class InForce:
         acting = [part.name for part in parts(intervention) if isinstance(part, (CachePolicy, AttentionEdit))]
         if acting and inside and inside[0] is not None:
             raise UnsupportedModelError(f"{', '.join(acting)} cannot act here: {only_open(inside[0])}.")
-        if acting and any(block.whole for _, block in self.anatomy.attending):
+        edits = [part.name for part in parts(intervention) if isinstance(part, AttentionEdit)]
+        if edits and any(block.whole for _, block in self.anatomy.attending):
             raise UnsupportedModelError(
-                f"{', '.join(acting)} cannot act here: {self.cfg.architecture} attends to its own tokens and the "
-                "encoder's at once, and edits and policies count tokens of one text."
+                f"{', '.join(edits)} cannot act here: {self.cfg.architecture} attends to its own tokens and the "
+                "encoder's at once, and an edit counts tokens of one text."
             )
 
     def new_cache(self, use_cache: bool) -> LensCache | PairedCache | None:

@@ -8,6 +8,7 @@ that are no tokens (compressed ones), or keep something else in its cache than w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,10 +122,17 @@ def arguments(model: Any, read: Tensor, written: Tensor) -> dict[str, Tensor]:
     return {"input_ids": read} | ({"decoder_input_ids": written} if is_encoder_decoder(model) else {})
 
 
+def vocabulary(model: Any) -> int:
+    """How many tokens a model knows: rows of its embedding or, where it has several or names none, what it says."""
+    weight = None
+    with suppress(NotImplementedError):
+        weight = getattr(model.get_input_embeddings(), "weight", None)  # MusicGen has a table for every codebook
+    return int(model.config.get_text_config(decoder=True).vocab_size if weight is None else weight.shape[0])
+
+
 def some_tokens(model: Any, n: int) -> Tensor:
     """n different tokens of the model's vocabulary, none of them among the first, where special ones tend to be."""
-    weight = getattr(model.get_input_embeddings(), "weight", None)  # MusicGen has a table for every codebook
-    rows = model.config.get_text_config(decoder=True).vocab_size if weight is None else weight.shape[0]
+    rows = vocabulary(model)
     made: Tensor = torch.arange(n, device=model.device) * (rows // (2 * n) or 1) + rows // 3
     return made
 

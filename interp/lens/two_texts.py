@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +10,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.protocol import TextLens
 from interp.lens.reading_input import as_mask
 from interp.lens.scoring import ends_in_nan, nll_of
-from interp.lens.text import Read
-
-if TYPE_CHECKING:
-    from interp.lens.lens import Lens
+from interp.lens.text import Read, TextMixin
 
 Tensor = torch.Tensor
 GIVEN = ("decoder_input", "decoder_input_ids", "decoder_inputs_embeds", "labels")
@@ -36,7 +34,7 @@ def start_token(model: Any) -> int:
     )
 
 
-def written(lens: Lens, arguments: dict[str, Any], batch: int) -> Read:
+def written(lens: TextMixin, arguments: dict[str, Any], batch: int) -> Read:
     """What the decoder is to read, from the arguments of a call for so many texts; what the model needs of it stays
     there. Without any it is the start token alone; of labels the model makes its own tokens."""
     given = [name for name in GIVEN if arguments.get(name) is not None]
@@ -61,7 +59,7 @@ def written(lens: Lens, arguments: dict[str, Any], batch: int) -> Read:
     return Read(tokens, mask, False, False, False)
 
 
-def _tokens(lens: Lens, input: Any, ids: Any, batch: int) -> tuple[Int[Tensor, "batch pos"], Tensor | None]:
+def _tokens(lens: TextMixin, input: Any, ids: Any, batch: int) -> tuple[Int[Tensor, "batch pos"], Tensor | None]:
     """The decoder's tokens, and their mask where they are of different length: filled up on the right, which nothing
     before sees."""
     if input is None and ids is None:
@@ -78,7 +76,7 @@ def _tokens(lens: Lens, input: Any, ids: Any, batch: int) -> tuple[Int[Tensor, "
     return pad_sequence(rows, batch_first=True), None if bool(real.all()) else real.long()
 
 
-def begun(lens: Lens, arguments: dict[str, Any], batch: int) -> int:
+def begun(lens: TextMixin, arguments: dict[str, Any], batch: int) -> int:
     """How many tokens the decoder has before it generates, which are put among the arguments where some were given."""
     if not any(arguments.get(name) is not None for name in GIVEN):
         return 1
@@ -92,7 +90,7 @@ def begun(lens: Lens, arguments: dict[str, Any], batch: int) -> int:
 
 @in_evaluation_mode
 @torch.no_grad()
-def score(lens: Lens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
+def score(lens: TextLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does: the encoder reads the prompt, the decoder the continuation after its start token."""
     if chunk < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
