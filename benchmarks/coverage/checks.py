@@ -118,7 +118,7 @@ class Checks:
         given = {"tokens": self.texts.padded, "attention_mask": self.texts.mask}
         shown = list(_ordered(self.kept("attn.hook_pattern", **given), self.names("attn.hook_pattern")))
         mask = self.texts.mask
-        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+        positions = {} if self.bare.two_texts else {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
         truth = self.bare.patterns(len(shown), self.texts.padded, attention_mask=mask, **positions) or (
             self.bare.patterns(len(shown), self.texts.padded, attention_mask=mask)
         )

@@ -14,6 +14,7 @@ NOT_CHECKS = {*FACTS, "done", "end", "seconds"}
 
 GROUPS = (
     ("is an encoder-decoder model", "no cache policies on encoder-decoders"),
+    ("which reads the text, attends", "attention of the encoder not reached"),
     ("does not run on text tokens alone", "needs more than text"),
     ("no language-model head", "no language-model head"),
     ("attention registry", "attention outside transformers' registry"),

@@ -172,7 +172,9 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         tokens in any form the tensor `[batch, pos]` of prompt and new tokens, all padding on the left. Chat messages
         return the reply only, and so does a string with `chat=True`, which is a conversation of one message. With
         `num_return_sequences` the sequences of each prompt follow each other in one list, as in transformers, and with
-        `return_dict_in_generate` what transformers returns is returned. Embeddings return the new tokens alone.
+        `return_dict_in_generate` what transformers returns is returned. Embeddings return the new tokens alone, and an
+        encoder-decoder what its decoder has: its start token, or the `decoder_input=` that it goes on from, and what
+        follows.
 
         64 new tokens and greedy, unless a keyword or a `generation_config` says otherwise (`max_length` counts the
         prompt too). Keywords go to transformers; every other default is that of `lens.model.generation_config`, its
@@ -239,6 +241,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         different lengths, the shorter rows end in NaN. Text is tokenised with special tokens in the prompt only. The
         continuation's tokens are those that it has in prompt + continuation, where the prompt's tokens are not changed
         by what follows; else those of the continuation alone, without the space that some tokenizers put before a text.
+        Of an encoder-decoder the encoder reads the prompt and the decoder the continuation after its start token, in
+        one pass; its tokens are those of a text of its own, without special tokens.
 
         Examples:
             >>> nats = lens.score(prompt, "w9 w8 w7")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -325,6 +326,14 @@ def test_a_decoder_without_a_start_says_so() -> None:
     assert lens(READ, decoder_input=WRITTEN).shape == (2, 6, 128)
 
 
+def test_a_folder_loads_with_its_encoder(tmp_path: Path) -> None:
+    lens = lens_of("bart")
+    lens.model.save_pretrained(tmp_path)
+    read = interp.load(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(read(READ, **GIVEN), bare(lens))
+
+
 def test_probes_look_at_the_encoder() -> None:
     lens = lens_of("bart")
     seen = interp.probe(lens, "w5 w6 w7 w8 w9 w10")
@@ -332,7 +341,7 @@ def test_probes_look_at_the_encoder() -> None:
     assert "logit_lens" not in seen
     sinks = seen["text_sinks"]
     assert (sinks.sizes["layer"], sinks.sizes["head"], sinks.attrs["stack"]) == (2, 4, "encoder")
-    with lens.apply(interp.KnockOut(keys=0)), pytest.raises(interp.InterpError, match="knock_out acts in the decoder"):
+    with pytest.raises(interp.InterpError, match="knock_out acts in the decoder"), lens.apply(interp.KnockOut(keys=0)):
         interp.probe(lens, "w5 w6")
 
 
