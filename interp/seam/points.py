@@ -11,6 +11,7 @@ Modes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
@@ -32,6 +33,15 @@ class Point:
     def cached_by_default(self) -> bool:
         """Whether `run_with_cache()` without a filter stores it: what the model computes anyway, O(positions)."""
         return self.mode == "edit" and self.name not in ("attn.hook_attn_scores", "attn.hook_pattern")
+
+
+IN_BLOCK = re.compile(r"(\w+\.)?blocks\.(\d+)\.(.+)")
+
+
+def in_block(name: str) -> tuple[str, int, str] | None:
+    """The prefix of the stack, the number of the block and the name within it of a point; None outside of blocks."""
+    found = IN_BLOCK.fullmatch(name)
+    return None if found is None else (found[1] or "", int(found[2]), found[3])
 
 
 def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
