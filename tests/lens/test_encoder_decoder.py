@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import transformers as hf
 
 import interp
+from interp.patching import logit_difference
 from tests.models import tokenizer
 
 Tensor = torch.Tensor
@@ -292,6 +294,10 @@ def test_edits_act_on_the_decoders_own_attention(name: str) -> None:
     assert not torch.allclose(shut, bare(lens), atol=1e-4)
 
 
+def patched(lens: interp.Lens, where: object, by: str) -> object:
+    return interp.patch(lens, "w4 w5 w6", "w4 w9 w6", where, logit_difference(7, 8), by=by)
+
+
 def hooked(lens: interp.Lens, name: str) -> object:
     return lens.run_with_cache(READ, names_filter=name)
 
@@ -312,6 +318,10 @@ def hooked(lens: interp.Lens, name: str) -> object:
     (lambda lens: lens.score(["w4", "w5"], "w4"), "do not pair up"),
     (lambda lens: lens.apply(interp.SnapKV()).__enter__(), "cache policies do not act on it"),
     (lambda lens: interp.probe(lens, "w4 w5 w6", ["logit_lens"]), "logit_lens reads logits"),
+    (lambda lens: patched(lens, "hook_resid_pre", "position"), "positions are the encoder's"),
+    (lambda lens: patched(lens, ["encoder.attn.hook_z", "attn.hook_z"], "head"), "patch one of them"),
+    (lambda lens: lens.run_with_cache(READ)[1].decompose_resid(), "cross-attention of BartFor"),
+    (lambda lens: interp.icl.language.induction_scores(lens, length=5, samples=2), "go on with what they read"),
 ])  # fmt: skip
 def test_wrong_calls_say_so(call: object, says: str) -> None:
     with pytest.raises(interp.InterpError, match=says) as caught:
@@ -324,6 +334,28 @@ def test_a_decoder_without_a_start_says_so() -> None:
     with pytest.raises(interp.InterpError, match="does not say which token its decoder starts from"):
         lens(READ)
     assert lens(READ, decoder_input=WRITTEN).shape == (2, 6, 128)
+
+
+def test_patching_the_encoder_and_what_the_decoder_reads_of_it() -> None:
+    """Two texts that differ in one token: it alone brings the clean answer back at the encoder's first block."""
+    lens = lens_of("bart")
+    back = patched(lens, "encoder.hook_resid_pre", "position")
+    assert dict(back.recovered.sizes) == {"layer": 2, "position": 4}
+    torch.testing.assert_close(torch.tensor(back.recovered.values[0]), torch.tensor([0.0, 0, 1, 0]), atol=1e-4, rtol=0,
+                               check_dtype=False)  # fmt: skip
+    assert dict(patched(lens, "encoder.attn.hook_z", "head").recovered.sizes) == {"layer": 2, "head": 4}
+    assert dict(patched(lens, "cross_attn.hook_z", "head").recovered.sizes) == {"layer": 3, "head": 8}
+
+
+def test_a_generation_has_an_account_and_a_side() -> None:
+    lens = lens_of("t5")
+    both = interp.side_by_side(lens, "w5 w6 w7", interp.Temperature(0.5), max_new_tokens=3)
+    account = json.loads(both.attrs["accounts"])[0]
+    a_token = 2 * 64 * 3 * 4  # keys and values of 4 bytes in 3 layers
+    assert account["cache"]["bytes"] == account["cache"]["dense_bytes"] == (3 + 4) * a_token
+    text = lens.generate("w5 w6 w7", 3)
+    assert account["text"] == text
+    assert both["shift"].sizes == {"side": 2, "step": 3}
 
 
 def test_a_folder_loads_with_its_encoder(tmp_path: Path) -> None:
