@@ -58,7 +58,7 @@ CURES = {
     "‹refusal(model, attends=bool(watcher.unread))›":
         "The sentence names the model and the feature of its attention that would be lost or wrong. Load it "
     "with `attn_implementation='eager'` where it says so; else take another model.",
-    "is an encoder-decoder model": "Load a decoder-only model.",
+    "is an encoder-decoder model": "Take an attention edit, which acts on the decoder, or a decoder-only model.",
     "lists of layers (": "Load the language model of it alone, where transformers has such a class.",
     "times in one pass (": "Take another model; `docs/coverage.md` lists those that a Lens reads.",
     "attention modules, and a Lens has one": "Take another model; `docs/coverage.md` lists those that a Lens reads.",

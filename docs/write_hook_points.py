@@ -26,6 +26,20 @@ read and an edit is refused.
 Of models that compute softmax in their own code (Bloom, MPT, GPT-J, ...) attention has `hook_attn_scores`,
 `hook_pattern` and `hook_z`, all three the model's own tensors, and `hook_column_mass` and `hook_row_entropy` of the
 pattern as other hooks leave it.
+
+## Encoder-decoders
+
+`blocks.{l}` is the decoder and `encoder.blocks.{l}` the encoder, each with the points below; `encoder.hook_embed` and
+`encoder.ln_final.hook_normalized` are the encoder's. Attention of the decoder to the encoder's tokens is
+`blocks.{l}.cross_attn`: its keys and values are those of the encoder's tokens, all of them, at every step of a
+generation, so an edit of them acts in the steps that are hooked and is not stored. T5Gemma 2 attends to both texts at
+once, in `blocks.{l}.attn`, the decoder's tokens first. T5 adds a bias by position to its scores: `hook_attn_scores` and
+`hook_pattern` have it; observables would ignore it and are refused.
+
+TransformerLens' bridge (4.3) calls the stacks `encoder_blocks.{l}` and `decoder_blocks.{l}` and the decoder's own
+attention `self_attn`; `cross_attn`, `hook_cross_attn_out` and `hook_resid_mid2` are its names, the last two of T5 and
+not of BART. There patterns of encoder-decoders fire under eager attention alone, what a hook returns on them changes
+nothing, and `hook_attn_scores` of BART is the pattern once more.
 """
 
 
@@ -38,12 +52,15 @@ def rows(title: str, prefix: str, listed: Iterable[points.Point]) -> str:
 def page() -> str:
     rotary = points.attention_points(rotary=True)
     plain = [p for p in points.attention_points(rotary=False) if p not in rotary]
+    alone = points.attention_points(rotary=False, whole=True)
+    crossing = [p for p in points.crossing(alone) if p.mode != "observable"]
     return (
         HEAD
         + rows("Outside the blocks", "", [points.EMBED])
         + rows("After the last block", "ln_final.", [points.FINAL])
         + rows("Residual stream of block l", "blocks.{l}.", points.RESIDUAL)
         + rows("Attention of block l", "blocks.{l}.", rotary)
+        + rows("Beside it, in a decoder that has an encoder", "blocks.{l}.", [*points.CROSS, *crossing])
         + rows("Instead, in models without rotary embedding (GPT-2)", "blocks.{l}.", plain)
     )
 

@@ -34,6 +34,8 @@ def build(family: str, kind: str) -> Any:
     enliven(model)
     if (generation := getattr(model, "generation_config", None)) is not None:  # so that texts have the length asked for
         generation.eos_token_id, generation.pad_token_id, generation.forced_eos_token_id = None, 0, None
+        if getattr(model.config, "is_encoder_decoder", False) and generation.decoder_start_token_id is None:
+            generation.decoder_start_token_id = 3
     return model
 
 

@@ -15,7 +15,8 @@ from interp.errors import InterpError
 
 Tensor = torch.Tensor
 CLOSE = 1e-4
-POINTS = ("hook_resid_pre", "hook_attn_out", "hook_mixer_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+POINTS = ("hook_resid_pre", "hook_attn_out", "hook_mixer_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post",
+          "hook_cross_attn_out", "hook_resid_mid2")  # fmt: skip
 ALL_STAYS = 2 * (PROMPT + NEW)
 POLICIES = {
     "think": (interp.ThinK(ratio=0.5, recent=4, window=4), interp.ThinK(ratio=0.0, recent=4, window=4)),
@@ -42,13 +43,15 @@ class Checks:
 
     def __init__(self, lens: interp.Lens, bare: Bare) -> None:
         self.lens, self.bare, self.texts = lens, bare, bare.texts
-        self.padded = bare.on_padding()
+        self.padded, self.beside = bare.on_padding(), bare.beside(bare.texts.short)
         self.found: dict[str, Tensor] | None = None
 
     def listed(self) -> dict[str, Callable[[], Any]]:
         made: dict[str, Callable[[], Any]] = {
-            "logits": lambda: _same(self.lens(self.texts.short), self.bare.logits),
-            "logits_hooked": lambda: _same(self.lens.run_with_cache(self.texts.short)[0], self.bare.logits),
+            "logits": lambda: _same(self.lens(self.texts.short, **self.beside), self.bare.logits),
+            "logits_hooked": lambda: _same(
+                self.lens.run_with_cache(self.texts.short, **self.beside)[0], self.bare.logits
+            ),
             "logits_padded": lambda: self.on_padding(self.lens),
             "logits_padded_hooked": lambda: self.on_padding(lambda *a, **k: self.lens.run_with_cache(*a, **k)[0]),
             "pattern": self.pattern,
@@ -71,8 +74,8 @@ class Checks:
 
     def names(self, point: str) -> list[str]:
         """Of that point in all layers, in order of depth."""
-        found = [name for name in self.lens.hook_dict if name.endswith(f".{point}")]
-        return sorted(found, key=lambda name: int(re.sub(r"\D", "", name.partition(".attn")[0])))
+        found = [name for name in self.lens.hook_dict if name.endswith((f".{point}", f".cross_{point}"))]
+        return sorted(found, key=lambda name: (_stack(name), int(re.sub(r"\D", "", name.partition("attn")[0]))))
 
     def kept(self, *points: str, **given: Any) -> dict[str, Tensor]:
         names = {name for point in points for name in self.names(point)}
@@ -80,12 +83,14 @@ class Checks:
             raise Unknown("there are no such points")
         given = dict(given)
         tokens = given.pop("tokens", self.texts.short)
+        given |= self.bare.beside(tokens)
         _, cache = self.lens.run_with_cache(tokens, names_filter=lambda name: name in names, **given)
         return {name: cache[name] for name in names}
 
     def shown(self) -> list[Tensor]:
         if self.found is None:
-            logits, _ = self.lens.run_with_cache(self.texts.short, names_filter=lambda n: n.endswith("hook_pattern"))
+            looked: dict[str, Any] = {"names_filter": lambda n: n.endswith("hook_pattern")} | self.beside
+            logits, _ = self.lens.run_with_cache(self.texts.short, **looked)
             if (off := _off([(logits, self.bare.logits)]) / _size([self.bare.logits])) > 1e-3:
                 raise ValueError(f"logits are off by {off:.2g} while patterns are looked at")
             self.found = self.kept("attn.hook_pattern")
@@ -94,8 +99,8 @@ class Checks:
     def on_padding(self, run: Callable[..., Tensor]) -> float:
         if self.padded is None:
             raise Unknown("the model takes no mask")
-        real = self.texts.mask.bool()
-        return _same(run(self.texts.padded, attention_mask=self.texts.mask)[real], self.padded[real])
+        real, beside = self.bare.real(self.texts.mask), self.bare.beside(self.texts.padded)
+        return _same(run(self.texts.padded, attention_mask=self.texts.mask, **beside)[real], self.padded[real])
 
     def pattern(self) -> float:
         shown = self.shown()
@@ -113,17 +118,23 @@ class Checks:
         given = {"tokens": self.texts.padded, "attention_mask": self.texts.mask}
         shown = list(_ordered(self.kept("attn.hook_pattern", **given), self.names("attn.hook_pattern")))
         mask = self.texts.mask
-        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+        positions = {} if self.bare.two_texts else {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
         truth = self.bare.patterns(len(shown), self.texts.padded, attention_mask=mask, **positions) or (
             self.bare.patterns(len(shown), self.texts.padded, attention_mask=mask)
         )
         if truth is None:
             raise Unknown(NO_WEIGHTS)
-        rows = mask[:, None, :, None].bool()
         weights = [w[..., : p.shape[-1]] for w, p in zip(truth, shown, strict=True)]
         if self.lens.cfg.learned_sinks:
             shown, weights = ([p / p.sum(-1, keepdim=True) for p in some] for some in (shown, weights))
-        return _off((p.where(rows, 0.0), w.where(rows, 0.0)) for p, w in zip(shown, weights, strict=True))
+        pairs = zip(self.names("attn.hook_pattern"), shown, weights, strict=True)
+        return _off((p.where(rows := self.rows(name), 0.0), w.where(rows, 0.0)) for name, p, w in pairs)
+
+    def rows(self, name: str) -> Tensor:
+        """Which rows of a pattern over the padded texts are no padding; a decoder's text has none."""
+        writes = self.bare.two_texts and _stack(name) > 0
+        real = self.bare.real(self.texts.mask) if writes else self.texts.mask.bool()
+        return real[:, None, :, None]
 
     def values(self) -> float:
         """What the heads put out is the pattern times the values."""
@@ -149,45 +160,47 @@ class Checks:
         points = ("attn.hook_pattern", "attn.hook_column_mass")
         cache = self.kept(*points, tokens=self.texts.padded, attention_mask=self.texts.mask)
         shown, mass = (_ordered(cache, self.names(point)) for point in points)
-        rows, keys = self.texts.mask[:, None, :, None].bool(), self.texts.mask[:, None].bool()
         pairs = []
-        for m, p in zip(mass, shown, strict=True):
+        for name, m, p in zip(self.names(points[1]), mass, shown, strict=True):
+            rows = self.rows(name)
+            own, read = rows[:, :, :, 0], self.texts.mask[:, None].bool()
+            keys = next(k for k in (own, read, torch.cat([own, read], -1)) if k.shape[-1] == p.shape[-1])
             sees = p.amax(-1, keepdim=True) - p.amin(-1, keepdim=True) > 1e-6
             pairs.append((m.where(keys, 0.0), p.where(rows & sees, 0.0).sum(2).where(keys, 0.0)))
         return _off(pairs)
 
     def residual(self) -> float:
         """Every block hands on what it was given and what its writers add, and the next one is given that."""
-        cache, off, before = self.kept(*POINTS), [], None
-        for layer in range(self.lens.cfg.n_layers):
-            at = {point: cache.get(f"blocks.{layer}.{point}") for point in POINTS}
-            pre, mid, post, mlp = (at[f"hook_{name}"] for name in ("resid_pre", "resid_mid", "resid_post", "mlp_out"))
-            mixer = at["hook_attn_out"] if at["hook_mixer_out"] is None else at["hook_mixer_out"]
-            if pre is None or post is None:
-                continue
-            size = _size([post])
-            if self.lens.anatomy.blocks[layer].middle is not None and before is not None:  # nothing is added there, but
-                off.append(
-                    _off([(before, pre)]) / size
-                )  # the stream that leaves a block is the one that enters the next
-            parallel_or_alone = mid is None and mixer is not None
-            if mid is not None and mixer is not None:
-                off.append(_off([(pre + mixer, mid)]) / size)
-            if mid is not None and mlp is not None:
-                off.append(_off([(mid + mlp, post)]) / size)
-            if parallel_or_alone and (mlp is not None or f"blocks.{layer}.hook_mlp_out" in self.lens.elsewhere):
-                off.append(_off([(pre + mixer + (0 if mlp is None else mlp), post)]) / size)
-            before = post
+        cache, off = self.kept(*POINTS), []
+        for stack in self.lens.anatomy.stacks:
+            before = None
+            for layer, block in enumerate(stack.blocks):
+                at = {point: cache.get(f"{stack.prefix}blocks.{layer}.{point}") for point in POINTS}
+                pre, post = at["hook_resid_pre"], at["hook_resid_post"]
+                if pre is None or post is None:
+                    continue
+                # of post-norm blocks nothing is added, but the stream that leaves a block enters the next
+                if block.middle is not None and before is not None:
+                    off.append(_off([(before, pre)]) / _size([post]))
+                off += [_off([pair]) / _size([post]) for pair in _sums(at)]
+                if at["hook_resid_mid"] is None and self.adds_up_at_once(f"{stack.prefix}blocks.{layer}", at):
+                    whole = pre + _mixed(at) + (0 if at["hook_mlp_out"] is None else at["hook_mlp_out"])
+                    off.append(_off([(whole, post)]) / _size([post]))
+                before = post
         if not off:
             raise Unknown("there is nothing to add up")
-        assert before is not None
         return max(off)
+
+    def adds_up_at_once(self, block: str, at: dict[str, Any]) -> bool:
+        """Whether a block has nothing between mixer and MLP, and both are known, or one of them is not there."""
+        known = at["hook_mlp_out"] is not None or f"{block}.hook_mlp_out" in self.lens.elsewhere
+        return _mixed(at) is not None and known
 
     def readout(self) -> float:
         if not (ends := self.names("hook_resid_post")):
             raise Unknown("there is no such point")
         last = ends[-1]  # of the last block that text passes
-        _, cache = self.lens.run_with_cache(self.texts.short, names_filter=lambda name: name == last)
+        _, cache = self.lens.run_with_cache(self.texts.short, names_filter=lambda name: name == last, **self.beside)
         logits = self.lens.unembed(self.lens.normalized(cache[last]))
         finite = self.bare.logits > torch.finfo(logits.dtype).min  # columns that are ruled out for good
         return _off([(logits[finite], self.bare.logits[finite])]) / _size([self.bare.logits[finite]])
@@ -245,6 +258,25 @@ class Checks:
             warnings.simplefilter("ignore")
             with self.lens.apply(policy):
                 return self.generated()
+
+
+def _mixed(at: dict[str, Any]) -> Any:
+    return at["hook_attn_out"] if at["hook_mixer_out"] is None else at["hook_mixer_out"]
+
+
+def _sums(at: dict[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
+    """Each sum along a block's stream that can be made of what its points saw, beside what it should come to."""
+    mid, mid2 = at["hook_resid_mid"], at["hook_resid_mid2"]
+    steps = [(at["hook_resid_pre"], _mixed(at), mid), (mid, at["hook_cross_attn_out"], mid2)]
+    steps.append((mid if mid2 is None else mid2, at["hook_mlp_out"], at["hook_resid_post"]))
+    return [
+        (start + written, end) for start, written, end in steps if not any(x is None for x in (start, written, end))
+    ]
+
+
+def _stack(name: str) -> int:
+    """Encoder, decoder, and the attention between them, in the order in which models report weights."""
+    return 0 if name.startswith("encoder.") else 2 if ".cross_attn." in name else 1
 
 
 def said(error: BaseException) -> str:

@@ -14,7 +14,8 @@ NOT_CHECKS = {*FACTS, "done", "end", "seconds"}
 
 OWN_CODE = "softmax in the model's own code: no queries, keys and observables, so no policies"
 GROUPS = (
-    ("encoder-decoder", "encoder-decoder"),
+    ("is an encoder-decoder model", "no cache policies on encoder-decoders"),
+    ("which reads the text, attends", "attention of the encoder not reached"),
     ("does not run on text tokens alone", "needs more than text"),
     ("no language-model head", "no language-model head"),
     ("its attention itself", OWN_CODE),

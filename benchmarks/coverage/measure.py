@@ -61,7 +61,7 @@ def _loaded(model: Any, bare: Bare | None, tell: Tell) -> interp.Lens | None:
             tell("loads", f"refused: {said(error)}")
             return None
         bare.model = bare.eager
-        bare.logits = bare.model(bare.texts.short, use_cache=False).logits
+        bare.logits = bare.run(bare.model)
         tell("needs_eager", "yes")
         return _loaded(bare.eager, None, tell)
     except Exception as error:

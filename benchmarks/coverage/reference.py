@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 Tensor = torch.Tensor
-PROMPT, SHORT, PADDING, NEW = 24, 14, 4, 5
+PROMPT, SHORT, PADDING, NEW, WRITTEN = 24, 14, 4, 5, 9
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,17 @@ class Texts:
     prompt: Tensor
     padded: Tensor
     mask: Tensor
+    written: Tensor
+    """What a decoder reads where an encoder reads those: one text."""
 
     @classmethod
     def some(cls) -> Texts:
         random = torch.Generator().manual_seed(3)
-        shapes = ((1, SHORT), (1, PROMPT), (2, SHORT))
-        short, prompt, padded = (torch.randint(5, 90, shape, generator=random) for shape in shapes)
+        shapes = ((1, SHORT), (1, PROMPT), (2, SHORT), (1, WRITTEN))
+        short, prompt, padded, written = (torch.randint(5, 90, shape, generator=random) for shape in shapes)
         mask = torch.ones_like(padded)
         mask[0, :PADDING] = padded[0, :PADDING] = 0
-        return cls(short, prompt, padded, mask)
+        return cls(short, prompt, padded, mask, written)
 
 
 class Bare:
@@ -42,17 +44,33 @@ class Bare:
 
     def __init__(self, model: Any) -> None:
         self.model, self.texts = model, Texts.some()
-        self.logits: Tensor = model(self.texts.short, use_cache=False).logits
+        self.two_texts = bool(getattr(model.config, "is_encoder_decoder", False))
+        self.logits = self.run(model)
         self.eager = _eager(model)
+
+    def run(self, model: Any) -> Tensor:
+        """Logits of the short text."""
+        logits: Tensor = model(self.texts.short, use_cache=False, **self.beside(self.texts.short)).logits
+        return logits
+
+    def beside(self, tokens: Tensor) -> dict[str, Tensor]:
+        """What a decoder reads beside the tokens that its encoder reads, as arguments; nothing in other models."""
+        return {"decoder_input_ids": self.texts.written.expand(len(tokens), -1)} if self.two_texts else {}
+
+    def real(self, mask: Tensor) -> Tensor:
+        """Which positions of the logits are no padding, of texts with that mask."""
+        return torch.ones(len(mask), WRITTEN, dtype=torch.bool) if self.two_texts else mask.bool()
 
     def on_padding(self) -> Tensor | None:
         """Logits of the padded texts with positions that follow the mask; None where the model takes no mask."""
         mask = self.texts.mask
         takes = inspect.signature(self.model.forward).parameters
         positions = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
-        for options in [positions, {}] if {"position_ids", "kwargs"} & set(takes) else [{}]:
+        asks = bool({"position_ids", "kwargs"} & set(takes)) and not self.two_texts
+        for options in [positions, {}] if asks else [{}]:
+            given = options | self.beside(self.texts.padded)
             try:
-                logits: Tensor = self.model(self.texts.padded, attention_mask=mask, use_cache=False, **options).logits
+                logits: Tensor = self.model(self.texts.padded, attention_mask=mask, use_cache=False, **given).logits
             except Exception:  # whatever a model says that does not know an argument
                 continue
             return logits
@@ -61,7 +79,7 @@ class Bare:
     def continued(self, tokens: Tensor, mask: Tensor | None = None, cached: bool = False) -> Tensor:
         """Greedily, as the model does by default; `cached` hands it a cache, which most make themselves."""
         told: dict[str, Any] = {"attention_mask": torch.ones_like(tokens) if mask is None else mask}
-        if cached:
+        if cached and not self.two_texts:
             told["past_key_values"] = transformers.DynamicCache(config=self.model.config)
         text: Tensor = self.model.generate(tokens, max_new_tokens=NEW, do_sample=False, **told)
         return text
@@ -70,20 +88,27 @@ class Bare:
         """Weights `[batch, head, query, key]` of so many layers: what the model itself reports or, where it reports
         none, what the attention function of its own file returns. None where neither is to be had, or where the model
         run eagerly computes something else (PaliGemma)."""
-        real = given.get("attention_mask", torch.ones_like(tokens)).bool()
+        real = self.real(given.get("attention_mask", torch.ones_like(tokens)))
+        given = given | self.beside(tokens)
         for weights_of in (self._reported, self._overheard):
             try:
                 logits = self.model(tokens, use_cache=False, **given).logits[real]
                 weights, seen = weights_of(tokens, given)
             except Exception:  # whatever a model says that reports none, is not run eagerly, or knows no positions
                 continue
+            if self.two_texts:  # those of the encoder come first, where a Lens may have none
+                weights = weights[-layers:]
             if len(weights) == layers and torch.allclose(seen[real], logits, rtol=1e-3, atol=1e-3 * _size(logits)):
                 return weights
         return None
 
     def _reported(self, tokens: Tensor, given: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         out = self.eager(tokens, use_cache=False, output_attentions=True, **given)
-        return [w for w in out.attentions or () if isinstance(w, Tensor) and w.ndim == 4], out.logits
+        names = ("encoder_attentions", "decoder_attentions", "cross_attentions") if self.two_texts else ("attentions",)
+        found = [weights for name in names for weights in getattr(out, name, None) or ()]
+        if self.two_texts and not all(bool((w.sum(-1) > 0.99).all()) for w in found[-1:]):
+            raise ValueError("one pattern over both texts is reported in two parts (T5Gemma 2)")
+        return [w for w in found if isinstance(w, Tensor) and w.ndim == 4], out.logits
 
     def _overheard(self, tokens: Tensor, given: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         with _listening(self.model) as (other, heard):

@@ -127,6 +127,20 @@ class LensActivations(ActivationCache):
         scaled: Tensor = stack / scale.to(stack.dtype)
         return scaled
 
+    def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
+        """The residual stream as embedding, attention and MLPs of all layers, as in TransformerLens."""
+        self._refuse_crossing()
+        return super().decompose_resid(*args, **kwargs)
+
+    def _refuse_crossing(self) -> None:
+        """Raise where cross-attention writes to the stream: the decompositions would not add up."""
+        anatomy = getattr(self.model, "anatomy", None)  # models of regression tasks have none
+        if anatomy is not None and any(block.cross is not None for block in anatomy.blocks):
+            raise UnsupportedModelError(
+                f"cross-attention of {self.model.cfg.architecture} writes to the stream too, which TransformerLens' "
+                "decompositions leave out; add up hook_attn_out, hook_cross_attn_out and hook_mlp_out."
+            )
+
     def get_full_resid_decomposition(  # type: ignore[override]  # its own stands in the middle
         self, layer: int | None = None, mlp_input: bool = False, *, expand_neurons: bool = True, **kwargs: Any
     ) -> Any:
@@ -134,6 +148,7 @@ class LensActivations(ActivationCache):
         `expand_neurons=False`."""
         if expand_neurons:
             raise InterpError("a Lens shows what an MLP adds and not its neurons; pass expand_neurons=False.")
+        self._refuse_crossing()
         return super().get_full_resid_decomposition(layer, mlp_input, expand_neurons=False, **kwargs)
 
     def get_neuron_results(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -4,285 +4,126 @@ No table of architectures: the attention modules are those that call what the mo
 (`interp/seam/routing.py` answers to it for that run) or, where none does, those whose own code calls torch's softmax or
 SDPA (`interp/seam/softmax_seam.py`). A block is their ancestor in a `ModuleList`, and what writes to the residual
 stream is recognised by arithmetic (`interp.lens.writers`). Blocks without attention, of which hybrids
-have many (linear attention, Mamba, convolutions), keep their place in the depth: they have a mixer in its stead.
+have many (linear attention, Mamba, convolutions), keep their place in the depth: they have a mixer in its stead. An
+encoder is a stack of its own (`interp.lens.stacks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from interp.cache.kinds import kinds
-from interp.errors import InterpError, UnsupportedModelError
-from interp.lens.evaluating import evaluation_mode
-from interp.lens.head import Step, find_head
+from interp.lens.first_look import TOKENS, Look, look
+from interp.lens.head import final_norm, find_head
+from interp.lens.parts import Anatomy, BlockParts, Stack
 from interp.lens.projection import heads_written, out_projection
-from interp.lens.trying import some_tokens, tried
+from interp.lens.stacks import Listed, lists_of, told_apart
+from interp.lens.trying import Tried, is_encoder_decoder, tried, vocabulary
 from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
-from interp.seam.call import AttentionCall
 from interp.seam.config import AttentionType, LensConfig
-from interp.seam.rotation import Rotation
-from interp.seam.routing import attention_through, refusal
-from interp.seam.softmax_seam import SoftmaxNotes, only_open, own_attention_through
-
-Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class BlockParts:
-    """One decoder layer: where its attention is and what writes to the residual stream."""
-
-    block: nn.Module
-    attention: nn.Module | None
-    """None in a block that has another mixer."""
-    attention_name: str
-    out_projection: nn.Module | None
-    """Maps the flattened head outputs z to what attention returns; None where it is not a direct child."""
-    attn_out: nn.Module | None
-    """The child whose output, times `residual_scale`, attention adds to the residual stream."""
-    mlp_out: nn.Module | None
-    residual_scale: float
-    rotation: Rotation | str
-    """How to rotate keys back, or why that cannot be done."""
-    seen: dict[str, Any] = field(default_factory=dict)
-    """Facts from the two-token run: n_heads, n_key_value_heads, d_head, keywords of the attention call."""
-    writers: Writers = field(default_factory=Writers)
-    middle: nn.Module | None = None
-    """The norm whose output is resid_mid, where norms follow sums."""
-    mixer: str = "attention"
-    """What mixes tokens here, for people: attention, or the class of what stands in its place."""
-    ran: bool = True
-    """False for a block that text alone does not pass (cross-attention to an image)."""
-    gated: bool = False
-    """Whether what the output projection reads is z times a gate."""
-    overwritten: tuple[nn.Module, ...] = ()
-    """Those that write to the residual stream whose output the model changes in place (Falcon adds attention's to the
-    MLP's), so that what hooks see must be a copy."""
-    heads_written: bool = True
-    """Whether what the output projection puts out reaches the residual stream through `attn_out` alone, so that it can
-    be told what each head adds."""
-    seam: Literal["registry", "sdpa", "softmax"] = "registry"
-    """How its attention is reached: through transformers' registry, or where its own code calls SDPA or softmax."""
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Parts of a decoder, in order of depth."""
-
-    blocks: tuple[BlockParts, ...]
-    final_norm: nn.Module | None
-    unembed: Step | None
-    """From the normalised residual stream to the model's logits; None where the way there could not be found."""
-    own_cache: bool = False
-    """Whether the model keeps a cache of a class of its own."""
-    embeds_by_token: bool = True
-    """Whether the token embedding puts out a vector a token, `[batch, pos, d_model]`."""
-
-    @property
-    def attending(self) -> Iterator[tuple[int, BlockParts]]:
-        """The blocks that have attention, with their numbers."""
-        return ((i, block) for i, block in enumerate(self.blocks) if block.attention is not None)
-
-    @property
-    def additive(self) -> bool:
-        """Whether the last residual stream is the sum of what goes into the first block and what blocks write."""
-        return all(block.writers.complete or not block.ran for block in self.blocks)
-
-
-def first(value: Any) -> Any:
-    """The tensor of a module's output, which may be a tuple or a list."""
-    return value[0] if isinstance(value, (tuple, list)) else value
-
-
-class _Watcher(SoftmaxNotes):
-    """Stands in as the site of every attention module: notes the calls and delegates them."""
-
-    def __init__(self, in_code: bool) -> None:
-        super().__init__()
-        self.in_code = in_code
-        """Whether the calls that it gets come from modelling files' own code."""
-
-    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        z, weights = call.answer()
-        q, k, rest = call.q, call.k, call.rest
-        facts = {
-            "n_heads": q.shape[1],
-            "n_key_value_heads": k.shape[1],
-            "d_head": q.shape[3],
-            "seam": "sdpa" if self.in_code else "registry",
-            "d_value": z.shape[3],
-            "softcap": rest.get("softcap"),
-            "sinks": rest.get("s_aux") is not None,
-            "window": rest.get("sliding_window"),
-            "z": z.flatten(2),
-            "k": k,
-        }
-        self.calls.setdefault(call.module, []).append(facts)
-        return z, weights
-
-
-@contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
-    """The calls of all modules in the order in which they finish."""
-    seen: list[ModuleCall] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given, out = args[0] if args else kwargs.get("hidden_states"), first(output)
-            out = _activation(out)
-            seen.append(ModuleCall(name, _activation(given), None if out is None else out.clone(), kwargs, out))
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
-        yield seen
+from interp.seam.softmax_seam import only_open
 
 
 @torch.no_grad()
 def dissect(model: Any) -> Anatomy:
-    """Run `model` on two tokens and find its parts.
+    """Run `model` on a few tokens and find its parts.
 
-    Raises UnsupportedModelError for encoder-decoder models, models that text alone does not run, models without
-    attention or with one that no seam reaches, and models with more than one stack of attention layers, or several
-    attention calls in one of them.
+    Raises UnsupportedModelError for models that text alone does not run, models without attention or with one that no
+    seam reaches, and models with attention in several lists of layers that are no encoder and its decoder, or several
+    attention calls in one layer that are not its own and one to the encoder.
     """
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is an encoder-decoder model; a Lens reads decoder-only models."
-        )
-    watcher, seen, logits = _watched(model, in_code=False)
-    if logits is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
-        )
-    if in_code := not watcher.calls:
-        watcher, seen, _ = _watched(model, in_code)
-    if not watcher.calls or watcher.unread.intersection(watcher.calls):
-        raise UnsupportedModelError(refusal(model, attends=bool(watcher.unread)))
-    names = {module: name for name, module in model.named_modules()}
-    owners = {_block_of(names[module], model): module for module in watcher.calls}
-    stack = _stack(model, [_block_of(names[module], model) for module in watcher.calls])
-    for module, calls in watcher.calls.items():
-        if len(calls) > 1:
-            raise UnsupportedModelError(
-                f"{names[module]} of {type(model).__name__} attends {len(calls)} times in one pass (it is shared by "
-                "layers, or attends several times in one), and a Lens has one set of points for a layer's attention."
-            )
-    blocks: list[BlockParts] = []
-    for i, block in enumerate(model.get_submodule(stack).children()):
-        name = f"{stack}.{i}"
-        own = owners.get(name)
-        facts = {} if own is None else watcher.calls[own][0]
-        blocks.append(_block(model, block, name, "" if own is None else names[own], facts, seen))
-    _mark_shared(blocks, watcher)
-    attention = {i: block.attention for i, block in enumerate(blocks) if block.attention is not None}
-    kept = tried(model, attention, in_code)
+    seen = look(model)
+    main, *further = lists_of(model, seen)
+    blocks = _blocks(model, seen, main)
+    _mark_shared(blocks, seen)
+    others = tuple(_stack(model, seen, listed) for listed in further)
+    kept = tried(model, _to_try(blocks, others), seen.in_code)
     for i, block in enumerate(blocks):
         block.seen["stored"] = kept.nothing or i in kept.layers
         block.seen["latent"] = kept.latent.get(i)
-    embedding = next((call.out for call in seen if names[model.get_input_embeddings()] == call.name), None)
-    by_token = embedding is None or embedding.shape[:2] == (1, 2)
-    last = max(at for at, call in enumerate(seen) if call.parent == stack)
-    resid_post = seen[last].out
-    if resid_post is None or resid_post.shape[:2] != (1, 2):
-        return Anatomy(tuple(blocks), None, None, kept.own, by_token)
-    return Anatomy(tuple(blocks), *find_head(model, seen[last + 1 :], resid_post, logits), kept.own, by_token)
+    resid_post, after = seen.leaving(main.name)
+    norm, unembed = None, None
+    if resid_post is not None and resid_post.shape[:2] == (1, TOKENS):
+        norm, unembed = find_head(model, after, resid_post, seen.logits)
+    decoder = model.get_submodule(main.name.rpartition(".")[0]) if is_encoder_decoder(model) else None
+    embedding = model.get_input_embeddings() if decoder is None else _embedding(model, seen, main)
+    put_out = next(
+        (call.out for call in seen.seen if embedding is not None and seen.names[embedding] == call.name), None
+    )
+    by_token = put_out is None or put_out.shape[:2] == (1, TOKENS)
+    return Anatomy(tuple(blocks), norm, unembed, kept.own, by_token, embedding, others, decoder)
 
 
-def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
-    """What the model's attention and its modules do on two tokens, and its logits.
-
-    in_code: look at what modelling files compute themselves, rather than at the attention registry.
-    """
-    ids = some_tokens(model, 2)[None]
-    watcher = _Watcher(in_code)
-    modules = list(model.modules())
-    inside = [module for module in modules if in_code and any(module.children())]  # an nn.Softmax is not what attends
-    try:
-        with (
-            evaluation_mode(model),
-            attention_through(model, dict.fromkeys(modules, watcher)),
-            own_attention_through(model, dict.fromkeys(inside, watcher)),
-            _recorded(model) as seen,
-        ):
-            out = model(input_ids=ids, use_cache=False)
-    except InterpError:
-        raise
-    except Exception as error:  # whatever a model raises that needs more than text
-        reason = " ".join(str(error).split())[:160]
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not run on text tokens alone ({type(error).__name__}: {reason}); if it "
-            "contains a language model that does, load that one."
-        ) from error
-    if set(modules) != set(model.modules()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} replaced modules of its own when it read two tokens: its attention depends on how "
-            "long a text is. Load it in a mode that does not (BigBird: attention_type='original_full')."
-        )
-    return watcher, seen, _activation(getattr(out, "logits", None))
-
-
-def _stack(model: Any, blocks: list[str]) -> str:
-    """The one list of layers that holds all blocks with attention."""
-    stacks = sorted({name.rpartition(".")[0] for name in blocks})
-    if len(stacks) > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has attention in {len(stacks)} lists of layers ({', '.join(stacks[:4])}"
-            f"{', ...' if len(stacks) > 4 else ''}); a Lens numbers the layers of one."
-        )
-    if several := next((name for name in blocks if blocks.count(name) > 1), None):
-        raise UnsupportedModelError(
-            f"{several} of {type(model).__name__} has {blocks.count(several)} attention modules, and a Lens has one "
-            "set of points for a layer's attention."
-        )
-    return stacks[0]
-
-
-def _block_of(attention_name: str, model: nn.Module) -> str:
-    """Name of the ancestor that sits in a ModuleList; an attention module that does itself is one of several."""
-    name, found = attention_name, ""
-    while name and (not found or found == attention_name):
-        parent, _, _ = name.rpartition(".")
-        if isinstance(model.get_submodule(parent), nn.ModuleList):
-            found = name
-        name = parent
-    if not found:
-        raise UnsupportedModelError(
-            f"attention module {attention_name} is in no list of layers, so its depth is unknown."
-        )
+def _to_try(blocks: Sequence[BlockParts], others: Sequence[Stack]) -> list[Tried]:
+    """The attention modules of a model with what they attend to, for `tried`."""
+    found: list[Tried] = []
+    for stack in (Stack("", tuple(blocks)), *others):
+        for i, block in stack.attending:
+            where, layer = (f"layer {i}", i) if not stack.prefix else (f"layer {i} of the encoder", None)
+            own: Literal["own", "all"] = "all" if block.whole else "own"
+            found.append(Tried(block.attention, where, layer, "read" if stack.prefix else own))
+            if block.cross is not None:
+                found.append(Tried(block.cross.attention, where, None, "read"))
     return found
 
 
+def _stack(model: Any, look: Look, listed: Listed) -> Stack:
+    """A further stack: its blocks, the embedding that its tokens go through, and the norm that it ends in."""
+    resid_post, after = look.leaving(listed.name)
+    norm = None if resid_post is None else final_norm(model, after, resid_post)
+    return Stack(listed.prefix, tuple(_blocks(model, look, listed)), _embedding(model, look, listed), norm)
+
+
+def _embedding(model: Any, look: Look, listed: Listed) -> nn.Module | None:
+    """The embedding of a stack's tokens: the one of the vocabulary's size that put out a vector for each of them."""
+    rows = vocabulary(model)
+    sizes = {name: module.num_embeddings for module, name in look.names.items() if isinstance(module, nn.Embedding)}
+    for call in look.seen[: min(look.finished(listed.name))]:
+        if sizes.get(call.name) == rows and call.out is not None and call.out.shape[:2] == (1, listed.tokens):
+            found: nn.Module = model.get_submodule(call.name)
+            return found
+    return None
+
+
+def _blocks(model: Any, look: Look, listed: Listed) -> list[BlockParts]:
+    blocks: list[BlockParts] = []
+    for i, block in enumerate(model.get_submodule(listed.name).children()):
+        name = f"{listed.name}.{i}"
+        own, cross = told_apart(model, look, name, listed.own(name))
+        blocks.append(_block(model, block, name, own, cross, look, listed.tokens))
+    return blocks
+
+
 def _block(
-    model: Any, block: nn.Module, name: str, attention_name: str, facts: dict[str, Any], seen: list[ModuleCall]
+    model: Any, block: nn.Module, name: str, own: nn.Module | None, cross: nn.Module | None, look: Look, tokens: int
 ) -> BlockParts:
-    """The parts of the block of that name; `facts` of its attention call, if it has any."""
-    calls = [call for call in seen if call.name == name]
-    inside = [call for call in seen if call.name.startswith(f"{name}.")]
+    """The parts of the block of that name, whose attention modules are `own` and `cross`, if it has any."""
+    calls = [call for call in look.seen if call.name == name]
+    inside = [call for call in look.seen if call.name.startswith(f"{name}.")]
     found = Writers(reason="its block does not run on text alone" if not calls else "its block runs several times")
     scale = float(getattr(model.config.get_text_config(decoder=True), "residual_multiplier", 1.0))
+    attention_name = None if own is None else look.names[own]
     if name == attention_name:
         found = Writers(reason="its layers are attention alone, and no module holds a whole one", one_stream=False)
     elif len(calls) == 1 and calls[0].given is not None and calls[0].out is not None:
-        found = writers(inside, calls[0].given, calls[0].out, attention_name or None, scale)
+        crossing = None if cross is None else look.names[cross]
+        found = writers(inside, calls[0].given, calls[0].out, attention_name, scale, tokens, crossing)
 
     def module(name: str | None) -> nn.Module | None:
         return None if name is None else model.get_submodule(name)
 
     attn_out = module(found.mixer.name if found.mixer else None)
-    writing = {writer.name for writer in (found.mixer, found.mlp) if writer is not None}
+    writing = {writer.name for writer in (found.mixer, found.cross, found.mlp) if writer is not None}
     parts: dict[str, Any] = {
         "block": block,
         "attention": None,
-        "attention_name": attention_name,
+        "attention_name": attention_name or "",
         "out_projection": None,
         "attn_out": attn_out,
         "mlp_out": module(found.mlp.name if found.mlp else None),
@@ -292,36 +133,50 @@ def _block(
         "writers": found,
         "ran": bool(calls),
     }
-    if not attention_name:
+    if own is None:
         return BlockParts(**parts, rotation="it has no keys", mixer=type(attn_out or block).__name__)
-    attention = model.get_submodule(attention_name)
-    inner = [call for call in inside if call.name.startswith(f"{attention_name}.")]
-    projection, gated = out_projection(model, attention_name, inner, facts["z"])
+    made = BlockParts(**parts | _attention(model, own, inside, look, found, attn_out, tokens))
+    if cross is None:
+        return made
+    other = replace(made, **_attention(model, cross, inside, look, found, None, tokens))
+    cross_out = module(found.cross.name if found.cross else None)
+    return replace(made, cross=other, cross_out=cross_out, middle2=module(found.middle2))
+
+
+def _attention(
+    model: Any, attention: nn.Module, inside: list[ModuleCall], look: Look, found: Writers, attn_out: Any, tokens: int
+) -> dict[str, Any]:
+    """What is known of one attention module of a block, as fields of its parts."""
+    name, facts = look.names[attention], look.calls[attention][0]
+    inner = [call for call in inside if call.name.startswith(f"{name}.")]
+    projection, gated = out_projection(model, name, inner, facts["z"])
     seam = facts["seam"]
-    tables = next((c.kwargs.get("position_embeddings") for c in inside if c.name == attention_name), None)
+    tables = next((c.kwargs.get("position_embeddings") for c in inside if c.name == name), None)
     written = [call.out for call in inner if call.out is not None]
-    seen_facts = {k: v for k, v in facts.items() if k not in ("z", "k", "seam")} | {"rotary": tables is not None}
-    seen_facts["rotary"] &= seam != "softmax"  # keys stay inside
-    rotation = only_open(attention) if seam == "softmax" else rotation_of(attention, facts["k"], tables, written)
+    seen = {k: v for k, v in facts.items() if k not in ("z", "k", "seam")} | {"rotary": tables is not None}
+    seen["rotary"] &= seam != "softmax"  # keys stay inside
     itself = projection is not None and projection is attn_out  # Bloom's attention adds its input to what it projects
-    written_by = itself or (heads_written(inside, attention_name, found) and projection is not None)
-    parts |= {"attention": attention, "out_projection": projection, "gated": gated, "heads_written": written_by}
-    parts["seam"] = seam
-    return BlockParts(**parts, rotation=rotation, seen=seen_facts)
+    return {
+        "attention": attention,
+        "attention_name": name,
+        "out_projection": projection,
+        "gated": gated,
+        "heads_written": itself or (heads_written(inside, name, found) and projection is not None),
+        "seam": seam,
+        "rotation": only_open(attention) if seam == "softmax" else rotation_of(attention, facts["k"], tables, written),
+        "seen": seen,
+        "whole": facts["n_keys"] != tokens and is_encoder_decoder(model),
+    }
 
 
-def _mark_shared(blocks: list[BlockParts], watcher: _Watcher) -> None:
+def _mark_shared(blocks: list[BlockParts], look: Look) -> None:
     """Note which layers attend to keys of an earlier layer, and whose: they have no cache of their own."""
     attending = [(i, block.attention) for i, block in enumerate(blocks) if block.attention and block.seam != "softmax"]
-    keys = {i: watcher.calls[attention][0]["k"] for i, attention in attending}
+    keys = {i: look.calls[attention][0]["k"] for i, attention in attending}
     for i, k in keys.items():
         lender = next((j for j, earlier in keys.items() if j < i and same_tensor(earlier, k)), None)
         if lender is not None:
             blocks[i].seen["reads"] = lender
-
-
-def _activation(x: Any) -> Tensor | None:
-    return x if isinstance(x, Tensor) and x.is_floating_point() else None
 
 
 def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
@@ -354,6 +209,27 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         latent_layers=tuple(layer for layer, block in anatomy.attending if block.seen["latent"]),
         latent_widths=next((facts["latent"] for facts in seen if facts["latent"]), None),
         indexed_layers=tuple(indexed),
+    )
+
+
+def config_of_stack(cfg: LensConfig, stack: Stack) -> LensConfig:
+    """The shape of another stack of a model whose main one has the shape `cfg`. An encoder keeps no cache."""
+    seen = [block.seen for _, block in stack.attending]
+    windows = [int(facts["window"]) for facts in seen if facts["window"]]
+    kinds_seen = {i: "local" if block.seen["window"] else "global" for i, block in stack.attending}
+    types = tuple(kinds_seen.get(i, "none") for i in range(len(stack.blocks)))
+    return replace(
+        cfg,
+        n_layers=len(stack.blocks),
+        n_heads=max(facts["n_heads"] for facts in seen),
+        n_key_value_heads=max(facts["n_key_value_heads"] for facts in seen),
+        d_head=max(facts.get("d_head", cfg.d_head) for facts in seen),
+        d_model=getattr(stack.embedding, "embedding_dim", cfg.d_model),
+        positional_embedding_type="rotary" if seen[0]["rotary"] else "other",
+        window_size=windows[0] if windows else None,
+        attn_types=cast("tuple[AttentionType, ...]", types),
+        parallel_attn_mlp=any(block.writers.parallel for block in stack.blocks),
+        residual_scale=stack.blocks[0].residual_scale,
     )
 
 

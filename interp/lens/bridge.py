@@ -18,9 +18,9 @@ from torch import nn
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
-from interp.lens.anatomy import Anatomy, BlockParts
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.head import FIT, Step, logit_map
+from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.reading_input import unpacked, without_types
 from interp.lens.readout import FinalNorm
 from interp.lens.scoring import as_asked, check_return_type

@@ -126,13 +126,15 @@ def in_one_sentence() -> Iterator[None]:
         raise InterpError(f"transformers does not generate with these settings: {reason[:300]}") from error
 
 
-def as_text(tokenizer: Any, sequences: Tensor, prompt: Read) -> str | list[str]:
+def as_text(tokenizer: Any, sequences: Tensor, prompt: Read, alone: bool) -> str | list[str]:
     """Text of sequences `[prompt * returned, pos]` without special tokens and padding; of a conversation the reply
-    alone. One string where one prompt came alone and one sequence came back."""
+    alone. One string where one prompt came alone and one sequence came back. `alone`: they hold no prompt."""
     width, each = prompt.tokens.shape[1], sequences.shape[0] // prompt.tokens.shape[0]
     padding = [0] * prompt.tokens.shape[0]
     if prompt.mask is not None:
         padding = (prompt.mask == 0).sum(1).tolist()
+    if alone:
+        width, padding = 0, [0] * len(padding)
     begins = [width if prompt.conversation else n for n in itertools.chain(*([n] * each for n in padding))]
     rows = [row[begin:] for row, begin in zip(sequences.tolist(), begins, strict=True)]
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection
 
 POINTS = {
+    r"^encoder_blocks\..*": "the blocks of an encoder are encoder.blocks.0, encoder.blocks.1, ...",
+    r"^decoder_blocks\..*": "the blocks of a decoder are blocks.0, blocks.1, ..., with attn and cross_attn",
     r"attn\.hook_q$": "queries are shown after rotation: hook {0}attn.hook_rot_q",
     r"attn\.hook_k$": "keys are shown after rotation, {0}attn.hook_rot_k, and before, {0}attn.hook_pre_rot_k",
     r"attn\.hook_rot_[qk]$": "this model does not rotate its keys: hook {0}attn.hook_q or hook_k",

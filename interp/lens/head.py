@@ -30,7 +30,7 @@ def find_head(
     after: the modules that finished after the last block, in that order.
     """
     way = _way(model, after, resid_post)
-    norm = way[0][0] if way and way[0][1] == 1.0 and _is_norm(way[0][0]) else None
+    norm = _norm_of(way)
     modules = way[1:] if norm is not None else way
     if not modules or modules[-1][2].shape != logits.shape:
         return norm, None
@@ -49,6 +49,15 @@ def find_head(
     start = resid_post if norm is None else norm(resid_post)
     fit = max(FIT[x.dtype] for x in (logits, *(out for _, _, out in way)))  # the model may autocast in its own pass
     return norm, unembed if torch.allclose(unembed(start), logits, rtol=fit, atol=fit / 10) else None
+
+
+def final_norm(model: Any, after: list[ModuleCall], resid_post: Tensor) -> nn.Module | None:
+    """The norm that reads the last block's output, of a stack that ends in no logits; None where there is none."""
+    return _norm_of(_way(model, after, resid_post))
+
+
+def _norm_of(way: list[tuple[nn.Module, float, Tensor]]) -> nn.Module | None:
+    return way[0][0] if way and way[0][1] == 1.0 and _is_norm(way[0][0]) else None
 
 
 def _way(model: Any, after: list[ModuleCall], resid_post: Tensor) -> list[tuple[nn.Module, float, Tensor]]:

@@ -12,13 +12,14 @@ from operator import or_
 from typing import Any, TypeVar
 
 from interp.cache.lens_cache import LensCache
+from interp.cache.paired import PairedCache, of_own_tokens
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits._edit_memory import EditedCache, EditMemory
 from interp.interventions.edits._editing import EditAccount, Editing, LayerEdits
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import Keeper
-from interp.lens.anatomy import Anatomy
+from interp.lens.parts import Anatomy
 from interp.lens.protocol import InterventionLens
 from interp.lens.readout import output_norms
 from interp.lens.turns import mine
@@ -103,8 +104,14 @@ class InForce:
         acting = [part.name for part in parts(intervention) if isinstance(part, (CachePolicy, AttentionEdit))]
         if acting and inside and inside[0] is not None:
             raise UnsupportedModelError(f"{', '.join(acting)} cannot act here: {only_open(inside[0])}.")
+        edits = [part.name for part in parts(intervention) if isinstance(part, AttentionEdit)]
+        if edits and any(block.whole for _, block in self.anatomy.attending):
+            raise UnsupportedModelError(
+                f"{', '.join(edits)} cannot act here: {self.cfg.architecture} attends to its own tokens and the "
+                "encoder's at once, and an edit counts tokens of one text."
+            )
 
-    def new_cache(self, use_cache: bool) -> LensCache | None:
+    def new_cache(self, use_cache: bool) -> LensCache | PairedCache | None:
         """A cache for a call that brought none, under the interventions in force."""
         if self.policies and not use_cache:
             names = ", ".join(policy.name for policy in self.policies)
@@ -127,12 +134,15 @@ class InForce:
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         layers = self.cfg.full_attention_layers
         keeper = Keeper(self.policies, self.cfg, layers, norms, self._block.ledger) if self.policies else None
-        config = self.model.config
-        return EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
+        decoder = self.anatomy.decoder
+        config = getattr(decoder, "config", self.model.config)
+        cache = EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
+        return cache if decoder is None else PairedCache(cache)
 
     def attach_edits(self, sites: Mapping[int, Site], cache: Any, stack: ExitStack) -> None:
         """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
-        memory = cache.memory if isinstance(cache, EditedCache) else EditMemory()
+        own = of_own_tokens(cache)
+        memory = own.memory if isinstance(own, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
         editing = Editing(self.edits, memory, seen, self._block.account)
 
@@ -144,7 +154,8 @@ class InForce:
                 )
             editing.arrive(model, args, kwargs)
 
-        stack.callback(self.model.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
+        reader = self.model if self.anatomy.decoder is None else self.anatomy.decoder
+        stack.callback(reader.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
         for i, site in sites.items():
             layer = LayerEdits(i, editing)
             if layer.acting:
@@ -163,7 +174,8 @@ class InForce:
         if past is None:
             return
         policies = past.keeper.policies if isinstance(past, LensCache) and past.keeper is not None else ()
-        edits = past.edits if isinstance(past, EditedCache) else ()
+        own = of_own_tokens(past)
+        edits = own.edits if isinstance(own, EditedCache) else ()
         if (self.policies and policies != self.policies) or (self.edits and edits != self.edits):
             raise InterpError(
                 "this cache was filled without the interventions in force; start a new one inside the block."

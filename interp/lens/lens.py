@@ -22,36 +22,34 @@ from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from interp.cache.lens_cache import LensCache
+from interp.cache.paired import of_own_tokens
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
-from interp.lens import generation, scoring
-from interp.lens.anatomy import Anatomy, BlockParts
+from interp.lens import generation, scoring, two_texts
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
-from interp.lens.offered import elsewhere, missing, points_of_attention
+from interp.lens.parts import Anatomy
+from interp.lens.point_building import PointsMixin
 from interp.lens.reading_input import left_padded, unpacked, without_types
-from interp.lens.readout import FinalNorm
 from interp.lens.staying_current import CurrentMixin, looking_once
-from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
+from interp.lens.strict_hooks import HookPoint
 from interp.lens.turns import refuse_nesting, turn_of
-from interp.lens.watching import attach_residual, forward_hook, own_sites, site_of
+from interp.lens.watching import attach_residual, attend_through, forward_hook
 from interp.lens.weights_by_name import WeightsMixin
-from interp.seam import points as table
 from interp.seam.config import LensConfig
-from interp.seam.routing import attention_through
-from interp.seam.softmax_seam import own_attention_through
 
 Tensor = torch.Tensor
 
 
-class Lens(CurrentMixin, WeightsMixin, HookedLens):
-    """Hook points around `model`, any decoder-only transformers model.
+class Lens(CurrentMixin, WeightsMixin, PointsMixin):
+    """Hook points around `model`, any transformers model that reads and writes text.
 
-    Attention is reached through transformers' registry or, in models that compute it in their own code, where that
-    calls torch's SDPA or softmax; of the latter only scores, pattern and z have points.
+    Of an encoder-decoder `blocks.{i}` is the decoder, with `cross_attn` beside `attn`, and `encoder.blocks.{i}` the
+    encoder. Attention is reached through transformers' registry or, in models that compute it in their own code, where
+    that calls torch's SDPA or softmax; of the latter only scores, pattern and z have points.
 
     Args:
         model: a loaded transformers model; it is used as it is, never copied or changed.
@@ -82,6 +80,10 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         self._calls_of = threading.local()
         self._learn()
 
+    @property
+    def pads_right(self) -> bool:
+        return self._known.anatomy.decoder is not None
+
     def _check_config(self, cfg: LensConfig) -> None:
         _refuse_lossy_delegates(cfg)
 
@@ -100,47 +102,6 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
         acting.caches = "past_key_values" in named
 
-    def _build_points(self, parts: Anatomy) -> None:
-        if parts.embeds_by_token:
-            self.hook_embed = self._place(table.EMBED, "hook_embed")
-        else:
-            self.absent["hook_embed"] = "its embedding puts out tokens before texts"
-        self.blocks = nn.ModuleList()
-        for layer, block in enumerate(parts.blocks):
-            room = HookTree()
-            self.blocks.append(room)
-            for point in table.residual_points(attends=block.attention is not None):
-                name = f"blocks.{layer}.{point.name}"
-                if (reason := elsewhere(point.name, block)) is not None:
-                    self.elsewhere[name] = reason
-                elif (reason := missing(point.name, block)) is not None:
-                    self.absent[name] = reason
-                else:
-                    room.add_module(point.name, self._place(point, name))
-            if block.attention is not None:
-                room.attn = self._attention_room(layer, block)
-        self._say_what_stands_in_attentions_place(parts)
-        if parts.final_norm is not None:
-            self.ln_final = FinalNorm(parts.final_norm)
-            self.ln_final.hook_normalized = self._place(table.FINAL, "ln_final.hook_normalized")
-
-    def _say_what_stands_in_attentions_place(self, parts: Anatomy) -> None:
-        names = {name.split(".", 2)[2] for name in self.point_table if ".attn." in name} | {"hook_attn_out"}
-        for layer, block in enumerate(parts.blocks):
-            if block.attention is None and block.ran:
-                reason = f"this block has {block.mixer} in attention's place, see hook_mixer_out"
-                self.elsewhere |= {f"blocks.{layer}.{name}": reason for name in names}
-
-    def _attention_room(self, layer: int, block: BlockParts) -> HookTree:
-        room = HookTree()
-        for point, reason in points_of_attention(block):
-            name = f"blocks.{layer}.{point.name}"
-            if reason is not None:
-                self.absent[name] = reason
-            else:
-                room.add_module(point.name.removeprefix("attn."), self._place(point, name))
-        return room
-
     @looking_once
     def forward(
         self,
@@ -156,6 +117,9 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
         What a tokenizer returned may come as it is or as keywords (`lens(**encoded)`), and `inputs_embeds=...` in the
         place of an input; those have no tokens, and so no loss.
+        Of an encoder-decoder the encoder reads the input, padded on the right, and the decoder its start token, or what
+        `decoder_input=` says: a text, which gets the start token before it, or tokens as they are; logits and loss are
+        of these. `decoder_input_ids` and `labels` are transformers' own.
         A model in train mode runs in train mode, unlike in what measures (`generate`, `score`).
 
         Examples:
@@ -168,25 +132,29 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         scoring.check_return_type(return_type)
         input, attention_mask, kwargs = unpacked(input, attention_mask, kwargs)
         without_types(kwargs, self._keywords)
-        if unknown := sorted(kwargs.keys() - self._keywords):
+        paired = self.anatomy.decoder is not None
+        if unknown := sorted(kwargs.keys() - self._keywords - ({"decoder_input"} if paired else set())):
             named = ", ".join(unknown) + keywords_instead(unknown)
             raise InterpError(f"{self.cfg.architecture} knows no argument {named}; it would be ignored.")
         read = self.embeddings(kwargs, attention_mask) if "inputs_embeds" in kwargs else None
-        if read is not None and return_type in ("loss", "both"):
-            raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
         read = read or self.read(input, attention_mask)
-        tokens, attention_mask = read.tokens, read.mask
-        past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), tokens)
+        attention_mask = read.mask
+        main = read if not paired else two_texts.written(self, kwargs, read.tokens.shape[0])
+        if main.tokens.ndim == 3 and return_type in ("loss", "both"):
+            raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
+        past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), main.tokens)
         seen = past.get_seq_length() if past is not None else 0
-        self.check_length(seen + tokens.shape[1])
-        self.check_mask(attention_mask, tokens, seen)
-        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not bool(attention_mask.all()):
+        for one, before in ((main, seen), (read, 0)) if paired else ((read, seen),):
+            self.check_length(before + one.tokens.shape[1])
+            self.check_mask(one.mask, one.tokens, before)
+        padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not bool(attention_mask.all())
+        if padded and not paired:
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
         if "inputs_embeds" not in kwargs:
-            kwargs["input_ids"] = tokens
+            kwargs["input_ids"] = read.tokens
         with self._session(past):
             logits = self.model(attention_mask=attention_mask, **kwargs).logits
-        return scoring.as_asked(return_type, logits, tokens, attention_mask)
+        return scoring.as_asked(return_type, logits, main.tokens, main.mask, kwargs.get("labels") if paired else None)
 
     @looking_once
     def generate(
@@ -204,7 +172,9 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         tokens in any form the tensor `[batch, pos]` of prompt and new tokens, all padding on the left. Chat messages
         return the reply only, and so does a string with `chat=True`, which is a conversation of one message. With
         `num_return_sequences` the sequences of each prompt follow each other in one list, as in transformers, and with
-        `return_dict_in_generate` what transformers returns is returned. Embeddings return the new tokens alone.
+        `return_dict_in_generate` what transformers returns is returned. Embeddings return the new tokens alone, and an
+        encoder-decoder what its decoder has: its start token, or the `decoder_input=` that it goes on from, and what
+        follows.
 
         64 new tokens and greedy, unless a keyword or a `generation_config` says otherwise (`max_length` counts the
         prompt too). Keywords go to transformers; every other default is that of `lens.model.generation_config`, its
@@ -227,7 +197,9 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         embedded = "inputs_embeds" in kwargs
         read = self.embeddings(kwargs, attention_mask) if embedded else None
         read = read or self.read(input, attention_mask, chat, goes_on=True)
-        tokens, attention_mask = left_padded(read.tokens, read.mask)
+        paired = self.anatomy.decoder is not None
+        tokens, attention_mask = (read.tokens, read.mask) if paired else left_padded(read.tokens, read.mask)
+        before = two_texts.begun(self, kwargs, tokens.shape[0]) if paired else tokens.shape[1]
         if embedded:
             kwargs["inputs_embeds"] = tokens
         if not hasattr(self.model, "generate"):
@@ -236,8 +208,8 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         guessing = [name for name in generation.GUESSING if asked.held(name) is not None]
         self._interventions.refuse_guessing(guessing, kwargs.get("past_key_values"))
         use_cache = asked.use_cache(acting=bool(self.policies_in_force)) and self._interventions.caches
-        kwargs = asked.keywords(tokens.shape[1], use_cache, self.tokenizer)
-        self.check_length(tokens.shape[1] + asked.new_tokens(tokens.shape[1]))
+        kwargs = asked.keywords(before, use_cache, self.tokenizer)
+        self.check_length(max(tokens.shape[1], before + asked.new_tokens(before)))
         past = self._with_cache(kwargs, use_cache, tokens)
         if attention_mask is None:
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
@@ -253,7 +225,7 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
             ids = () if embedded else (tokens,)
             out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
         if read.as_text and isinstance(out, Tensor):
-            out = generation.as_text(self.tokenizer, out, read)
+            out = generation.as_text(self.tokenizer, out, read, paired)
         return out if recorder is None else (out, recorder.activations(cached=use_cache))
 
     def score(self, prompt: Any, continuation: Any, *, chunk: int = 256) -> Float[Tensor, "batch token"]:
@@ -269,6 +241,8 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         different lengths, the shorter rows end in NaN. Text is tokenised with special tokens in the prompt only. The
         continuation's tokens are those that it has in prompt + continuation, where the prompt's tokens are not changed
         by what follows; else those of the continuation alone, without the space that some tokenizers put before a text.
+        Of an encoder-decoder the encoder reads the prompt and the decoder the continuation after its start token, in
+        one pass; its tokens are those of a text of its own, without special tokens.
 
         Examples:
             >>> nats = lens.score(prompt, "w9 w8 w7")
@@ -277,7 +251,8 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
             >>> bool((nats > 0).all())
             True
         """
-        return scoring.score(self, prompt, continuation, chunk)
+        how = scoring.score if self.anatomy.decoder is None else two_texts.score
+        return how(self, prompt, continuation, chunk)
 
     # torch's own `apply(fn)` would run `fn` over hook points, which nobody needs
     def apply(  # type: ignore[override]  # for the same reason
@@ -329,6 +304,11 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
                 f"{' and '.join(edits)} edits attention and drops nothing from a cache; leave it out here."
             )
         self._interventions.refuse_inside(intervention)
+        if self.anatomy.decoder is not None:
+            raise UnsupportedModelError(
+                f"{self.cfg.architecture} is an encoder-decoder model, which caches the encoder's keys beside the "
+                "decoder's; cache policies do not act on it."
+            )
         return cache_policies(intervention, self.cfg)
 
     def _with_cache(self, kwargs: dict[str, Any], use_cache: bool, tokens: Tensor) -> Any:
@@ -360,24 +340,22 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
     def _attach(self, watched: dict[str, HookPoint], cache: Any, stack: ExitStack) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
         on = partial(forward_hook, stack)
-        if "hook_embed" in watched:
-            on(self.model.get_input_embeddings(), lambda m, a, out: self.hook_embed(out))
-        if "ln_final.hook_normalized" in watched:
-            on(self.anatomy.final_norm, lambda m, a, out: self.ln_final.hook_normalized(out))
-        for layer, part in enumerate(self.anatomy.blocks):
-            attach_residual(part, self.blocks[layer], stack)
+        for part in self.anatomy.stacks:
+            if (embed := f"{part.prefix}hook_embed") in watched:
+                on(part.embedding, lambda m, a, out, point=watched[embed]: point(out))
+            if (final := f"{part.prefix}ln_final.hook_normalized") in watched:
+                on(part.final_norm, lambda m, a, out, point=watched[final]: point(out))
+            rooms = getattr(self, part.prefix.removesuffix("."), self).blocks
+            for room, block in zip(rooms, part.blocks, strict=True):
+                attach_residual(block, room, stack)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
-        if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
-            called = [(layer, part) for layer, part in self.anatomy.attending if part.seam != "softmax"]
-            sites = {layer: site_of(layer, part, self.hook_dict, stack) for layer, part in called}
-            for layer, part in called:
-                sites[layer].lender = sites.get(part.seen.get("reads", -1))
-            by_module = {part.attention: sites[layer] for layer, part in called if part.attention}
-            stack.enter_context(attention_through(self.model, by_module))
-            stack.enter_context(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))
-            if isinstance(cache, LensCache):
-                cache.listener = lambda layer, k, v: sites[layer].store(k, v) if layer in sites else (k, v)
-                stack.callback(setattr, cache, "listener", None)
+        if under_policy or self.edits_in_force or any("attn." in name for name in watched):
+            sites = attend_through(self.model, self.anatomy, self.hook_dict, stack)
+            stored = {layer: site for layer, site in sites.items() if not site.whole}
+            own = of_own_tokens(cache)
+            if isinstance(own, LensCache):
+                own.listener = lambda layer, k, v: stored[layer].store(k, v) if layer in stored else (k, v)
+                stack.callback(setattr, own, "listener", None)
             if under_policy:
                 for site in sites.values():
                     site.cache = cache

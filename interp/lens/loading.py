@@ -163,11 +163,12 @@ def _placed(model: Any, device_map: Any, attn_implementation: str | None, trust_
 def _from_pretrained(
     name: str, dtype: torch.dtype, tokenizer: Any, local: bool, trust_remote_code: bool, **options: Any
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+        model, found = _auto_class(config).from_pretrained(
             name,
             dtype=dtype,
             use_safetensors=True,
@@ -191,6 +192,16 @@ def _from_pretrained(
             f"the weights of {name} lack {len(missing)} tensors, {missing[0]} among them; download or save them again."
         )
     return model.eval(), tokenizer
+
+
+def _auto_class(config: Any) -> Any:
+    """The auto class whose models of this kind write text: those with an encoder have classes of their own."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+    if not getattr(config, "is_encoder_decoder", False):
+        return AutoModelForCausalLM
+    reads_text = type(config) in AutoModelForSeq2SeqLM._model_mapping
+    return AutoModelForSeq2SeqLM if reads_text else AutoModelForImageTextToText
 
 
 TOKENIZER_FILES = (

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from interp.cache.lens_cache import LensCache
 from interp.interventions.base import CachePolicy, Intervention
 from interp.interventions.edits.base import AttentionEdit
-from interp.lens.anatomy import Anatomy
+from interp.lens.parts import Anatomy
 from interp.lens.readout import FinalNorm
 from interp.lens.strict_hooks import HookPoint, Hooks
 from interp.seam.config import LensConfig
@@ -80,6 +80,8 @@ class TextLens(Protocol):
     ) -> tuple[list[Int[Tensor, "1 pos"]], bool]: ...
 
     def continuation_rows(self, prompt: Any, continuation: Any) -> list[Int[Tensor, " pos"]]: ...
+
+    def plain_rows(self, input: Any) -> tuple[list[Int[Tensor, " pos"]], bool]: ...
 
     def token_ids(self, text: str) -> list[int]: ...
 

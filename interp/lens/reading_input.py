@@ -29,7 +29,7 @@ class Given:
     texts: list[str] = field(default_factory=list)
     conversations: list[list[Any]] = field(default_factory=list)
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
-    """`[batch, pos]`; rows of different length are padded on the left."""
+    """`[batch, pos]`; rows of different length are padded."""
     mask: Any = None
     """Of tokens: None, `[batch, tokens seen]`, or what the model itself makes of a mask."""
 
@@ -78,8 +78,11 @@ def without_types(rest: dict[str, Any], known: Iterable[str]) -> None:
             del rest["token_type_ids"]
 
 
-def told_apart(input: Any, attention_mask: Any = None, pad: int = 0) -> Given:
-    """What an input is. Raises InterpError for anything that is no text, no conversation and no tokens."""
+def told_apart(input: Any, attention_mask: Any = None, pad: int = 0, right: bool = False) -> Given:
+    """What an input is; rows of ids of different length are padded, on the left or on the `right`.
+
+    Raises InterpError for anything that is no text, no conversation and no tokens.
+    """
     if isinstance(input, str):
         return _texts([input], attention_mask, single=True)
     if isinstance(input, Tensor):
@@ -87,7 +90,7 @@ def told_apart(input: Any, attention_mask: Any = None, pad: int = 0) -> Given:
     if hasattr(input, "__array__"):
         array = np.asarray(input)
         if array.dtype.kind in "OUT":
-            return told_apart(array.tolist(), attention_mask, pad)
+            return told_apart(array.tolist(), attention_mask, pad, right)
         return _array(_from_numpy(array), attention_mask)
     if not isinstance(input, Sequence) or isinstance(input, (bytes, bytearray, memoryview)):
         raise _refused(type(input).__name__, input)
@@ -97,12 +100,12 @@ def told_apart(input: Any, attention_mask: Any = None, pad: int = 0) -> Given:
     if all(isinstance(one, str) for one in items):
         return _texts(items, attention_mask, single=False)
     if all(isinstance(one, Mapping) for one in items):
-        return _of_mappings(items, attention_mask, pad)
+        return _of_mappings(items, attention_mask, pad, right)
     if all(isinstance(one, (list, tuple)) and one and isinstance(one[0], Mapping) for one in items):
         return Given("conversations", single=False, conversations=[_conversation(one) for one in items])
     if all(_is_number(one) for one in items):
         return _array(torch.tensor([_id(one) for one in items]), attention_mask)
-    return _rows(items, attention_mask, pad)
+    return _rows(items, attention_mask, pad, right)
 
 
 def _refused(found: str, input: Any) -> InterpError:
@@ -121,13 +124,13 @@ def _texts(texts: list[str], attention_mask: Any, single: bool) -> Given:
     return Given("texts", single, texts=[str(text) for text in texts])
 
 
-def _of_mappings(items: list[Any], attention_mask: Any, pad: int) -> Given:
+def _of_mappings(items: list[Any], attention_mask: Any, pad: int, right: bool) -> Given:
     """One conversation, or what a tokenizer returned for several texts, one after the other."""
     if all("input_ids" in one for one in items):
         parts = [tokens_alone(one, None) for one in items]
         masks = [mask for _, mask in parts]
         whole = None if any(mask is None for mask in masks) else masks
-        return _rows([ids for ids, _ in parts], whole if attention_mask is None else attention_mask, pad)
+        return _rows([ids for ids, _ in parts], whole if attention_mask is None else attention_mask, pad, right)
     if attention_mask is not None:
         raise InterpError("an attention mask goes with tokens; chat messages need none.")
     return Given("conversations", single=True, conversations=[_conversation(items)])
@@ -174,7 +177,7 @@ def _row(row: Any) -> list[int]:
     return [_id(value) for value in row]
 
 
-def _rows(items: list[Any], attention_mask: Any, pad: int) -> Given:
+def _rows(items: list[Any], attention_mask: Any, pad: int, right: bool) -> Given:
     others = [one for one in items if _is_number(one) or not isinstance(one, (list, tuple, Tensor, np.ndarray))]
     if others and len(others) < len(items) and _is_number(others[0]):
         raise InterpError(f"this list mixes rows of ids and ids such as {others[0]}; pass one list a sequence.")
@@ -192,7 +195,7 @@ def _rows(items: list[Any], attention_mask: Any, pad: int) -> Given:
             f"the attention mask is of {[len(mask) for mask in masks]} entries, but there are {len(rows)} sequences of "
             f"{[len(row) for row in rows]} tokens; pass one entry for each token."
         )
-    tokens, mask = padded(rows, pad, masks)
+    tokens, mask = padded(rows, pad, masks, right)
     return Given("tokens", single=False, tokens=tokens, mask=None if attention_mask is None and mask.all() else mask)
 
 
@@ -207,12 +210,19 @@ def _mask_rows(mask: Any) -> list[list[int]]:
     return [row[0].long().tolist() for row in rows]
 
 
-def padded(rows: list[list[int]], pad: int, masks: list[list[int]] | None = None) -> tuple[Tensor, Tensor]:
-    """Rows and their masks, padded on the left: `[batch, pos]` both."""
+def padded(
+    rows: list[list[int]], pad: int, masks: list[list[int]] | None = None, right: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows and their masks, padded on the left, or on the `right`: `[batch, pos]` both."""
     width = max(map(len, rows), default=0)
     masks = [[1] * len(row) for row in rows] if masks is None else masks
-    tokens = torch.tensor([[pad] * (width - len(row)) + row for row in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (width - len(row)) + list(map(int, row)) for row in masks], dtype=torch.long)
+
+    def filled(row: list[int], what: int) -> list[int]:
+        padding = [what] * (width - len(row))
+        return row + padding if right else padding + row
+
+    tokens = torch.tensor([filled(row, pad) for row in rows], dtype=torch.long)
+    mask = torch.tensor([filled(list(map(int, row)), 0) for row in masks], dtype=torch.long)
     return tokens.reshape(len(rows), width), mask.reshape(len(rows), width)
 
 

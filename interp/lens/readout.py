@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import nn
 
 from interp.errors import UnsupportedModelError
-from interp.lens.anatomy import Anatomy, BlockParts
 from interp.lens.head import FIT
+from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.strict_hooks import HookTree
 from interp.seam.config import LensConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from interp.lens.protocol import InterventionLens
 from interp.lens.reading_input import left_padded
 
 Tensor = torch.Tensor
+IGNORED = -100
+"""The label of a position that counts in no loss, as in transformers."""
 
 
 @in_evaluation_mode
@@ -22,7 +25,7 @@ def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) ->
     if chunk < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
     tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
-    rest, there = _continuation(lens, prompt, continuation, tokens)
+    rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
     call: dict[str, Any] = {"use_cache": True, "attention_mask": attention_mask}
     logits = lens(tokens, **call, **lens.last_logits_only)[:, -1:]
@@ -47,12 +50,11 @@ def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) ->
     return found if there is None else found.masked_fill(~there, torch.nan)
 
 
-def _continuation(
-    lens: InterventionLens, prompt: Any, continuation: Any, tokens: Tensor
+def ends_in_nan(
+    rows: Sequence[Tensor], tokens: Tensor
 ) -> tuple[Int[Tensor, "batch token"], Bool[Tensor, "batch token"] | None]:
-    """Ids of the continuations, and where they are: None where all have one length. Shorter ones are filled up on the
-    right, which nothing before it sees."""
-    rows = lens.continuation_rows(prompt, continuation)
+    """Ids of the continuations of prompts, from their rows, and where they are: None where all have one length. Shorter
+    ones are filled up on the right, which nothing before it sees, and their scores end in NaN."""
     if not rows or any(row.numel() == 0 for row in rows):
         raise InterpError("score: the continuation is empty; there is nothing to score.")
     if len(rows) != tokens.shape[0]:
@@ -80,12 +82,25 @@ def check_return_type(return_type: str | None) -> None:
         raise InterpError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}.")
 
 
-def as_asked(return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Any:
-    """What `return_type` names: logits, the loss, both, or None."""
+def as_asked(
+    return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None = None
+) -> Any:
+    """What `return_type` names: logits, the loss (of labels, where there are any), both, or None."""
     if return_type in ("loss", "both"):
-        loss = next_token_loss(logits, tokens, attention_mask)
+        if labels is None:
+            loss = next_token_loss(logits, tokens, attention_mask)
+        else:
+            loss = loss_of_labels(logits, labels)
         return loss if return_type == "loss" else (logits, loss)
     return logits if return_type == "logits" else None
+
+
+def loss_of_labels(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "batch pos"]) -> Tensor:
+    """Mean cross entropy (nats) of labels, those of -100 left out."""
+    there = labels != IGNORED
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = cross_entropy(wide, labels.masked_fill(~there, 0))
+    return loss[there].mean()
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -93,6 +108,8 @@ def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | Non
 
     Raises InterpError where logits of some positions are missing or the mask is not `[batch, tokens seen]`.
     """
+    if tokens.shape[1] < 2:
+        raise InterpError("a loss is of tokens that follow others, and there is one token alone; pass more of them.")
     if logits.shape[1] != tokens.shape[1]:
         raise InterpError(f"a loss needs the logits of all {tokens.shape[1]} positions, not of {logits.shape[1]}.")
     loss = cross_entropy(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), tokens[:, 1:])

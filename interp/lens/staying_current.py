@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from interp.errors import InterpError
-from interp.lens.anatomy import Anatomy, config_of, dissect
+from interp.lens.anatomy import config_of, dissect
 from interp.lens.freshness import Fingerprint, refuse_unrunnable
+from interp.lens.parts import Anatomy
 from interp.lens.strict_hooks import HookPoint
 from interp.lens.turns import Turn
 from interp.seam.config import LensConfig

@@ -40,6 +40,11 @@ class TextMixin:
         def cfg(self) -> LensConfig: ...
 
     @property
+    def pads_right(self) -> bool:
+        """Whether texts are padded on the right: where nothing is appended to them, as in an encoder."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
@@ -157,6 +162,18 @@ class TextMixin:
             rows.append(self._check_ids(torch.tensor(ids, dtype=torch.long, device=self.device)))
         return rows
 
+    def plain_rows(self, input: Any) -> tuple[list[Tensor], bool]:
+        """Ids `[pos]` of each text by itself, without special tokens, or of each row of ids; and whether it was
+        text."""
+        given = self._told_apart(*reading_input.tokens_alone(input, None))
+        if given.kind == "conversations":
+            raise InterpError("a decoder writes a text or tokens, not chat messages; pass what the reply says.")
+        if given.kind == "texts":
+            ids = [self.token_ids(text) for text in given.texts]
+            return [self._check_ids(torch.tensor(row, dtype=torch.long, device=self.device)) for row in ids], True
+        read = self._tokens_of(given, False, None)
+        return [row[0] for row in reading_input.without_padding(read.tokens, read.mask)], False
+
     def embeddings(self, arguments: dict[str, Any], attention_mask: Any) -> Read:
         """Embeddings `[batch, pos, d_model]` among the arguments of a call, checked, in the place of tokens."""
         given, width = arguments["inputs_embeds"], self.cfg.d_model
@@ -203,7 +220,7 @@ class TextMixin:
         tokenizer = self.tokenizer
         named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
         pad = next((token for token in named if isinstance(token, int) and token < self.readable_ids), 0)
-        return reading_input.told_apart(input, attention_mask, pad)
+        return reading_input.told_apart(input, attention_mask, pad, self.pads_right)
 
     def _tokens_of(self, given: Given, chat: bool, truncate: int | None, goes_on: bool = False) -> Read:
         if given.kind == "tokens":
@@ -247,7 +264,7 @@ class TextMixin:
         for row in rows:
             self._check_ids(torch.tensor(row))
         pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0)
+        tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0, right=self.pads_right)
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
 
     def _templated(self, talk: list[Any], goes_on: bool) -> str:

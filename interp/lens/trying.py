@@ -8,9 +8,10 @@ of which it makes keys and values, cache policies can act on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -48,6 +49,17 @@ class _Keys:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """An attention module to be looked at: what people call it, the number of its layer in the cache, and whether its
+    keys are of its own tokens, of those that an encoder read, or of both."""
+
+    module: Any
+    where: str
+    layer: int | None
+    keys: Literal["own", "read", "all"]
+
+
+@dataclass(frozen=True)
 class Kept:
     """What a model kept in its cache when it was tried out."""
 
@@ -63,10 +75,10 @@ class Kept:
 
 
 @torch.no_grad()
-def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) -> Kept:
-    """Run a model on a few tokens, those of its layers that are named having attention, and see what it keeps.
+def tried(model: Any, attention: Sequence[Tried], in_code: bool = False) -> Kept:
+    """Run a model on a few tokens and see what it keeps.
 
-    in_code: whether attention is what modules compute in their own code.
+    attention: all modules that attend. in_code: whether attention is what modules compute in their own code.
 
     Raises UnsupportedModelError where the model computes something else while it is looked at, or attends to keys that
     are no tokens.
@@ -74,36 +86,59 @@ def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) ->
     ids = some_tokens(model, 2 * LENGTH).view(2, LENGTH)
     mask = torch.ones_like(ids)
     mask[0, :PADDING] = 0
+    written = ids[:, PADDING:].flip(0)  # read by a decoder alone, where an encoder reads the rest
+    text = arguments(model, ids, written)
     keys = _Keys()
-    sites = dict.fromkeys(attention.values(), keys)
+    sites = dict.fromkeys((one.module for one in attention), keys)
     given: dict[str, Any] = {"attention_mask": mask}
     with evaluation_mode(model):
         try:
-            bare = model(input_ids=ids, use_cache=False, **given).logits
+            bare = model(**text, use_cache=False, **given).logits
         except Exception:  # not every model takes a mask
             given = {}
-            bare = model(input_ids=ids, use_cache=False).logits
+            bare = model(**text, use_cache=False).logits
         with attention_through(model, sites), own_attention_through(model, sites if in_code else {}):
             try:
-                out = model(input_ids=ids, use_cache=True, **given)
+                out = model(**text, use_cache=True, **given)
             except Exception:  # nor keeps every model a cache
-                out = model(input_ids=ids, use_cache=False, **given)
-    real = mask.bool() if given else torch.ones_like(mask, dtype=torch.bool)
+                out = model(**text, use_cache=False, **given)
+    masked = given and not is_encoder_decoder(model)
+    real = mask.bool() if masked else torch.ones(bare.shape[:2], dtype=torch.bool, device=bare.device)
     _agree(model, bare[real], out.logits[real])
-    for layer, module in attention.items():
-        if keys.number[module] != LENGTH:
+    own = LENGTH if not is_encoder_decoder(model) else written.shape[1]
+    wanted = {"own": own, "read": LENGTH, "all": own + LENGTH}
+    for one in attention:
+        if keys.number[one.module] != wanted[one.keys]:
             raise UnsupportedModelError(
-                f"layer {layer} of {type(model).__name__} attends to {keys.number[module]} keys where there are "
-                f"{LENGTH} tokens, so a column of its attention is no token."
+                f"{one.where} of {type(model).__name__} attends to {keys.number[one.module]} keys where there are "
+                f"{wanted[one.keys]} tokens, so a column of its attention is no token."
             )
-    attended = {i: keys.of[module] for i, module in attention.items() if module in keys.of}
-    return _kept(getattr(out, "past_key_values", None), attention, attended)
+    modules = {one.layer: one.module for one in attention if one.layer is not None}
+    attended = {i: keys.of[module] for i, module in modules.items() if module in keys.of}
+    return _kept(getattr(out, "past_key_values", None), modules, attended)
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether an encoder reads what a model is given, and a decoder writes beside it."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def arguments(model: Any, read: Tensor, written: Tensor) -> dict[str, Tensor]:
+    """Arguments with which a model reads tokens: an encoder `read` and its decoder `written`, else one stack `read`."""
+    return {"input_ids": read} | ({"decoder_input_ids": written} if is_encoder_decoder(model) else {})
+
+
+def vocabulary(model: Any) -> int:
+    """How many tokens a model knows: rows of its embedding or, where it has several or names none, what it says."""
+    weight = None
+    with suppress(NotImplementedError):
+        weight = getattr(model.get_input_embeddings(), "weight", None)  # MusicGen has a table for every codebook
+    return int(model.config.get_text_config(decoder=True).vocab_size if weight is None else weight.shape[0])
 
 
 def some_tokens(model: Any, n: int) -> Tensor:
     """n different tokens of the model's vocabulary, none of them among the first, where special ones tend to be."""
-    weight = getattr(model.get_input_embeddings(), "weight", None)  # MusicGen has a table for every codebook
-    rows = model.config.get_text_config(decoder=True).vocab_size if weight is None else weight.shape[0]
+    rows = vocabulary(model)
     made: Tensor = torch.arange(n, device=model.device) * (rows // (2 * n) or 1) + rows // 3
     return made
 

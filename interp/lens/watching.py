@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.lens.anatomy import Anatomy, BlockParts, first
+from interp.lens.first_look import first
+from interp.lens.offered import ADDED
+from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.strict_hooks import Hook, HookPoint
 from interp.lens.turns import mine
 from interp.seam import points as table
 from interp.seam.attention import Site
-from interp.seam.points import live
-from interp.seam.routing import Attending
-from interp.seam.softmax_seam import Opening, SoftmaxSite
+from interp.seam.points import Point, live
+from interp.seam.routing import Attending, attention_through
+from interp.seam.softmax_seam import Opening, SoftmaxSite, own_attention_through
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
@@ -37,7 +39,8 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
         return getattr(room, name, None)
 
     rest = point("hook_mlp_out") if part.writers.rest else None
-    if live(point("hook_resid_pre")) or live(point("hook_resid_mid")) or live(rest):
+    second = point("hook_resid_mid2") if part.middle2 is None else None
+    if live(point("hook_resid_pre")) or live(point("hook_resid_mid")) or live(rest) or live(second):
         resid: dict[str, Tensor] = {}
 
         def enter(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> tuple[Args, dict[str, Any]]:
@@ -53,31 +56,76 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
         on(part.middle, lambda m, a, out: replaced(out, room.hook_resid_mid(first(out))))
     elif live(point("hook_resid_mid")):
         on(part.attn_out, written_through(room.hook_resid_mid, part.residual_scale, lambda: resid["pre"]))
-    if live(rest):
+    if live(rest) or live(second):
 
         def leave(module: nn.Module, args: Args, out: Any) -> None:
             resid["mid"] = resid["pre"] + part.residual_scale * first(out).view_as(resid["pre"])
 
         on(part.attn_out, leave)  # after the hooks above, so that it sees what they left
+    if part.writers.cross is not None:
+        attach_crossing(part, room, part.writers.cross.scale, lambda: resid["mid"], stack)
+    if part.middle2 is not None and live(point("hook_resid_mid2")):
+        on(part.middle2, lambda m, a, out: replaced(out, room.hook_resid_mid2(first(out))))
+    if live(rest):
         on(part.block, lambda m, a, out: replaced(out, moved(room.hook_mlp_out, resid["mid"], first(out))))
     elif part.writers.mlp is not None and live(point("hook_mlp_out")):
         on(part.mlp_out, written_through(room.hook_mlp_out, part.writers.mlp.scale))
-    if any(live(point(name)) for name in ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")):
+    if any(live(point(name)) for name in ADDED):
         for module in part.overwritten:  # after the hooks above, which may have kept what they saw
             on(module, lambda m, a, out: replaced(out, first(out).clone()))
     if live(point("hook_resid_post")):
         on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 
 
-def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack: ExitStack) -> Site:
-    """The site of a block's attention for one call, with what it has to be told while the call runs.
+def attach_crossing(part: BlockParts, room: Any, scale: float, start: Callable[[], Any], stack: ExitStack) -> None:
+    """Hooks on what cross-attention adds to the residual stream, which before it is `start()`."""
+    for name, before in (("hook_cross_attn_out", None), ("hook_resid_mid2", start)):
+        if live(getattr(room, name, None)):
+            forward_hook(stack, part.cross_out, written_through(getattr(room, name), scale, before))
+
+
+def attend_through(model: Any, anatomy: Anatomy, points: Mapping[str, HookPoint], stack: ExitStack) -> dict[int, Site]:
+    """Route all attention of a model through hook points until the stack unwinds; the main stack's sites by layer, of
+    those layers whose queries and keys can be reached.
 
     points: all hook points of the Lens by name.
     """
-    offered = table.attention_points(part.seen["rotary"], part.gated)
-    names = {p.name: points.get(f"blocks.{layer}.{p.name}") for p in offered}
-    site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation)
-    site.latent = part.seen["latent"] is not None
+    called = [(at, layer, part) for at, layer, part in anatomy.places if part.seam != "softmax"]
+    sites = {at: site_of(at, layer, part, points, stack) for at, layer, part in called}
+    main = {layer: sites[at] for at, layer, _ in called if at == f"blocks.{layer}.attn"}
+    for layer, site in main.items():
+        site.lender = main.get(anatomy.blocks[layer].seen.get("reads", -1))
+    whole = [site for site in sites.values() if site.whole]
+    if anatomy.decoder is not None and whole:
+
+        def arrive(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
+            for site in whole:
+                site.real = _newest(kwargs.get("attention_mask"), kwargs.get("input_ids"))
+
+        stack.callback(anatomy.decoder.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
+    by_module = {part.attention: sites[at] for at, _, part in called if part.attention}
+    stack.enter_context(attention_through(model, by_module))
+    stack.enter_context(own_attention_through(model, own_sites(anatomy, sites, points)))
+    return main
+
+
+def _newest(mask: Any, new: Any) -> Tensor | None:
+    """Which of the new tokens are no padding, of a mask of all tokens so far."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or not isinstance(new, Tensor):
+        return None
+    return mask[:, -new.shape[1] :].bool()
+
+
+def site_of(at: str, layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack: ExitStack) -> Site:
+    """The site of a block's attention for one call, with what it has to be told while the call runs.
+
+    at: what stands before the names of its points, such as `blocks.0.attn`. points: all hook points of the Lens by
+    name.
+    """
+    offered = table.attention_points(part.seen["rotary"], part.gated, part.whole)
+    names = {p.name: points.get(named(at, p)) for p in offered}
+    site = Site(layer, {n: p for n, p in names.items() if p is not None}, part.rotation, part.whole)
+    site.latent = part.seen.get("latent") is not None
 
     def note(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
         site.position_embeddings = kwargs.get("position_embeddings")
@@ -96,19 +144,26 @@ def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack
 
 
 def own_sites(
-    anatomy: Anatomy, sites: Mapping[int, Site], points: Mapping[str, nn.Module]
+    anatomy: Anatomy, sites: Mapping[str, Site], points: Mapping[str, nn.Module]
 ) -> dict[nn.Module, Opening | Attending]:
-    """What stands where modules compute attention in their own code: `sites`, by layer, where that calls SDPA, and new
-    ones around each softmax."""
+    """What stands where modules compute attention in their own code: `sites`, by where they are, where that calls SDPA,
+    and new ones around each softmax."""
     own: dict[nn.Module, Opening | Attending] = {}
-    for layer, part in anatomy.attending:
+    for at, _, part in anatomy.places:
         assert part.attention is not None
         if part.seam == "sdpa":
-            own[part.attention] = sites[layer]
+            own[part.attention] = sites[at]
         elif part.seam == "softmax":
-            at = {p.name: points[n] for p in table.softmax_points() if (n := f"blocks.{layer}.{p.name}") in points}
-            own[part.attention] = SoftmaxSite(part.seen["n_heads"], at)
+            offered = {p.name: points[n] for p in table.softmax_points() if (n := named(at, p)) in points}
+            writes = anatomy.decoder is not None and at.startswith("blocks.")
+            mask = "decoder_attention_mask" if writes else "attention_mask"
+            own[part.attention] = SoftmaxSite(part.seen["n_heads"], offered, mask)
     return own
+
+
+def named(at: str, point: Point) -> str:
+    """The full name of a point of the attention at `at`."""
+    return f"{at}.{point.name.removeprefix('attn.')}"
 
 
 def replaced(out: Any, value: Tensor) -> Any:

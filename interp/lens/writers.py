@@ -10,7 +10,7 @@ sums (BERT) nothing is added to the stream as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -67,6 +67,10 @@ class Writers:
     middle: str | None = None
     """The norm whose output is what goes on after the mixer, where norms follow sums (BERT, OPT-350m): then nothing is
     added to the stream as it is."""
+    cross: Writer | None = None
+    """What attention to an encoder's tokens adds, between mixer and MLP."""
+    middle2: str | None = None
+    """The norm whose output is what goes on after that attention, where norms follow sums (BART)."""
     one_stream: bool = True
     """Whether blocks hand on one vector a token; Gemma 3n's carry several."""
 
@@ -76,22 +80,33 @@ class Writers:
         return self.mixer is not None and (self.mlp is not None or self.alone or self.rest)
 
 
-def writers(calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixer: str | None, scale: float) -> Writers:
+def writers(
+    calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixer: str | None, scale: float, tokens: int = 2,
+    crossing: str | None = None,
+) -> Writers:  # fmt: skip
     """Find the writers of one block.
 
     calls: of the modules inside, in the order in which they finished. mixer: name of the attention module, None where
-    the block has none. scale: the config's residual scale.
+    the block has none. scale: the config's residual scale. tokens: how many the block got. crossing: name of the module
+    that attends to an encoder's tokens, if there is one.
     """
     if resid_pre.ndim != 3 or resid_pre.shape != resid_post.shape:
         shape = list(resid_pre.shape)
         return Writers(reason=f"its blocks hand on {shape} numbers, not one vector a token", one_stream=False)
-    if resid_pre.shape[:2] != (1, 2):
+    if resid_pre.shape[:2] != (1, tokens):
         shape = list(resid_pre.shape)
-        return Writers(reason=f"for two tokens of one text its blocks hand on {shape} numbers", one_stream=False)
+        return Writers(reason=f"for {tokens} tokens of one text its blocks hand on {shape} numbers", one_stream=False)
     names = [call.name for call in calls]
     once = [call for call in calls if names.count(call.name) == 1]  # Phi's one dropout serves attention and MLP
     stream = [_shaped(call, resid_pre) for call in once]
     at = 0 if mixer is None else next((i for i, call in enumerate(once) if call.name == mixer), len(once))
+    if crossing is not None:
+        second = next((i for i, call in enumerate(once) if call.name == crossing), len(once))
+        return (
+            _sequential(stream, resid_pre, resid_post, at, scale, second=second)
+            or _post_norm(stream, resid_pre, resid_post, at, scale, second)
+            or Writers()
+        )
     inner = next((i for i, call in enumerate(once) if call.name.startswith(f"{mixer}.")), at)
     return (
         _sequential(stream, resid_pre, resid_post, at, scale)
@@ -115,15 +130,19 @@ def _shaped(call: ModuleCall, like: Tensor) -> ModuleCall:
 
 
 def _sequential(
-    calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float, start: int | None = None
-) -> Writers | None:
+    calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float, start: int | None = None,
+    second: int | None = None,
+) -> Writers | None:  # fmt: skip
     """The mixer leads from resid_pre to what a later module reads (resid_mid), the MLP from there to resid_post.
 
     start: the first module that may be what the mixer adds, where that is one inside it (Bloom's attention adds its
-    input itself).
+    input itself). second: the attention to an encoder, where there is one, which comes between the two.
     """
     for at, middle in _middles(calls, pre, mixer_at):
         if mixer := _adds(pre, middle, calls[mixer_at if start is None else start : at], scale):
+            if second is not None:
+                rest = _sequential(calls, middle, post, second, scale)
+                return rest and replace(rest, mixer=mixer, cross=rest.mixer)
             later = [call for call in calls[at:] if call.name != mixer.name]
             if mlp := _adds(middle, post, later, scale):
                 return Writers(mixer, mlp)
@@ -160,13 +179,19 @@ def _parallel(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer: str | N
     return None
 
 
-def _post_norm(calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float) -> Writers | None:
+def _post_norm(
+    calls: list[ModuleCall], pre: Tensor, post: Tensor, mixer_at: int, scale: float, second: int | None = None
+) -> Writers | None:
     """A norm reads the input and what the mixer wrote, added up; another one reads what that norm puts out and what the
-    MLP wrote, and puts out the block's output."""
+    MLP wrote, and puts out the block's output. In between is `second`, an attention to an encoder, with its norm, where
+    there is one."""
     for at, middle in _middles(calls, pre, mixer_at):
         norm, later = calls[at], calls[at + 1 :]
         if norm.out is None or not _adds(pre, middle, calls[mixer_at:at], scale):
             continue
+        if second is not None:
+            rest = _post_norm(calls, norm.out, post, second, scale)
+            return rest and replace(rest, middle=norm.name, middle2=rest.middle)
         for last in later:
             if last.out is None or last.given is None or not torch.equal(last.out, post):
                 continue

@@ -68,6 +68,8 @@ class Probe(ABC):
     name: ClassVar[str]
     reads: ClassVar[Literal["text", "tasks"]] = "text"
     """What a model is shown while it is observed."""
+    reads_logits: ClassVar[bool] = False
+    """Whether it turns the residual stream into logits, which an encoder makes none of."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Findings are about one text, for every probe: `_of_one_text` is the one place that sees to it."""

@@ -42,6 +42,7 @@ class LogitLens(Probe):
     """
 
     name: ClassVar[str] = "logit_lens"
+    reads_logits: ClassVar[bool] = True
 
     def begin(self, context: Context) -> Fold:
         return LogitFold(context)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.cache.lens_cache import LensCache
+from interp.cache.paired import of_own_tokens
 from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 from interp.interventions import Intervention, parts
@@ -65,9 +66,11 @@ def generate(
         # a cache whatever the model's own default is: the account is about it
         how: dict[str, Any] = {"use_cache": True, "num_return_sequences": 1, "return_dict_in_generate": False}
         out = lens.generate(tokens, max_new_tokens, attention_mask=mask, streamer=watch, **how)
-    new = out[0, tokens.shape[1] :]
+    prompt = 1 if lens.anatomy.decoder is not None else tokens.shape[1]  # a decoder's own text is its start token
+    new = out[0, prompt:]
     cache = lens.last_cache
     assert cache is not None
+    own = of_own_tokens(cache)
     return {
         "prompt_tokens": int(tokens.shape[1]),
         "new_tokens": len(new),
@@ -76,9 +79,9 @@ def generate(
         "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
         "cache": {
             "bytes": cache.nbytes(),
-            "dense_bytes": dense_cache_bytes(cache),
+            "dense_bytes": dense_cache_bytes(own) + cache.nbytes() - own.nbytes(),
             "tokens": cache.get_seq_length(),
-            "kept_tokens": cache.report()["kept"].tolist(),
+            "kept_tokens": own.report()["kept"].tolist(),
         },
         **watch.seconds(),
         "peak_resident_bytes_before": before,

@@ -18,12 +18,16 @@ import torch
 from jaxtyping import Float
 
 from interp.errors import InterpError, UnknownNameError
+from interp.lens.anatomy import config_of_stack
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.stacks import ENCODER
+from interp.seam.points import in_block
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from interp.lens.protocol import TextLens
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
@@ -158,6 +162,8 @@ class _Selection:
     ) -> _Selection:
         if by not in (None, "head", "position"):
             raise InterpError(f"patch: by is 'head', 'position' or None, not {by!r}.")
+        if by == "position" or positions is not None:
+            _refuse_positions_of_a_decoder(lens, points)
         axes, kinds = {}, set()
         for name in points:
             names = lens.point_table[name].shape.split()
@@ -169,7 +175,8 @@ class _Selection:
         if (by == "head" or heads is not None) and len(kinds) > 1:
             raise InterpError("patch: some of these points have query heads and some key/value heads; patch one kind.")
         (kind,) = kinds if len(kinds) == 1 else ("head",)
-        count = lens.cfg.n_key_value_heads if kind == "kv_head" else lens.cfg.n_heads
+        cfg = _shape_of(lens, points)
+        count = cfg.n_key_value_heads if kind == "kv_head" else cfg.n_heads
         chosen = _chosen("head", heads, count, by == "head")
         return cls(axes, chosen, _chosen("position", positions, n_tokens, by == "position"), kind)
 
@@ -228,14 +235,37 @@ def _points(lens: TextLens, where: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _refuse_positions_of_a_decoder(lens: TextLens, points: list[str]) -> None:
+    """Raise InterpError where positions are asked for at points of a decoder, which reads its start token here."""
+    own = [name for name in points if "pos" in lens.point_table[name].shape.split() and not name.startswith(ENCODER)]
+    if own and lens.anatomy.decoder is not None:
+        raise InterpError(
+            f"patch: {own[0]} is of the decoder, which reads its start token alone, and positions are the encoder's; "
+            f"name points of that, such as '{ENCODER}hook_resid_pre'."
+        )
+
+
+def _shape_of(lens: TextLens, points: list[str]) -> LensConfig:
+    """The shape of the stack that points are in. Raises InterpError where they are in several."""
+    reads = {name.startswith(ENCODER) for name in points}
+    if len(reads) > 1:
+        raise InterpError("patch: some of these points are the encoder's and some the decoder's; patch one of them.")
+    return config_of_stack(lens.cfg, lens.anatomy.further[0]) if True in reads else lens.cfg
+
+
 def _named(lens: TextLens, name: str) -> list[str]:
     """A point by its full name, or by its name within the block in every layer."""
     if name in lens.hook_dict or name in lens.absent:
         return lens.point_names(name)
-    everywhere = [f"blocks.{layer}.{name}" for layer in range(lens.cfg.n_layers)]
+    everywhere = [
+        f"{stack.prefix}blocks.{layer}.{name.removeprefix(stack.prefix)}"
+        for stack in lens.anatomy.stacks
+        if name.startswith(stack.prefix)
+        for layer in range(len(stack.blocks))
+    ]
     if any(full in lens.hook_dict or full in lens.absent for full in everywhere):
         return lens.point_names([full for full in everywhere if full in lens.hook_dict or full in lens.absent])
-    relative = {full.split(".", 2)[2] for full in lens.hook_dict if full.startswith("blocks.")}
+    relative = {within[0] + within[2] for full in lens.hook_dict if (within := in_block(full)) is not None}
     (near,) = difflib.get_close_matches(str(name), [*lens.hook_dict, *sorted(relative)], n=1, cutoff=0.0)
     raise UnknownNameError(f"there is no hook point {name!r}; did you mean {near!r}?")
 
@@ -303,7 +333,8 @@ def _dataset(
     from interp.results.provenance import provenance
 
     clean, corrupted = unpatched
-    kinds = {name.split(".", 2)[2] if name.startswith("blocks.") else None for group in groups for name in group}
+    places = {name: in_block(name) for group in groups for name in group}
+    kinds = {None if place is None else (place[0], place[2]) for place in places.values()}
     by_layer = len(kinds) == 1 and None not in kinds and all(len(group) == 1 for group in groups)
     first = "layer" if by_layer else "point"
     second = {"head": selection.head_name, "position": "position"}.get(by or "")
@@ -311,7 +342,7 @@ def _dataset(
     labels = np.array([" + ".join(group) for group in groups], dtype=object)
     coordinates: dict[str, Any] = {"point": (first, labels)}
     if by_layer:
-        coordinates["layer"] = [int(group[0].split(".")[1]) for group in groups]
+        coordinates["layer"] = [place[1] for place in places.values() if place is not None]
     if by == "head":
         coordinates[selection.head_name] = selection.heads
     if by == "position":

@@ -14,6 +14,7 @@ import torch
 
 from interp.errors import InterpError, UnknownNameError
 from interp.icl.tasks.regression import Tasks
+from interp.lens.encoder_view import reading_text
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
@@ -59,6 +60,7 @@ def probe(
             is cut away. Without it every token is read as text, padding tokens too.
         progress: see `Progress`.
 
+    Of an encoder-decoder probes look at the encoder, which reads the text, and `attrs["stack"]` says so.
     Memory does not grow with depth times positions squared: each probe keeps a few numbers of each layer. Inside
     `lens.apply(...)` probes see attention as edits leave it, and `attrs["interventions"]` has the edits' settings.
 
@@ -82,8 +84,12 @@ def probe(
             f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
             "reads those that interp.icl.make_regression makes."
         )
+    stack, lens = lens, reading_text(lens)
+    if lens is not stack:
+        wanted = _without_logits(wanted, asked=probes is not None)
     rows, alone = _rows(lens, inputs, tokens, attention_mask)
     facts = provenance(lens.device) | {"special_tokens": _special_tokens(lens)}
+    facts |= {} if lens is stack else {"stack": "encoder"}
     total, done = lens.cfg.n_layers * len(rows), 0
     results: list[dict[str, xr.Dataset]] = []
     for row in rows:
@@ -97,6 +103,16 @@ def probe(
     from interp.results.many_texts import gather
 
     return {p.name: gather([r[p.name] for r in results]) for p in wanted}
+
+
+def _without_logits(probes: list[Probe], asked: bool) -> list[Probe]:
+    """The probes that an encoder has something for. Raises InterpError where others were `asked` for by name."""
+    if asked and (without := [probe.name for probe in probes if probe.reads_logits]):
+        raise InterpError(
+            f"{', '.join(without)} reads logits, and probes look at the encoder, which makes none; lens.unembed reads "
+            "the decoder's stream out."
+        )
+    return [probe for probe in probes if not probe.reads_logits]
 
 
 def _probe_tasks(

@@ -48,10 +48,14 @@ class Site:
 
     `points` maps names relative to the block (`attn.hook_z`) to hook points. `position_embeddings` is filled by a pre-
     hook on the module, `stored_new` by the Lens' cache; both belong to the call in progress. `cache` is the Lens' cache
-    where policies act on it, `edits` the attention edits that act in this layer.
+    where policies act on it, `edits` the attention edits that act in this layer. `whole`: it attends to tokens of
+    another stack (cross-attention), so that `hook_k` and `hook_v` are all keys and values of every call, and nothing is
+    stored.
     """
 
-    def __init__(self, layer: int, points: Mapping[str, nn.Module], rotation: Rotation | str) -> None:
+    def __init__(
+        self, layer: int, points: Mapping[str, nn.Module], rotation: Rotation | str, whole: bool = False
+    ) -> None:
         self.layer, self.points, self.rotation = layer, points, rotation
         self.lender: Site | None = None
         """The site of the earlier layer whose keys and values this one attends to, where layers share them."""
@@ -65,6 +69,9 @@ class Site:
         self.edits: Edits | None = None
         self.latent = False
         """Whether its cache holds latents, of which the module makes keys and values (`interp.seam.latent`)."""
+        self.whole = whole
+        self.real: Tensor | None = None
+        """Which of the new tokens are no padding `[batch, pos]`, where the mask of the call speaks of other tokens."""
 
     def point(self, name: str) -> nn.Module:
         """`q` and `k` are the rotated points where the model rotates; everything else is literal."""
@@ -90,6 +97,8 @@ class Site:
     def _new_keys_values(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Fire the points of the new keys and values unless the cache already has."""
         k, v, n_new = call.k, call.v, call.q.shape[2]
+        if self.whole:
+            return self._edit("k", k), self._edit("v", v)
         stored, self.stored_new = self.stored_new, False
         if stored and not self.latent:
             return k, v
@@ -124,7 +133,7 @@ class Site:
 
     def _attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         self._show(call)
-        if self._eagerly:
+        if self._eagerly or (self.edits is not None and call.biased):  # kernels know of no bias by query and key
             return self._eager(call)
         z, weights = call.answer()
         return (z, weights) if self.edits is None else self.edits.attend(call, self._event, z, weights)
@@ -290,7 +299,7 @@ class Site:
             k=call.k,
             v=call.v,
             scale=call.scale,
-            facts=call.facts() if facts is None else facts,
+            facts=self._facts(call) if facts is None else facts,
             softcap=call.rest.get("softcap"),
             sinks=call.rest.get("s_aux"),
             tied=call.tied,
@@ -298,6 +307,13 @@ class Site:
             unrotate=self._unrotate(),
         )
         return event if self.edits is None else self.edits.of(event, call.places)
+
+    def _facts(self, call: AttentionCall) -> dict[str, Any]:
+        facts = call.facts()
+        if self.whole:  # its mask is of another stack's tokens: it says nothing of queries, nor of what comes later
+            facts |= {"query_mask": self.real}
+            facts.pop("offset", None)
+        return facts
 
     def _unrotate(self) -> Callable[[Tensor], Tensor] | None:
         if isinstance(self.rotation, str) or self.position_embeddings is None:
@@ -313,6 +329,8 @@ class Site:
         scores = call.q @ k.transpose(2, 3) * call.scale
         if (softcap := call.rest.get("softcap")) is not None:
             scores = torch.tanh(scores / softcap) * softcap
+        if call.bias is not None:
+            scores = scores + call.bias
         mask, sinks = additive_mask(scores, call.mask, call.causal), call.rest.get("s_aux")
         scores, sinks = (scores + mask, sinks) if self.edits is None else self.edits.logits(call, scores, mask)
         pattern = softmax_with_sinks(self.point("attn_scores")(scores), sinks)

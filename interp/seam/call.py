@@ -51,6 +51,20 @@ class AttentionCall:
     """What heads then put out of what they read from values, as in `AttentionEvent`."""
     visible: Tensor | None = None
     """Which stored tokens each query sees `[batch, 1, new, token]`, where the model chooses them; None: all before."""
+    bias: Tensor | None = None
+    """What the model adds to its scores by position, beside the mask (T5): it fits `[batch, head, new, key]`."""
+
+    @classmethod
+    def through_registry(
+        cls, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None,
+        rest: dict[str, Any], implementation: str, own: Callable[..., tuple[Tensor, Tensor | None]],
+    ) -> AttentionCall:  # fmt: skip
+        """A call as models make it: a bias by position comes as a keyword, in files whose attention adds one."""
+        bias = rest.get("position_bias")
+        if bias is None or not adds_bias(cast(Hashable, type(module))):
+            return cls(module, q, k, v, mask, scaling, rest, implementation, own)
+        others = {name: value for name, value in rest.items() if name != "position_bias"}
+        return cls(module, q, k, v, mask, scaling, others, implementation, own, bias=bias)
 
     @property
     def scale(self) -> float:
@@ -58,7 +72,8 @@ class AttentionCall:
 
     def answer(self) -> tuple[Tensor, Tensor | None]:
         """What the model would have computed without us."""
-        return self.own(self.module, self.q, self.k, self.v, self.mask, scaling=self.scaling, **self.rest)
+        rest = self.rest if self.bias is None else {**self.rest, "position_bias": self.bias}
+        return self.own(self.module, self.q, self.k, self.v, self.mask, scaling=self.scaling, **rest)
 
     @property
     def causal(self) -> bool:
@@ -70,11 +85,13 @@ class AttentionCall:
 
     def facts(self) -> dict[str, Any]:
         """What its mask says, in the keywords of `interp_kernels`."""
+        self._refuse_bias()
         return kernel_facts(self.module, self.q, self.k, self.mask, self.causal)
 
     def maths(self) -> dict[str, Any]:
         """What `interp_kernels` has to know of the call beside its tensors; refuses what the kernels would ignore."""
         self.refuse_unknown()
+        self._refuse_bias()
         return {"scale": self.scale, "softcap": self.rest.get("softcap"), "sinks": self.rest.get("s_aux")}
 
     def refuse_unknown(self) -> None:
@@ -85,6 +102,18 @@ class AttentionCall:
             raise UnsupportedModelError(
                 f"{type(self.module).__name__} passes {', '.join(unknown)} to its attention, which scores, pattern and "
                 "observables would ignore; hook q, k, v or z of this model instead."
+            )
+
+    @property
+    def biased(self) -> bool:
+        """Whether a bias changes the scores; T5 passes one of zeros where it has none."""
+        return self.bias is not None and bool(self.bias.any())
+
+    def _refuse_bias(self) -> None:
+        if self.biased:
+            raise UnsupportedModelError(
+                f"the attention mask of {type(self.module).__name__} carries a bias by position, which observables "
+                "would ignore; hook hook_pattern instead."
             )
 
     def _reads(self, keyword: str) -> bool:
@@ -106,6 +135,14 @@ def _names(function: Any, keyword: str) -> bool:
     if code is None or not bare.__module__.startswith("transformers."):
         return True
     return keyword in code.co_varnames or keyword in code.co_consts
+
+
+@cache
+def adds_bias(kind: Hashable) -> bool:
+    """Whether the eager attention function of a module's file knows a bias by position, which it adds to the scores."""
+    with contextlib.suppress(UnsupportedModelError):
+        return "position_bias" in inspect.signature(eager_of(kind)).parameters
+    return False
 
 
 @cache

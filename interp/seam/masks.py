@@ -79,6 +79,8 @@ class AskedMask:
         """Which keys and which query rows are real tokens; None where all are."""
         asked, seen = self.asked, self.asked.get("attention_mask")
         written = self.first_new + asked["q_length"]  # a static cache has columns beyond, not yet written
+        if same_function(asked["mask_function"], bidirectional_mask_function):
+            written = asked["kv_length"]  # in cross-attention there may be more keys than queries, and all are there
         if seen is None and written < asked["kv_length"]:
             seen = torch.ones(asked["batch_size"], int(asked["kv_offset"]) + written, dtype=torch.bool)
             seen = seen.to(asked["device"])

@@ -11,7 +11,8 @@ Modes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 from torch import nn
@@ -34,6 +35,15 @@ class Point:
         return self.mode == "edit" and self.name not in ("attn.hook_attn_scores", "attn.hook_pattern")
 
 
+IN_BLOCK = re.compile(r"(\w+\.)?blocks\.(\d+)\.(.+)")
+
+
+def in_block(name: str) -> tuple[str, int, str] | None:
+    """The prefix of the stack, the number of the block and the name within it of a point; None outside of blocks."""
+    found = IN_BLOCK.fullmatch(name)
+    return None if found is None else (found[1] or "", int(found[2]), found[3])
+
+
 def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
     """Whether anybody hooks this point, forward or backward."""
     return point is not None and bool(point._forward_hooks or point._backward_hooks)
@@ -42,18 +52,19 @@ def live(point: nn.Module | None) -> TypeGuard[nn.Module]:
 LATENT = "; of latent attention that a cache policy has compressed, what it stores"
 
 
-def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
+def attention_points(rotary: bool, gated: bool = False, whole: bool = False) -> tuple[Point, ...]:
     """The points around one layer's attention maths.
 
     With rotary embedding queries and keys appear after rotation as `hook_rot_q|hook_rot_k`; without it (GPT-2) as
     `hook_q|hook_k`. Where the layer multiplies z by a gate before W_O reads it, `hook_gated_z` is what W_O reads.
+    `whole`: keys and values are those of the encoder's tokens too, and come all of them, in every call.
     """
     q, k = ("attn.hook_rot_q", "attn.hook_rot_k") if rotary else ("attn.hook_q", "attn.hook_k")
     after = "after rotary embedding" if rotary else "as the model projects them"
     points = (
         _edit(q, "batch pos head d_head", -3, f"queries of the new tokens, {after}"),
-        _edit(k, "batch pos kv_head d_head", -3, f"keys of the new tokens, {after}, before the cache stores them"),
-        _edit("attn.hook_v", "batch pos kv_head d_head", -3, "values of the new tokens, before the cache stores them"),
+        _edit(k, *_stored("keys", whole, f", {after}")),
+        _edit("attn.hook_v", *_stored("values", whole)),
         _read("attn.hook_cached_k", "batch key kv_head d_head", f"all keys that the queries attend to{LATENT}"),
         _read("attn.hook_cached_v", "batch key kv_head d_head", f"all values that the queries attend to{LATENT}"),
         _edit(
@@ -73,6 +84,18 @@ def attention_points(rotary: bool, gated: bool = False) -> tuple[Point, ...]:
         ),
     )
     return (*points, *((GATED,) if gated else ()), *((PRE_ROTARY,) if rotary else ()))
+
+
+def _stored(what: str, whole: bool, after: str = "") -> tuple[str, int, str]:
+    """Shape, position axis and meaning of a point of keys or values."""
+    if whole:
+        return "batch key kv_head d_head", -3, f"{what} that the queries attend to, the encoder's, in every call"
+    return "batch pos kv_head d_head", -3, f"{what} of the new tokens{after}, before the cache stores them"
+
+
+def crossing(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    """The same points around a block's attention to the encoder's tokens."""
+    return tuple(replace(point, name=f"cross_{point.name}") for point in points)
 
 
 OPEN = ("hook_attn_scores", "hook_pattern", "hook_cached_v", "hook_z", "hook_column_mass", "hook_row_entropy")
@@ -114,11 +137,17 @@ RESIDUAL = (
 MIXER = _edit(
     "hook_mixer_out", STREAM, -2, "what the mixer of a block without attention (linear attention, Mamba, ...) adds"
 )
+CROSS = (
+    _edit("hook_cross_attn_out", STREAM, -2, "what cross-attention adds to the residual stream"),
+    _edit("hook_resid_mid2", STREAM, -2, "residual stream between cross-attention and MLP"),
+)
 
 
-def residual_points(attends: bool) -> tuple[Point, ...]:
-    """The points of one block along the residual stream; a block without attention has a mixer in its place."""
-    return RESIDUAL if attends else tuple(MIXER if p.name == "hook_attn_out" else p for p in RESIDUAL)
+def residual_points(attends: bool, crosses: bool = False) -> tuple[Point, ...]:
+    """The points of one block along the residual stream; a block without attention has a mixer in its place, one that
+    also attends to an encoder has two more."""
+    own = RESIDUAL if attends else tuple(MIXER if p.name == "hook_attn_out" else p for p in RESIDUAL)
+    return (*own[:3], *CROSS, *own[3:]) if crosses else own
 
 
 EMBED = _edit("hook_embed", STREAM, -2, "output of the token embedding")

@@ -128,7 +128,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """What a name of the attention registry leads to: finds whose attention this is and lets its site attend."""
     own = registered or eager_of(cast(Hashable, type(module)))
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, rest, name, own)
+    call = AttentionCall.through_registry(module, query, key, value, attention_mask, scaling, rest, name, own)
     thread, site = _sites.get(module, (None, None))
     return call.answer() if site is None or thread != threading.get_ident() else site.attend(call)
 

@@ -10,7 +10,7 @@ points, and everything else the module keeps to itself. What no hook touches run
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -87,12 +87,13 @@ class _Mode(TorchFunctionMode):
         keys."""
         self.attended: set[nn.Module] = set()
         """Modules that computed a softmax since they were entered last."""
-        self.real: Tensor | None = None
+        self.real: dict[str, Tensor] = {}
+        """The padding masks that the model was given, by the name of their argument."""
 
     def arrive(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == self.thread:  # another thread's call of the bare model meets these hooks, too
-            mask = kwargs.get("attention_mask")
-            self.real = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            masks = {name: kwargs.get(name) for name in ("attention_mask", "decoder_attention_mask")}
+            self.real = {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and mask.ndim == 2}
 
     def enter(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self.thread:
@@ -134,9 +135,12 @@ class _Mode(TorchFunctionMode):
                 "layer's attention; leave its hooks out here."
             )
         self.attended.add(module)
-        pattern = site.probabilities(module, scores, lambda x: func(x, *rest, **options), self.real)
+        pattern = site.probabilities(module, scores, lambda x: func(x, *rest, **options), self._real(site))
         self.awaited = module, pattern.numel(), pattern.shape[-1]
         return pattern
+
+    def _real(self, site: Any) -> Tensor | None:
+        return self.real.get(getattr(site, "mask", "attention_mask"))
 
     def _product(self, module: nn.Module, site: Opening, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
@@ -209,11 +213,11 @@ class SoftmaxSite:
     """One attention module that calls softmax itself: its hook points around that, and around the product with values.
 
     `points` maps names relative to the block to hook points. Observables are made of the pattern that passes, as hooks
-    left it.
+    left it. `mask`: the model's argument that says which queries are padding.
     """
 
-    def __init__(self, heads: int, points: Mapping[str, nn.Module]) -> None:
-        self.heads, self.points = heads, points
+    def __init__(self, heads: int, points: Mapping[str, nn.Module], mask: str = "attention_mask") -> None:
+        self.heads, self.points, self.mask = heads, points, mask
 
     def probabilities(self, module: nn.Module, scores: Tensor, softmax: Softmax, real: Tensor | None) -> Tensor:
         pattern = self._fire("pattern", softmax(self._fire("attn_scores", scores)))
@@ -257,7 +261,9 @@ FROM_PATTERN: dict[str, Callable[[Tensor], Tensor]] = {
 class SoftmaxNotes:
     """Stands in as the site of every module while a model is taken apart: notes what attention it computes itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, crossing: Collection[tuple[int, int]] = ()) -> None:
+        self.crossing = crossing
+        """How many queries and keys a softmax may be over that is no self-attention."""
         self.calls: dict[nn.Module, list[dict[str, Any]]] = {}
         """Facts of each call of attention, in the order in which modules first attend."""
         self.unread: set[nn.Module] = set()
@@ -266,7 +272,9 @@ class SoftmaxNotes:
 
     def probabilities(self, module: nn.Module, scores: Tensor, softmax: Softmax, real: Tensor | None) -> Tensor:
         pattern = softmax(scores)
-        if scores.ndim > 4 or scores.shape[-2] != scores.shape[-1] or (scores.ndim == 4 and scores.shape[0] != 1):
+        size = queries, keys = scores.shape[-2:]
+        strange = queries != keys and size not in self.crossing
+        if scores.ndim > 4 or strange or (scores.ndim == 4 and scores.shape[0] != 1):
             if scores.ndim > 3:  # of three axes it may be a router's, over experts
                 self.unread.add(module)
             return pattern
@@ -274,6 +282,7 @@ class SoftmaxNotes:
             "seam": "softmax",
             "n_heads": scores.shape[-3],
             "n_key_value_heads": scores.shape[-3],
+            "n_keys": scores.shape[-1],
             "softcap": None,
             "sinks": False,
             "window": None,

@@ -330,8 +330,8 @@ def test_keywords_that_matter_are_refused() -> None:
 @pytest.mark.parametrize(("kind", "family", "says"), [
     ("diffllama", "causal", "attends 2 times in one pass"),
     ("deepseek_v4", "causal", "attends to 8 keys where there are 7 tokens, so a column of its attention is no token"),
-    ("t5", "seq2seq", "is an encoder-decoder model"),
-    ("bart", "seq2seq", "is an encoder-decoder model"),
+    ("pix2struct", "vl", "does not run on text tokens alone"),
+    ("vision-encoder-decoder", "vl", "does not run on text tokens alone"),
     ("musicgen", "causal", "does not run on text tokens alone"),
     ("longcat_flash", "causal", "has 2 attention modules"),
     ("hrm_text", "causal", "in 2 lists of layers"),

@@ -69,8 +69,8 @@ def test_edits_on_a_foreign_cache_are_refused_and_reads_are_not(lens: interp.Len
     ("build", "says"),
     [
         (lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=128, hidden_size=64, num_hidden_layers=2)),
-        "has no attention"), (lambda: hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=128,
-        d_model=64, d_ff=64, num_layers=2, num_heads=4)), "encoder-decoder"), (lambda:
+        "has no attention"), (lambda: hf.T5Model(hf.T5Config(vocab_size=128,
+        d_model=64, d_ff=64, num_layers=2, num_heads=4)), "no language-model head"), (lambda:
         hf.LlamaModel(hf.LlamaConfig(**SHAPE)), "language-model head"),
     ],
 )  # fmt: skip

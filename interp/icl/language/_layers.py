@@ -6,8 +6,19 @@ from interp.errors import UnsupportedModelError
 from interp.lens.protocol import TextLens
 
 
+def one_text(lens: TextLens, what: str) -> None:
+    """Raise UnsupportedModelError for an encoder-decoder, which reads a text in one place and goes on in another."""
+    if lens.anatomy.decoder is not None:
+        raise UnsupportedModelError(
+            f"{what}: {lens.cfg.architecture} reads a text with its encoder and writes with its decoder, and this is "
+            "about models that go on with what they read."
+        )
+
+
 def attention_everywhere(lens: TextLens, what: str) -> None:
-    """Raise UnsupportedModelError for a hybrid, whose layers are not all attention, or heads that differ by layer."""
+    """Raise UnsupportedModelError for a hybrid, whose layers are not all attention, heads that differ by layer, or an
+    encoder-decoder."""
+    one_text(lens, what)
     without = lens.cfg.n_layers - len(lens.cfg.attention_layers)
     if without:
         raise UnsupportedModelError(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 
 from interp.errors import InterpError
+from interp.icl.language._layers import one_text
 from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
@@ -53,6 +54,7 @@ def rows_of_text(
     One text is cut into consecutive stretches, of several texts each gives its beginning, and tokens `[sample, pos]`
     are rows already. Raises InterpError where a text is shorter than `length`, and without any text.
     """
+    one_text(lens, asked_by)
     if most < 1 or not len(text):
         raise InterpError(f"{asked_by} has nothing to read; pass some text and ask for one row of it at least.")
     if isinstance(text, str):

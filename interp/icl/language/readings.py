@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from interp.errors import InterpError
+from interp.icl.language._layers import one_text
 from interp.icl.language.label_tasks import Example, LabelPrompts
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import InterventionLens
@@ -119,6 +120,7 @@ def _batches(
     lens: InterventionLens, start: tuple[int, ...], prefix: list[int], examples: Sequence[Example]
 ) -> Iterator[_Batch]:
     """Right-padded batches; `prefix` is read once and its keys and values are copied for every batch."""
+    one_text(lens, "in-context learning")
     read_before = None
     if prefix:
         lens(torch.tensor([prefix]), return_type=None, use_cache=True, **lens.last_logits_only)
