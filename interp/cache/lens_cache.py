@@ -25,6 +25,8 @@ from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 
 Tensor = torch.Tensor
+INDEX_PARTS = ("indexer_keys", "indexer_position_ids")
+"""What layers hold beside keys and values by which their model chooses among these."""
 NewKeysValues = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -175,9 +177,9 @@ class LensCache(DynamicCache):
             if isinstance(layer, StoredLayer):
                 for segment in layer.segments:
                     yield from ((i, name, tensor) for name, tensor in segment.tensors())
-                held = [("indexer_keys", getattr(layer, "indexer_keys", None))]
+                held = [(name, getattr(layer, name, None)) for name in INDEX_PARTS]
             else:
-                held = [(name, getattr(layer, name, None)) for name in ("keys", "values", "indexer_keys")]
+                held = [(name, getattr(layer, name, None)) for name in ("keys", "values", *INDEX_PARTS)]
                 for name in ("conv_states", "recurrent_states"):
                     states = getattr(layer, name, {})  # by number; older releases of transformers hold one alone
                     held += [(name, state) for state in (states.values() if isinstance(states, dict) else [states])]

@@ -51,8 +51,8 @@ class Segment:
     log_count: Float[Tensor, "batch head token"] | None = None
     """Logarithm of how many tokens a merged one stands for, added to its logit."""
     tied: int | None = None
-    """How many of a key's first channels are the value, which is a view of them (latent attention); None: values are
-    tensors of their own."""
+    """How many of a key's first channels are the value, which is a view of them whatever is given for it (latent
+    attention); None: values are tensors of their own."""
     summary: range | Int[Tensor, "batch head token"] | None = None
     """Which are summaries, tokens that stand for several and are none of the text: the number of each among its
     layer's, -1 for a token of the text. A range where the segment holds nothing else, None where it holds none."""

@@ -10,7 +10,7 @@ import torch
 import interp
 from interp import H2OPrefill, H2OWindow, Knorm, PyramidKV, RandomTokens, SnapKV, StreamingLLM, ThinK
 from interp.interventions.base import Intervention
-from interp.interventions.keeper import Keeper
+from interp.interventions.keeper import Keeper, _rows_of
 from tests.interventions.live_cache import close, name_of
 from tests.models import shared, tokens
 
@@ -88,6 +88,16 @@ def test_a_window_over_several_chunks_judges_as_over_the_whole_prompt(padding: i
         assert torch.equal(packed.channels, found[0][1].channels)
         if value_ratio:
             assert torch.equal(packed.value_channels, found[0][1].value_channels)
+
+
+def test_masks_of_chunks_are_put_together() -> None:
+    """Rows see no token of later chunks; masks that are plain at times have no form in common."""
+    first, second = torch.ones(1, 1, 2, 3, dtype=torch.bool), torch.ones(1, 1, 1, 5, dtype=torch.bool)
+    whole = _rows_of([first, second])
+    assert whole[0, 0].tolist() == [[True] * 3 + [False] * 2] * 2 + [[True] * 5]
+    assert _rows_of([None, None]) is None
+    with pytest.raises(interp.InterpError, match="whose mask is not always plain"):
+        _rows_of([None, second])
 
 
 def test_rows_that_change_between_chunks_take_their_queries_along() -> None:

@@ -391,6 +391,7 @@ def test_values_stay_a_view_of_keys(policy: Any) -> None:
     ("deepseek_v3", interp.ThinK(value_ratio=0.5), "its values are latents, which are keys too"),
     ("deepseek_v3", interp.D2O(budget=0.4, merge="value"), "no value is merged without its key"),
     ("deepseek_v3", interp.Recall() | interp.ThinK(), "recall with think cannot act"),
+    ("deepseek_v3", interp.AttentionMatching(), "it fits a value apart from its key, and a latent is both"),
     ("deepseek_v32", interp.Recall(), "a summary is none that could be chosen"),
 ])  # fmt: skip
 def test_what_one_latent_head_cannot_do_is_refused(kind: str, policy: Any, reason: str) -> None:

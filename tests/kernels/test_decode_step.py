@@ -275,6 +275,27 @@ def test_keys_can_stay_as_they_are():
     assert not after.values.equal(before.values)
 
 
+@pytest.mark.parametrize("path", [*PATHS, "triton"])
+@pytest.mark.parametrize("weights", [None, "paper", "code"])
+def test_values_that_are_a_view_of_keys_move_with_them(path, weights):
+    """As those of a copy do: nothing is averaged twice, and the value that went is not the one that came."""
+    if path == "triton":
+        pytest.importorskip("triton")
+    drawing = drawn(case="kept")
+    drawing.values = drawing.keys[..., :10].clone()
+    merge = None if weights is None else merging(weights, 0.2)
+    wanted, state = stepped(path, drawing, merge=merge)
+    keys, mass, positions = (getattr(drawing, name).clone() for name in ("keys", "mass", "positions"))
+    with use(path):
+        found = decode_step(drawing.q, keys, keys[..., :10], mass, positions, **drawing.keywords, merge=merge)
+    torch.testing.assert_close(found.z, wanted.z)
+    for a, b in zip(found.evicted, wanted.evicted, strict=True):
+        torch.testing.assert_close(a, b)
+    assert merge is None or bool(found.merged.merged.any())
+    torch.testing.assert_close(keys[:, :, :18], state.keys[:, :, :18])
+    torch.testing.assert_close(keys[:, :, :18, :10], state.values[:, :, :18])
+
+
 @pytest.mark.parametrize("nearest", [17, 18])
 def test_the_last_slot_that_stays_and_the_new_token_are_targets(nearest):
     drawing = drawn()

@@ -25,6 +25,7 @@ from interp.seam.event import AttentionEvent
 if TYPE_CHECKING:
     from interp.cache.segments import Segment
     from interp.cache.stored_layer import StoredLayer
+    from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
 ROUNDS = 100  # of projected gradients, accelerated; more change no digit that matters
@@ -74,6 +75,9 @@ class AttentionMatching(RecentShare):
             raise InterpError(f"attention_matching: queries should be a share above 0, found {self.queries}.")
         if not (self.bias_bound >= 0 and self.ridge > 0):
             raise InterpError("attention_matching: bias_bound should be at least 0, and ridge above 0.")
+
+    def unfit_for_latents(self, cfg: LensConfig) -> str | None:
+        return "it fits a value apart from its key, and a latent is both"
 
     def check(self, prompt: Prompt) -> None:
         super().check(prompt)
