@@ -21,7 +21,7 @@ from interp.errors import StorageError
 from interp.files.child import TOO_LONG, put, take
 
 SECONDS = 4
-"""Of computing, besides one for every 20 MB; a result of this size takes some hundredths."""
+"""Of computing, besides one for every 5 MB: texts take a second for 20 MB, numbers some hundredths."""
 MEMORY = 256 << 20
 """Bytes, besides four times the file."""
 PATIENCE = 10
@@ -43,7 +43,7 @@ def decoded(module: str, content: bytes, name: str) -> Answer:
     """
     child = _Child.for_(module)
     try:
-        answer = child.ask(content, SECONDS + len(content) // 20_000_000, MEMORY + 4 * len(content))
+        answer = child.ask(content, SECONDS + len(content) // 5_000_000, MEMORY + 4 * len(content))
     except (EOFError, OSError, ValueError, OverflowError):
         late = child.end() == TOO_LONG
         why = "it takes longer to read than any does" if late else "it breaks the library that reads it"

@@ -130,6 +130,8 @@ def settle(folder: Path) -> None:
 
     Nothing is raised: what cannot be mended stays.
     """
+    if not LOCKS:  # the dead cannot be told from the living
+        return
     with suppress(OSError):
         left = [entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name)]
         for name in sorted(left, key=lambda name: name.endswith(PART)):  # journals first: they name parts

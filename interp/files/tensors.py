@@ -38,7 +38,7 @@ def read(path: str | Path, key: str) -> tuple[dict[str, Tensor], Any]:
     text = said.get(key)
     if text is None:
         return tensors, None
-    if said.get("sha256", checksum(tensors, text)) != checksum(tensors, text):
+    if "sha256" in said and said["sha256"] != checksum(tensors, text):
         raise InterpError(f"{path} is damaged or was changed: its checksum is not that of its content; remove it.")
     try:
         return tensors, json.loads(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -237,3 +238,28 @@ def test_usage_errors_and_debug() -> None:
     debug = command(*missing, "--debug")
     assert debug.returncode != 0
     assert "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize("command", ["probe", "report", "icl"])
+@pytest.mark.parametrize("place", ["long", "pipe", "closed"])
+def test_targets_are_tried_before_the_model_runs(
+    command, place, text: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """One of the files cannot be written; where the model is loaded or the study run all the same, this fails."""
+    import interp
+    from interp.icl.studies import Study
+
+    monkeypatch.setattr(interp, "load", lambda *_, **__: pytest.fail("the model was loaded"), raising=False)
+    monkeypatch.setattr(Study, "run", lambda *_, **__: pytest.fail("the study was run"))
+    folder = tmp_path / {"long": "a" * 256, "pipe": "out", "closed": "file"}[place]
+    if place == "closed":
+        folder.write_text("a file, where a folder should be")
+    if place == "pipe":
+        folder.mkdir()
+        name = {"probe": "text_sinks.nc", "report": "report.text_sinks.nc", "icl": "result.nc"}[command]
+        os.mkfifo(folder / name)
+    out = folder / "report.html" if command == "report" else folder
+    given = ["icl", "sine"] if command == "icl" else [command, "model", "--text", text, "--probes", "text_sinks"]
+    assert run(monkeypatch, *given, "--out", str(out)) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: cannot write ")

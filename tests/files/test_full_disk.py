@@ -97,6 +97,17 @@ def test_what_was_there_stays_whatever_there_is_room_for(name, tmp_path, monkeyp
         assert contents(tmp_path) == before
 
 
+def test_no_room_for_the_journal_is_a_full_disk_too(tmp_path, monkeypatch):
+    """All files fit and only what says how they belong together does not: none of them appears."""
+    size = sum(map(len, (WRITERS["markdown"](tmp_path), contents(tmp_path))[1].values()))
+    before = contents(tmp_path)
+    other = {"text_sinks": SINKS["text_sinks"].assign_attrs(title=SINKS["text_sinks"].attrs["title"][::-1])}
+    FaultyDisk(room=size + 10).put_in(monkeypatch)
+    with pytest.raises(StorageError, match="No space left"):
+        write_markdown(other, RUN, tmp_path / "r.md")
+    assert contents(tmp_path) == before
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 kB, where the tests may mount one."""
