@@ -22,9 +22,9 @@ class UnsupportedModelError(InterpError):
     """A model, or one feature of its attention, that would otherwise be approximated silently.
 
     Examples:
-        >>> from transformers import T5Config, T5ForConditionalGeneration
-        >>> shape = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8, "vocab_size": 8}
-        >>> interp.load(T5ForConditionalGeneration(T5Config(**shape)))
+        >>> from transformers import MambaConfig, MambaForCausalLM
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+        >>> interp.load(MambaForCausalLM(MambaConfig(**shape)))
         Traceback (most recent call last):
         ...
         interp.errors.UnsupportedModelError: ...

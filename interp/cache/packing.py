@@ -17,7 +17,6 @@ from interp.cache.lens_cache import LensCache
 from interp.cache.segments import Segment
 from interp.cache.slots import Slots
 from interp.cache.stored_layer import StoredLayer
-from interp.errors import InterpError
 
 Tensor = torch.Tensor
 KNOWN: dict[str, type] = {"Segment": Segment, "Slots": Slots}
@@ -106,17 +105,17 @@ def layers_apart(cache: LensCache, tensors: dict[str, Tensor]) -> list[dict[str,
 def fill(cache: LensCache, layers: list[dict[str, Any]], tensors: Mapping[str, Tensor], device: Any) -> None:
     """Give an empty cache's layers what `layers_apart` took from another one's.
 
-    Raises InterpError where they are layers of another kind.
+    Raises ValueError where they are layers of another kind.
     """
     like = getattr(cache, "layer_class_to_replicate", None)
     while len(cache.layers) < len(layers) and like is not None:
         cache.layers.append(like())
     if [type(layer).__name__ for layer in cache.layers] != [said["class"] for said in layers]:
-        raise InterpError("its layers are not those of this model's cache (another release of transformers, perhaps).")
+        raise ValueError("its layers are not those of this model's cache (another release of transformers, perhaps).")
     for layer, said in zip(cache.layers, layers, strict=True):
         held = {name: put_together(words, tensors) for name, words in said["held"].items()}
         if unknown := held.keys() - vars(layer).keys() - set(LATER):
-            raise InterpError(f"its layers hold {', '.join(sorted(unknown))}, which this release does not know.")
+            raise ValueError(f"its layers hold {', '.join(sorted(unknown))}, which this release does not know.")
         vars(layer).update(held)
         if isinstance(layer, StoredLayer) and "_segments" not in held:
             layer.free_slot()

@@ -37,13 +37,13 @@ def save_cache(lens: Lens, path: str | Path, cache: LensCache | None = None) -> 
         StorageError: the disk refuses.
 
     Examples:
-        >>> with lens.apply(interp.SnapKV(budget=12)):
+        >>> with lens.apply(interp.SnapKV(budget=12, window=8)):
         ...     logits = lens(prompt, use_cache=True)
         >>> path = interp.save_cache(lens, "prompt.safetensors")
         >>> cache = interp.load_cache(lens, path)
         >>> cache.nbytes() == lens.last_cache.nbytes()
         True
-        >>> lens("w9 w8", past_key_values=cache, use_cache=True).shape[:2]
+        >>> lens(torch.tensor([[9, 8]]), past_key_values=cache, use_cache=True).shape[:2]
         torch.Size([1, 2])
     """
     cache = lens.last_cache if cache is None else cache
@@ -70,6 +70,12 @@ def load_cache(lens: Lens, path: str | Path) -> LensCache:
     It carries its policies, which go on as they would have; ledgers begin anew. Nothing in the file is run.
 
     Raises InterpError for a file that is missing, damaged or no cache, and for a cache of another model.
+
+    Examples:
+        >>> logits = lens(prompt, use_cache=True)
+        >>> cache = interp.load_cache(lens, interp.save_cache(lens, "prompt.safetensors"))
+        >>> lens(torch.tensor([[9, 8]]), past_key_values=cache, use_cache=True).shape[:2]
+        torch.Size([1, 2])
     """
     from interp.interventions.keeper import Keeper
 
@@ -92,7 +98,7 @@ def load_cache(lens: Lens, path: str | Path) -> LensCache:
         fill(cache, about["layers"], tensors, device)
         if keeper is not None:
             _go_on(keeper, about["keeper"], tensors)
-    except (LookupError, TypeError, ValueError, AttributeError, InterpError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InterpError(f"{path} does not hold a cache that this model could go on from: {error}") from None
     return cache
 
@@ -105,7 +111,7 @@ def _read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path} is no cache that interp.save_cache wrote: {' '.join(str(error).split())[:160]}"
         ) from None
     if not isinstance(about, dict) or not {"format", "model", "layers", "keeper"} <= about.keys():
-        raise InterpError(f"{path} is no cache that interp.save_cache wrote.")
+        raise InterpError(f"{path} is no cache that interp.save_cache wrote; pass one that is.")
     if about["format"] != FORMAT:
         raise InterpError(f"{path} is a cache in format {about['format']}; this release reads {FORMAT}.")
     return tensors, about

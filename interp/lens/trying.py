@@ -137,9 +137,10 @@ def vocabulary(model: Any) -> int:
 
 
 def some_tokens(model: Any, n: int) -> Tensor:
-    """n different tokens of the model's vocabulary, none of them among the first, where special ones tend to be."""
+    """n tokens of the model's vocabulary: different ones, and none of the first, where special ones tend to be, unless
+    there are too few."""
     rows = vocabulary(model)
-    made: Tensor = torch.arange(n, device=model.device) * (rows // (2 * n) or 1) + rows // 3
+    made: Tensor = (torch.arange(n, device=model.device) * (rows // (2 * n) or 1) + rows // 3) % rows
     return made
 
 

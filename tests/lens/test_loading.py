@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
 from tests.models import shared, tokenizer, tokens
@@ -26,6 +27,16 @@ def test_a_local_folder(folder: Path) -> None:
     assert torch.equal(lens(tokens()), shared("llama")(tokens()).logits)
     assert lens.to_str_tokens("w5 w6")[-2:] == ["w5", "w6"]
     assert lens.cfg.model_name == str(folder)
+
+
+def test_a_vocabulary_smaller_than_what_is_tried_at_load() -> None:
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0,
+        eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.tensor([[3, 4, 7]])
+    assert torch.equal(interp.load(model)(ids), model(ids).logits)
 
 
 def test_dtype_and_attention_pass_through(folder: Path) -> None:
