@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from interp.cache.segments import Segment
 from interp.errors import InterpError
 from interp.explaining.restoring import at_rest
 from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Prompt, parts
+from interp.interventions.keeper import said_already
 from interp.lens.protocol import InterventionLens, TextLens, takes_interventions
 from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
@@ -178,10 +178,8 @@ class Case:
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
         """The intervention in force; which layers stay as they are was said when the case was made."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* layers .* and stay as they are")
-            with self.lens.apply(self.intervention, ledger=ledger):
-                yield
+        with said_already(), self.lens.apply(self.intervention, ledger=ledger):
+            yield
 
     @torch.no_grad()
     def read(self, tokens: Tensor) -> LensCache:

@@ -10,7 +10,7 @@ have many (linear attention, Mamba, convolutions), keep their place in the depth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from interp.seam.config import AttentionType, LensConfig
 from interp.seam.rotation import Rotation
 from interp.seam.routing import attention_through, refusal
 from interp.seam.softmax_seam import SoftmaxNotes, only_open, own_attention_through
+from interp.undoing import undoing
 
 Tensor = torch.Tensor
 
@@ -140,9 +141,9 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
 
         return hook
 
-    with ExitStack() as stack:
+    with undoing() as undo:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
+            undo.hook(module, note(name), with_kwargs=True)
         yield seen
 
 

@@ -9,9 +9,8 @@ and nothing else.
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Self, cast
 
@@ -34,15 +33,16 @@ from interp.lens.in_force import InForce
 from interp.lens.offered import elsewhere, missing, points_of_attention
 from interp.lens.reading_input import left_padded, unpacked, without_types
 from interp.lens.readout import FinalNorm
-from interp.lens.staying_current import CurrentMixin, looking_once
+from interp.lens.staying_current import CurrentMixin
 from interp.lens.strict_hooks import HookedLens, HookPoint, HookTree
-from interp.lens.turns import refuse_nesting, turn_of
+from interp.lens.turns import refuse_nesting, turn_of, whole
 from interp.lens.watching import attach_residual, forward_hook, own_sites, site_of
 from interp.lens.weights_by_name import WeightsMixin
 from interp.seam import points as table
 from interp.seam.config import LensConfig
 from interp.seam.routing import attention_through
 from interp.seam.softmax_seam import own_attention_through
+from interp.undoing import Undo, undoing, without_gradients
 
 Tensor = torch.Tensor
 
@@ -78,8 +78,7 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
         self._interventions = InForce(model)
         self._turn = turn_of(model)
-        self._lock = self._turn.lock
-        self._calls_of = threading.local()
+        self._gate = self._turn.gate
         self._learn()
 
     def _check_config(self, cfg: LensConfig) -> None:
@@ -141,7 +140,7 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
                 room.add_module(point.name.removeprefix("attn."), self._place(point, name))
         return room
 
-    @looking_once
+    @whole
     def forward(
         self,
         input: Any = None,
@@ -188,7 +187,7 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
             logits = self.model(attention_mask=attention_mask, **kwargs).logits
         return scoring.as_asked(return_type, logits, tokens, attention_mask)
 
-    @looking_once
+    @whole
     def generate(
         self,
         input: Any = None,
@@ -245,12 +244,12 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
         if names_filter is not None and guessing:
             raise InterpError("assisted generation reads tokens that it gives up again; leave names_filter out.")
         recorder = None if names_filter is None else generation.Recorder(self, names_filter)
-        with ExitStack() as stack:
-            if recorder is not None:
-                stack.enter_context(self.hooks(fwd_hooks=recorder.hooks))
-            for context in (evaluating(self), self._session(past), torch.no_grad(), generation.in_one_sentence()):
-                stack.enter_context(context)
-            ids = () if embedded else (tokens,)
+        hooks = [] if recorder is None else recorder.hooks
+        ids = () if embedded else (tokens,)
+        with (
+            self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past), without_gradients(),
+            generation.in_one_sentence(),
+        ):  # fmt: skip
             out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
         if read.as_text and isinstance(out, Tensor):
             out = generation.as_text(self.tokenizer, out, read)
@@ -348,42 +347,42 @@ class Lens(CurrentMixin, WeightsMixin, HookedLens):
     @contextmanager
     def _session(self, cache: Any) -> Iterator[None]:
         """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
-        with ExitStack() as stack:
-            self._turn.take(stack)
-            watched = stack.enter_context(self._watching())
-            keeper = getattr(cache, "keeper", None)
-            check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
-            if watched or keeper is not None or self.edits_in_force:
-                refuse_nesting(self.model, stack)
-                self._attach(watched, cache, stack)
-            yield
+        with undoing(call := self._calls_of.now) as undo:
+            self._turn.take(undo, call)
+            with self._watching() as watched:
+                keeper = getattr(cache, "keeper", None)
+                check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
+                if watched or keeper is not None or self.edits_in_force:
+                    refuse_nesting(self.model, undo, call)
+                    self._attach(watched, cache, undo)
+                yield
 
-    def _attach(self, watched: dict[str, HookPoint], cache: Any, stack: ExitStack) -> None:
+    def _attach(self, watched: dict[str, HookPoint], cache: Any, undo: Undo) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
-        on = partial(forward_hook, stack)
+        on = partial(forward_hook, undo)
         if "hook_embed" in watched:
             on(self.model.get_input_embeddings(), lambda m, a, out: self.hook_embed(out))
         if "ln_final.hook_normalized" in watched:
             on(self.anatomy.final_norm, lambda m, a, out: self.ln_final.hook_normalized(out))
         for layer, part in enumerate(self.anatomy.blocks):
-            attach_residual(part, self.blocks[layer], stack)
+            attach_residual(part, self.blocks[layer], undo)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
         if under_policy or self.edits_in_force or any(".attn." in name for name in watched):
             called = [(layer, part) for layer, part in self.anatomy.attending if part.seam != "softmax"]
-            sites = {layer: site_of(layer, part, self.hook_dict, stack) for layer, part in called}
+            sites = {layer: site_of(layer, part, self.hook_dict, undo) for layer, part in called}
             for layer, part in called:
                 sites[layer].lender = sites.get(part.seen.get("reads", -1))
             by_module = {part.attention: sites[layer] for layer, part in called if part.attention}
-            stack.enter_context(attention_through(self.model, by_module))
-            stack.enter_context(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))
+            undo.enter(attention_through(self.model, by_module))
+            undo.enter(own_attention_through(self.model, own_sites(self.anatomy, sites, self.hook_dict)))
             if isinstance(cache, LensCache):
+                undo.later(setattr, cache, "listener", None)
                 cache.listener = lambda layer, k, v: sites[layer].store(k, v) if layer in sites else (k, v)
-                stack.callback(setattr, cache, "listener", None)
             if under_policy:
                 for site in sites.values():
                     site.cache = cache
             if self.edits_in_force:
-                self._interventions.attach_edits(sites, cache, stack)
+                self._interventions.attach_edits(sites, cache, undo)
 
 
 def parameters_of(model: nn.Module) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -12,26 +11,26 @@ from torch import nn
 
 from interp.lens.anatomy import Anatomy, BlockParts, first
 from interp.lens.strict_hooks import Hook, HookPoint
-from interp.lens.turns import mine
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.points import live
 from interp.seam.routing import Attending
 from interp.seam.softmax_seam import Opening, SoftmaxSite
+from interp.undoing import Undo
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
 
 
-def forward_hook(stack: ExitStack, module: nn.Module | None, hook: Hook) -> None:
-    """A forward hook of this call alone, until the stack unwinds."""
+def forward_hook(undo: Undo, module: nn.Module | None, hook: Hook) -> None:
+    """A forward hook of this call alone, until the end of `undo`."""
     assert module is not None  # a point exists only where its module was found
-    stack.callback(module.register_forward_hook(mine(hook)).remove)
+    undo.hook(module, hook)
 
 
-def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
-    """Hooks on a block's modules for its hooked points along the residual stream, until the stack unwinds."""
-    on = partial(forward_hook, stack)
+def attach_residual(part: BlockParts, room: Any, undo: Undo) -> None:
+    """Hooks on a block's modules for its hooked points along the residual stream, until the end of `undo`."""
+    on = partial(forward_hook, undo)
 
     def point(name: str) -> HookPoint | None:
         return getattr(room, name, None)
@@ -45,7 +44,7 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
             resid["pre"] = given = room.hook_resid_pre(given)
             return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
-        stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
+        undo.hook(part.block, enter, pre=True, with_kwargs=True)
     for name in ("hook_attn_out", "hook_mixer_out"):
         if live(point(name)):
             on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
@@ -69,7 +68,7 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
         on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 
 
-def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack: ExitStack) -> Site:
+def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], undo: Undo) -> Site:
     """The site of a block's attention for one call, with what it has to be told while the call runs.
 
     points: all hook points of the Lens by name.
@@ -82,7 +81,7 @@ def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack
         site.position_embeddings = kwargs.get("position_embeddings")
 
     assert part.attention is not None
-    stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
+    undo.hook(part.attention, note, pre=True, with_kwargs=True)
     if part.gated and live(gated := names.get("attn.hook_gated_z")):
         assert part.out_projection is not None
         heads = part.seen["n_heads"]
@@ -90,7 +89,7 @@ def site_of(layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack
         def read(module: nn.Module, args: Args) -> Args:
             return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
 
-        stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
+        undo.hook(part.out_projection, read, pre=True)
     return site
 
 
