@@ -175,6 +175,11 @@ class Case:
             channel_ledger=channel_ledger, stepping=stepping,
         )  # fmt: skip
 
+    @property
+    def runs(self) -> list[CacheRun]:
+        """Those that were needed so far."""
+        return [run for run in vars(self).values() if isinstance(run, CacheRun)]
+
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
         """The intervention in force; which layers stay as they are was said when the case was made."""

@@ -20,6 +20,7 @@ from torch import nn
 from interp.cache.kinds import kinds
 from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.evaluating import evaluation_mode
+from interp.lens.finite import NonFiniteError, said_of
 from interp.lens.head import Step, find_head
 from interp.lens.projection import heads_written, out_projection
 from interp.lens.trying import some_tokens, tried
@@ -164,6 +165,8 @@ def dissect(model: Any) -> Anatomy:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
         )
+    if (said := said_of(model, seen, logits)) is not None:  # then nothing is found by arithmetic
+        raise NonFiniteError(said)
     if in_code := not watcher.calls:
         watcher, seen, _ = _watched(model, in_code)
     if not watcher.calls or watcher.unread.intersection(watcher.calls):

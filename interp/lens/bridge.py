@@ -19,6 +19,7 @@ from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.anatomy import Anatomy, BlockParts
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.finite import refuse_lost
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.reading_input import unpacked, without_types
 from interp.lens.readout import FinalNorm
@@ -221,6 +222,7 @@ class BridgeLens(WeightsMixin, HookedLens):
                     self._collect(layer, undo, partial(shown.__setitem__, layer))
             tokens = torch.tensor([[self.cfg.d_vocab // 3, self.cfg.d_vocab // 2]], device=self.device)
             logits = self.bridge(tokens)
+        refuse_lost(self, tokens, logits)  # then nothing is found by arithmetic
         for name in [n for n in self.hook_dict if n not in fired and self.point_table[n].mode != "observable"]:
             self._drop(name, "this TransformerBridge has the hook point but never fires it")
         for layer in range(self.cfg.n_layers):

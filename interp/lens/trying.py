@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from interp.errors import UnsupportedModelError
 from interp.lens.evaluating import evaluation_mode
+from interp.lens.finite import NonFiniteError, where_lost
 from interp.lens.head import FIT
 from interp.seam.call import AttentionCall
 from interp.seam.routing import attention_through
@@ -83,6 +84,9 @@ def tried(model: Any, attention: dict[int, nn.Module], in_code: bool = False) ->
             except Exception:  # nor keeps every model a cache
                 out = model(input_ids=ids, use_cache=False, **given)
     real = mask.bool() if given else torch.ones_like(mask, dtype=torch.bool)
+    if not torch.isfinite(bare[real]).any():
+        said = where_lost(model, [ids[1:]], lambda row: model(input_ids=row, use_cache=False))
+        raise NonFiniteError(said or f"{type(model).__name__} computes no finite logits of a text with padding.")
     _agree(model, bare[real], out.logits[real])
     for layer, module in attention.items():
         if keys.number[module] != LENGTH:
