@@ -13,6 +13,7 @@ from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import finite
 from interp.lens.protocol import InterventionLens
 from interp.lens.reading_input import left_padded
+from interp.settings.checking import checked
 
 Tensor = torch.Tensor
 
@@ -21,7 +22,7 @@ Tensor = torch.Tensor
 @torch.no_grad()
 def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does, in terms of what any lens with a cache can do."""
-    if chunk < 1:
+    if checked("score", "chunk", chunk, int) < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
     tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
     rest, there = _continuation(lens, prompt, continuation, tokens)

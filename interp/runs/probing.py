@@ -19,6 +19,7 @@ from interp.lens.finite import finite, refuse_weights
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 from interp.seam.precision import autocast_dtype, plain_numbers
+from interp.settings.checking import checked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -123,6 +124,7 @@ def _report(progress: Progress, before: int, total: int, layer: int, _: Any = No
 
 def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tuple[list[torch.Tensor], bool]:
     """One row of tokens `[1, pos]` for each text, and whether there is only one that came alone."""
+    checked("probe", "tokens", n, int | None)
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
     texts = [inputs] if isinstance(inputs, str) else inputs if isinstance(inputs, (list, tuple)) else []
