@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"interp": ROOT, "interp_kernels": ROOT / "kernels", "interp_explorer": ROOT / "apps"}
 FLOORS = (
     ("interp.errors", "interp.moved", "interp_kernels"),
-    ("interp.discovery", "interp.files"),
+    ("interp.discovery", "interp.files", "interp.undoing"),
     ("interp.cache", "interp.results", "interp.settings", "interp.subjects"),
     ("interp.seam", "interp.figures"),
     ("interp.interventions",),

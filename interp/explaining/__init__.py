@@ -61,21 +61,25 @@ def explain(
         ['masks', 'perturbation']
     """
     from interp.explaining.case import Case
+    from interp.lens.finite import finite
     from interp.results.provenance import provenance
 
     wanted = resolve(questions, intervention)
     case = Case.of(lens, intervention, prompt, continuation)
     facts = case.facts() | provenance(lens.device)
     answers, silent = {}, []
-    for question in wanted:
-        try:
-            answers[question.name] = question.ask(case)
-        except NothingToSay as reason:
-            if questions is not None:
-                raise
-            silent.append(str(reason))
-        else:
-            answers[question.name].attrs |= facts
+    with finite(lens, [case.seen]) as numbers:
+        for question in wanted:
+            try:
+                answers[question.name] = question.ask(case)
+            except NothingToSay as reason:
+                if questions is not None:
+                    raise
+                silent.append(str(reason))
+            else:
+                answers[question.name].attrs |= facts
+        for run in case.runs:
+            numbers.take_logits(run.logits)
     if silent:
         warnings.warn(f"left out of the explanation: {' '.join(silent)}", stacklevel=3)  # who called
     return answers

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, Intervention, parts
+from interp.settings.checking import Checked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,7 +24,7 @@ class NothingToSay(InterpError):
     """A question that may be asked about such a policy, but has no answer for what it did in this run."""
 
 
-class Question(ABC):
+class Question(Checked, ABC):
     """A named question about an intervention. Subclasses are frozen dataclasses with a class attribute `name`."""
 
     name: ClassVar[str]

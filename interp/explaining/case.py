@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from interp.cache.segments import Segment
 from interp.errors import InterpError
 from interp.explaining.restoring import at_rest
 from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Prompt, parts
-from interp.interventions.keeper import Keeper
+from interp.interventions.keeper import Keeper, said_already
 from interp.lens.protocol import InterventionLens, TextLens, takes_interventions
 from interp.lens.scoring import nll_of
 from interp.seam.event import AttentionEvent
@@ -192,13 +191,16 @@ class Case:
             channel_ledger=channel_ledger, stepping=stepping,
         )  # fmt: skip
 
+    @property
+    def runs(self) -> list[CacheRun]:
+        """Those that were needed so far."""
+        return [run for run in vars(self).values() if isinstance(run, CacheRun)]
+
     @contextmanager
     def applied(self, ledger: bool = False) -> Iterator[None]:
         """The intervention in force; which layers stay as they are was said when the case was made."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* layers .* and stay as they are")
-            with self.lens.apply(self.intervention, ledger=ledger):
-                yield
+        with said_already(), self.lens.apply(self.intervention, ledger=ledger):
+            yield
 
     @torch.no_grad()
     def read(self, tokens: Tensor, **given: Any) -> LensCache:

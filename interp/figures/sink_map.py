@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -12,6 +10,7 @@ from plotly.subplots import make_subplots
 from interp.figures._need import need
 from interp.figures._text import quoted
 from interp.figures._theme import AMOUNT, BLUE, ORANGE, decades, finish, row_labels, rows_height, top_down
+from interp.results.ragged import mean_of_known
 
 RESULT = "text_sinks"
 BINS = 128  # columns of the map; more would be thinner than the pixels they are drawn with
@@ -36,9 +35,7 @@ def sink_map(ds: xr.Dataset) -> go.Figure:
     """
     ds = need(ds, "sink_map", RESULT, "mean_received", "primary_sink", "primary_sink_share", "token_text")
     received = ds["mean_received"].transpose("layer", "head", "token")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # tokens that too few queries see are NaN in every head
-        by_layer = np.nanmean(received.values, axis=1)
+    by_layer = mean_of_known(received.values, axis=1)  # tokens that too few queries see are NaN in every head
     start, strongest, share = _binned(by_layer)
     tokens = [str(text) for text in ds["token_text"].values]
     layers = [f"layer {layer}" for layer in ds["layer"].values]

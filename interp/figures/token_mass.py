@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -13,6 +11,7 @@ from interp.figures._lines import LINE, line_ticks, set_in_lines, width
 from interp.figures._need import choose, need
 from interp.figures._text import escape
 from interp.figures._theme import INK, MONO, decades, finish
+from interp.results.ragged import mean_of_known
 
 RESULT = "text_sinks"
 SHOWN, LINES = 400, 60  # tokens and lines at most
@@ -46,9 +45,8 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
     column, line, shown = set_in_lines(tokens, LINES, characters)
     part = ds[["mean_received", "column_mass"]].sel(where).isel(token=slice(0, len(shown)))
     others = [d for d in ("layer", "head") if d not in where]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # tokens that too few queries see are NaN everywhere
-        received = part["mean_received"].mean(others).values
+    among = tuple(part["mean_received"].get_axis_num(others))
+    received = mean_of_known(part["mean_received"].values, among)  # tokens that too few queries see are NaN everywhere
     mass = part["column_mass"].mean(others).values
 
     with np.errstate(divide="ignore"):

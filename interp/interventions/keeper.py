@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, ChannelEntry, Entry, Intervention, Moment, Plan, Prompt, parts
 from interp.seam.event import AttentionEvent
+from interp.undoing import undoing
 
 if TYPE_CHECKING:
     from interp.cache.stored_layer import StoredLayer
@@ -250,12 +253,22 @@ def _refuse_on_latents(members: tuple[CachePolicy, ...], cfg: LensConfig) -> Non
         raise UnsupportedModelError(f"{name} cannot act on the latent attention of {cfg.architecture}: {reason}.")
 
 
+_said: ContextVar[bool] = ContextVar("interp_layers_said", default=False)
 LEFT_ALONE = {
     "local": "have a sliding window",
     "shared": "read keys and values of an earlier layer",
     "other": "keep something else in their cache than the keys that they attend to, or attend in their own code",
     "none": "have no attention",
 }
+
+
+@contextmanager
+def said_already() -> Iterator[None]:
+    """Inside, in this thread, nothing is said of the layers that stay as they are."""
+    with undoing() as undo:
+        undo.later(_said.set, _said.get())
+        _said.set(True)
+        yield
 
 
 def _say_which_layers(cfg: LensConfig) -> None:
@@ -272,5 +285,7 @@ def _say_which_layers(cfg: LensConfig) -> None:
         raise UnsupportedModelError(
             f"{cfg.architecture} has no layer whose cache a policy could act on: {'; '.join(told)}."
         )
+    if _said.get():
+        return
     for said, layers in zip(told, filter(None, by_kind.values()), strict=True):
         warnings.warn(f"{said} and stay as they are: {layers}.", stacklevel=6)  # the line of the `with`

@@ -8,7 +8,6 @@ scores that the bridge shows. What a bridge does not have on an architecture is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.finite import refuse_lost
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.reading_input import unpacked, without_types
@@ -32,6 +32,7 @@ from interp.seam.attention import OBSERVABLES, show
 from interp.seam.config import LensConfig
 from interp.seam.event import AttentionEvent
 from interp.seam.points import live
+from interp.undoing import Undo, undoing
 
 Tensor = torch.Tensor
 
@@ -124,13 +125,13 @@ class BridgeLens(WeightsMixin, HookedLens):
         self.check_mask(attention_mask, tokens, 0)
         if attention_mask is not None:
             kwargs["attention_mask"] = attention_mask
-        with self._lock, self._watching() as watched, ExitStack() as stack:
+        with undoing() as undo, self._gate.held(), self._watching() as watched:
             check_mode(self.bridge.modules(), bool(watched), False)
             for layer in range(self.cfg.n_layers):
                 points = {name: watched.get(f"blocks.{layer}.attn.hook_{name}") for name in OBSERVABLES}
                 wanted = {name: point for name, point in points.items() if point is not None}
                 if wanted:
-                    self._collect(layer, stack, partial(self._show, layer, wanted, attention_mask))
+                    self._collect(layer, undo, partial(self._show, layer, wanted, attention_mask))
             logits = self.bridge(tokens, **kwargs)
         return as_asked(return_type, logits, tokens, attention_mask)
 
@@ -152,7 +153,7 @@ class BridgeLens(WeightsMixin, HookedLens):
         texts = isinstance(input, str) or (isinstance(input, list) and isinstance(input[0], str))
         if not texts and isinstance(mask, Tensor) and not bool(mask.all()):
             raise InterpError("a TransformerBridge generates without a mask; pass rows of one length, or texts.")
-        with self._lock, evaluating(self):
+        with self._gate.held(), evaluating(self):
             return self.bridge.generate(input if texts else tokens, **kwargs)
 
     def apply(self, intervention: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # not torch's `apply(fn)`
@@ -168,7 +169,7 @@ class BridgeLens(WeightsMixin, HookedLens):
         for name, point in wanted.items():
             show(point, OBSERVABLES[name](event))
 
-    def _collect(self, layer: int, stack: ExitStack, use: Callable[[dict[str, Tensor]], None]) -> None:
+    def _collect(self, layer: int, undo: Undo, use: Callable[[dict[str, Tensor]], None]) -> None:
         """Pass one layer's queries, keys, values, scores and pattern to `use` as soon as the pattern appears."""
         attention = self.bridge.blocks[layer].attn
         prefix = "hook_rot_" if self.rotary else "hook_"
@@ -187,7 +188,7 @@ class BridgeLens(WeightsMixin, HookedLens):
             "pattern": "hook_pattern",
         }
         for name, hook in names.items():
-            _hooked(getattr(attention, hook), partial(keep, name=name), stack)
+            _hooked(getattr(attention, hook), partial(keep, name=name), undo)
 
     def _event(self, layer: int, seen: dict[str, Tensor], attention_mask: Tensor | None) -> AttentionEvent:
         """The attention event of what a bridge showed; the mask is read off its scores."""
@@ -212,15 +213,16 @@ class BridgeLens(WeightsMixin, HookedLens):
         fired: set[str] = set()
         raw: list[Tensor] = []
         shown: dict[int, dict[str, Tensor]] = {}
-        with ExitStack() as stack:
-            stack.callback(self.bridge.unembed.register_forward_hook(lambda m, a, out: raw.append(out)).remove)
+        with undoing() as undo:
+            undo.hook(self.bridge.unembed, lambda m, a, out: raw.append(out))
             for name, point in self.hook_dict.items():
-                _hooked(point, lambda value, hook, name=name: fired.add(name), stack)
+                _hooked(point, lambda value, hook, name=name: fired.add(name), undo)
             for layer in range(self.cfg.n_layers):
                 if f"blocks.{layer}.attn.hook_pattern" in self.hook_dict:
-                    self._collect(layer, stack, partial(shown.__setitem__, layer))
+                    self._collect(layer, undo, partial(shown.__setitem__, layer))
             tokens = torch.tensor([[self.cfg.d_vocab // 3, self.cfg.d_vocab // 2]], device=self.device)
             logits = self.bridge(tokens)
+        refuse_lost(self, tokens, logits)  # then nothing is found by arithmetic
         for name in [n for n in self.hook_dict if n not in fired and self.point_table[n].mode != "observable"]:
             self._drop(name, "this TransformerBridge has the hook point but never fires it")
         for layer in range(self.cfg.n_layers):
@@ -272,11 +274,16 @@ class BridgeLens(WeightsMixin, HookedLens):
         )
 
 
-def _hooked(point: HookPoint, hook: Hook, stack: ExitStack) -> None:
-    """Put a hook on a point until the stack unwinds."""
-    handle = point.add_hook(hook)
-    stack.callback(point.fwd_hooks.remove, handle)
-    stack.callback(handle.hook.remove)
+def _hooked(point: HookPoint, hook: Hook, undo: Undo) -> None:
+    """Put a hook on a point until the end of `undo`."""
+    undo.later(_unhooked, point, hook)
+    point.add_hook(hook)
+
+
+def _unhooked(point: HookPoint, hook: Hook) -> None:
+    for handle in [handle for handle in point.fwd_hooks if handle.user_hook is hook]:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
 
 
 def _wrapped(component: Any) -> nn.Module:

@@ -8,7 +8,6 @@ alone; where somebody looks on, it says that dropout is live.
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError
+from interp.undoing import Gate, undoing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,11 +28,11 @@ class _Modes:
     """Modules that were in train mode when the first of several overlapping measurements began."""
 
     def __init__(self) -> None:
-        self.users = 0
+        self.users: set[object] = set()
         self.training: list[nn.Module] = []
 
 
-_lock = threading.Lock()
+_gate = Gate()
 _modes: WeakKeyDictionary[nn.Module, _Modes] = WeakKeyDictionary()
 
 
@@ -51,21 +51,27 @@ def evaluation_mode(*roots: nn.Module) -> Iterator[None]:
 
     Measurements of several threads may overlap: the last one to end puts the modes back.
     """
-    with _lock:
-        kept = _modes.setdefault(roots[0], _Modes())
-        kept.users += 1
-        for module in (modules := [m for root in roots for m in root.modules() if m.training]):
-            module.training = False
-        kept.training += modules
-    try:
+    user = object()
+    with undoing() as undo:
+        undo.later(_put_back, roots[0], user)
+        with _gate.held():
+            kept = _modes.setdefault(roots[0], _Modes())
+            kept.users.add(user)
+            kept.training += (modules := [m for root in roots for m in root.modules() if m.training])
+            for module in modules:
+                module.training = False
         yield
-    finally:
-        with _lock:
-            kept.users -= 1
-            if kept.users == 0:
-                for module in kept.training:
-                    module.training = True
-                kept.training.clear()
+
+
+def _put_back(root: nn.Module, user: object) -> None:
+    with _gate.held():
+        if (kept := _modes.get(root)) is None:
+            return
+        kept.users.discard(user)
+        if not kept.users:
+            for module in kept.training:
+                module.training = True
+            kept.training.clear()
 
 
 def in_evaluation_mode(measure: Callable[P, R]) -> Callable[P, R]:

@@ -7,7 +7,7 @@ tell by their number whose tokens they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.evaluating import evaluation_mode
+from interp.lens.finite import NonFiniteError, said_of
 from interp.lens.trying import arguments, is_encoder_decoder, some_tokens
 from interp.lens.writers import ModuleCall
 from interp.seam.call import AttentionCall
 from interp.seam.routing import attention_through, refusal
 from interp.seam.softmax_seam import SoftmaxNotes, own_attention_through
+from interp.undoing import undoing
 
 Tensor = torch.Tensor
 TOKENS, READ = 2, 3
@@ -96,9 +98,9 @@ def _recorded(model: nn.Module) -> Iterator[list[ModuleCall]]:
 
         return hook
 
-    with ExitStack() as stack:
+    with undoing() as undo:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
+            undo.hook(module, note(name), with_kwargs=True)
         yield seen
 
 
@@ -113,6 +115,8 @@ def look(model: Any) -> Look:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
         )
+    if (said := said_of(model, seen, logits)) is not None:  # then nothing is found by arithmetic
+        raise NonFiniteError(said)
     if in_code := not watcher.calls:
         watcher, seen, _ = _watched(model, in_code)
     if not watcher.calls or watcher.unread.intersection(watcher.calls):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import numbers
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -105,9 +106,9 @@ def _field(config: Any, name: str) -> Any:
 
 
 def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise InterpError(f"generate: {name} should be a number of at least 1, found {value!r}.")
-    return value
+    return int(value)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import reduce
@@ -22,10 +22,10 @@ from interp.interventions.keeper import Keeper
 from interp.lens.parts import Anatomy
 from interp.lens.protocol import InterventionLens
 from interp.lens.readout import output_norms
-from interp.lens.turns import mine
 from interp.seam.attention import Site
 from interp.seam.config import LensConfig
 from interp.seam.softmax_seam import only_open
+from interp.undoing import Undo, undoing
 
 
 @dataclass
@@ -87,16 +87,14 @@ class InForce:
             raise InterpError("a ledger lists what cache policies evict, and there is none among the interventions.")
         policies = lens.policies_of(reduce(or_, others)) if others else ()
         block = Block(self, policies, edits, ledger)
-        _open.set((*_open.get(), block))
-        try:
+        with undoing() as undo:
+            undo.later(_shut, block)
+            _open.set((*_open.get(), block))
             yield lens
             if policies:
                 _warn_unless_fired(policies, block.keepers)
             for told in block.account.silent(edits):
                 warnings.warn(told, stacklevel=3)  # the line of the `with`
-        finally:
-            block.open = False  # for whoever was started inside and outlives the block
-            _open.set(tuple(other for other in _open.get() if other is not block))
 
     def refuse_inside(self, intervention: Intervention) -> None:
         """Refuse what needs queries and keys where these stay inside the attention modules."""
@@ -139,8 +137,8 @@ class InForce:
         cache = EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
         return cache if decoder is None else PairedCache(cache)
 
-    def attach_edits(self, sites: Mapping[int, Site], cache: Any, stack: ExitStack) -> None:
-        """Let the edits in force act at the attention of a call's layers, until `stack` is closed."""
+    def attach_edits(self, sites: Mapping[int, Site], cache: Any, undo: Undo) -> None:
+        """Let the edits in force act at the attention of a call's layers, until the end of `undo`."""
         own = of_own_tokens(cache)
         memory = own.memory if isinstance(own, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
@@ -155,14 +153,14 @@ class InForce:
             editing.arrive(model, args, kwargs)
 
         reader = self.model if self.anatomy.decoder is None else self.anatomy.decoder
-        stack.callback(reader.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
+        undo.hook(reader, arrive, pre=True, with_kwargs=True)
         for i, site in sites.items():
             layer = LayerEdits(i, editing)
             if layer.acting:
                 site.edits = layer
             if layer.reads_residual:
                 block = self.anatomy.blocks[i].block
-                stack.callback(block.register_forward_pre_hook(mine(layer.enter), with_kwargs=True).remove)
+                undo.hook(block, layer.enter, pre=True, with_kwargs=True)
 
     def refuse_guessing(self, asked: Sequence[str], past: Any) -> None:
         """Assisted generation reads guessed tokens with the prompt: a policy would take them for the prompt's."""
@@ -182,6 +180,11 @@ class InForce:
             )
         if self.policies and all(cache is not past for _, cache in self._block.keepers):
             self._block.keepers.append((past.keeper, past))
+
+
+def _shut(block: Block) -> None:
+    block.open = False  # for whoever was started inside and outlives the block
+    _open.set(tuple(other for other in _open.get() if other is not block))
 
 
 def _warn_unless_fired(policies: tuple[CachePolicy, ...], keepers: list[tuple[Keeper, LensCache]]) -> None:

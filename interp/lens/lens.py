@@ -9,9 +9,8 @@ and nothing else.
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Self, cast
 
@@ -34,12 +33,13 @@ from interp.lens.in_force import InForce
 from interp.lens.parts import Anatomy
 from interp.lens.point_building import PointsMixin
 from interp.lens.reading_input import left_padded, unpacked, without_types
-from interp.lens.staying_current import CurrentMixin, looking_once
+from interp.lens.staying_current import CurrentMixin
 from interp.lens.strict_hooks import HookPoint
-from interp.lens.turns import refuse_nesting, turn_of
+from interp.lens.turns import refuse_nesting, turn_of, whole
 from interp.lens.watching import attach_residual, attend_through, forward_hook
 from interp.lens.weights_by_name import WeightsMixin
 from interp.seam.config import LensConfig
+from interp.undoing import Undo, undoing, without_gradients
 
 Tensor = torch.Tensor
 
@@ -76,8 +76,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
         self._interventions = InForce(model)
         self._turn = turn_of(model)
-        self._lock = self._turn.lock
-        self._calls_of = threading.local()
+        self._gate = self._turn.gate
         self._learn()
 
     @property
@@ -102,7 +101,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
         acting.caches = "past_key_values" in named
 
-    @looking_once
+    @whole
     def forward(
         self,
         input: Any = None,
@@ -156,7 +155,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             logits = self.model(attention_mask=attention_mask, **kwargs).logits
         return scoring.as_asked(return_type, logits, main.tokens, main.mask, kwargs.get("labels") if paired else None)
 
-    @looking_once
+    @whole
     def generate(
         self,
         input: Any = None,
@@ -217,12 +216,12 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         if names_filter is not None and guessing:
             raise InterpError("assisted generation reads tokens that it gives up again; leave names_filter out.")
         recorder = None if names_filter is None else generation.Recorder(self, names_filter)
-        with ExitStack() as stack:
-            if recorder is not None:
-                stack.enter_context(self.hooks(fwd_hooks=recorder.hooks))
-            for context in (evaluating(self), self._session(past), torch.no_grad(), generation.in_one_sentence()):
-                stack.enter_context(context)
-            ids = () if embedded else (tokens,)
+        hooks = [] if recorder is None else recorder.hooks
+        ids = () if embedded else (tokens,)
+        with (
+            self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past), without_gradients(),
+            generation.in_one_sentence(),
+        ):  # fmt: skip
             out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
         if read.as_text and isinstance(out, Tensor):
             out = generation.as_text(self.tokenizer, out, read, paired)
@@ -327,19 +326,19 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
     @contextmanager
     def _session(self, cache: Any) -> Iterator[None]:
         """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
-        with ExitStack() as stack:
-            self._turn.take(stack)
-            watched = stack.enter_context(self._watching())
-            keeper = getattr(cache, "keeper", None)
-            check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
-            if watched or keeper is not None or self.edits_in_force:
-                refuse_nesting(self.model, stack)
-                self._attach(watched, cache, stack)
-            yield
+        with undoing(call := self._calls_of.now) as undo:
+            self._turn.take(undo, call)
+            with self._watching() as watched:
+                keeper = getattr(cache, "keeper", None)
+                check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
+                if watched or keeper is not None or self.edits_in_force:
+                    refuse_nesting(self.model, undo, call)
+                    self._attach(watched, cache, undo)
+                yield
 
-    def _attach(self, watched: dict[str, HookPoint], cache: Any, stack: ExitStack) -> None:
+    def _attach(self, watched: dict[str, HookPoint], cache: Any, undo: Undo) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
-        on = partial(forward_hook, stack)
+        on = partial(forward_hook, undo)
         for part in self.anatomy.stacks:
             if (embed := f"{part.prefix}hook_embed") in watched:
                 on(part.embedding, lambda m, a, out, point=watched[embed]: point(out))
@@ -347,20 +346,20 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                 on(part.final_norm, lambda m, a, out, point=watched[final]: point(out))
             rooms = getattr(self, part.prefix.removesuffix("."), self).blocks
             for room, block in zip(rooms, part.blocks, strict=True):
-                attach_residual(block, room, stack)
+                attach_residual(block, room, undo)
         under_policy = isinstance(cache, LensCache) and cache.keeper is not None
         if under_policy or self.edits_in_force or any("attn." in name for name in watched):
-            sites = attend_through(self.model, self.anatomy, self.hook_dict, stack)
+            sites = attend_through(self.model, self.anatomy, self.hook_dict, undo)
             stored = {layer: site for layer, site in sites.items() if not site.whole}
             own = of_own_tokens(cache)
             if isinstance(own, LensCache):
+                undo.later(setattr, own, "listener", None)
                 own.listener = lambda layer, k, v: stored[layer].store(k, v) if layer in stored else (k, v)
-                stack.callback(setattr, own, "listener", None)
             if under_policy:
                 for site in sites.values():
                     site.cache = cache
             if self.edits_in_force:
-                self._interventions.attach_edits(sites, cache, stack)
+                self._interventions.attach_edits(sites, cache, undo)
 
 
 def parameters_of(model: nn.Module) -> set[str]:

@@ -10,6 +10,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens.unwrapping import refuse_adapter, unwrapped
+from interp.subjects.quiet import LOADING
 
 if TYPE_CHECKING:
     from interp.lens.bridge import BridgeLens
@@ -166,27 +167,23 @@ def _from_pretrained(
     from transformers import AutoConfig, AutoTokenizer
 
     options = {key: value for key, value in options.items() if value is not None}
+    where = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
-        model, found = _auto_class(config).from_pretrained(
-            name,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=local,
-            output_loading_info=True,
-            **options,
-        )
-        if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+        with LOADING.held():
+            config = AutoConfig.from_pretrained(name, **where)
+            model, found = _auto_class(config).from_pretrained(
+                name, dtype=dtype, use_safetensors=True, output_loading_info=True, **where, **options
+            )
+            if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
+                tokenizer = AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
         reason = " ".join(str(error).split()) or type(error).__name__
-        where = (
+        said = (
             f"the folder {name}"
             if local
             else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
         )
-        raise InterpError(f"cannot load {where}: {reason[:300]}") from error
+        raise InterpError(f"cannot load {said}: {reason[:300]}") from error
     if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
         raise InterpError(  # transformers would go on with random numbers in their place
             f"the weights of {name} lack {len(missing)} tensors, {missing[0]} among them; download or save them again."
@@ -228,9 +225,10 @@ def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
     folder = Path(name).expanduser()
     local = folder.is_dir()
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder) if local else name, trust_remote_code=trust_remote_code, local_files_only=local
-        )
+        with LOADING.held():
+            return AutoTokenizer.from_pretrained(
+                str(folder) if local else name, trust_remote_code=trust_remote_code, local_files_only=local
+            )
     except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InterpError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int
 
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.finite import finite
 from interp.lens.protocol import InterventionLens
 from interp.lens.reading_input import left_padded
+from interp.settings.checking import checked
 
 Tensor = torch.Tensor
 IGNORED = -100
@@ -22,11 +24,29 @@ IGNORED = -100
 @torch.no_grad()
 def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does, in terms of what any lens with a cache can do."""
-    if chunk < 1:
+    if checked("score", "chunk", chunk, int) < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
     tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
     rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
+    with finite(lens, _rows(tokens, attention_mask, rest, there)) as numbers:
+        found = _nats(lens, tokens, attention_mask, rest, chunk)
+        real = found if there is None else found[there]
+        numbers.take(real.clamp_max(0))  # inf is what a token costs that cannot be
+    return found if there is None else found.masked_fill(~there, torch.nan)
+
+
+def _rows(tokens: Tensor, mask: Tensor | None, rest: Tensor, there: Tensor | None) -> Iterator[Int[Tensor, "1 pos"]]:
+    """The texts without their padding: prompts `tokens` padded on the left, continuations `rest` on the right."""
+    for i in range(len(tokens)):
+        prompt = tokens[i] if mask is None else tokens[i, mask[i].bool()]
+        yield torch.cat([prompt, rest[i] if there is None else rest[i, there[i]]])[None]
+
+
+def _nats(
+    lens: InterventionLens, tokens: Tensor, attention_mask: Tensor | None, rest: Tensor, chunk: int
+) -> Float[Tensor, "batch token"]:
+    """What the tokens of `rest` cost after `tokens`."""
     call: dict[str, Any] = {"use_cache": True, "attention_mask": attention_mask}
     logits = lens(tokens, **call, **lens.last_logits_only)[:, -1:]
     cache = lens.last_cache
@@ -46,8 +66,7 @@ def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) ->
             call["attention_mask"] = torch.cat([call["attention_mask"], ones], 1)
         logits = lens(part, **call)
         losses.append(nll_of(logits, rest[:, start : start + part.shape[1]]))
-    found = torch.cat(losses, 1)
-    return found if there is None else found.masked_fill(~there, torch.nan)
+    return torch.cat(losses, 1)
 
 
 def ends_in_nan(

@@ -7,24 +7,19 @@ stay as they are until it ends.
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from interp.errors import InterpError
 from interp.lens.anatomy import config_of, dissect
 from interp.lens.freshness import Fingerprint, refuse_unrunnable
 from interp.lens.parts import Anatomy
 from interp.lens.strict_hooks import HookPoint
-from interp.lens.turns import Turn
+from interp.lens.turns import Calls, Turn
 from interp.seam.config import LensConfig
 from interp.seam.points import live
 from interp.seam.precision import plain_numbers
 from interp.seam.routing import forget
-
-C = TypeVar("C", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,9 @@ class CurrentMixin:
     _turn: Turn
     _name: str | None
     _known: Known
-    _calls_of: threading.local
+    _calls_of: Calls
+    _built = False
+    """Whether its points are those of what it knows: not while they are made, nor after an interrupt there."""
 
     def _learn(self) -> None:
         """Take the model apart and build what depends on its parts."""
@@ -57,8 +54,10 @@ class CurrentMixin:
 
     def _know(self, anatomy: Anatomy, cfg: LensConfig) -> None:
         self._check_config(cfg)
+        self._built = False
         self._known = Known(Fingerprint(self.model), anatomy, cfg)
         self._build(anatomy, cfg)
+        self._built = True
 
     def _check_config(self, cfg: LensConfig) -> None:
         """Raise UnsupportedModelError for a model that a Lens would read wrongly."""
@@ -70,16 +69,15 @@ class CurrentMixin:
 
     def _look(self) -> None:
         """See whether the model has changed since it was taken apart and, outside a call, learn what it is now."""
-        if getattr(self._calls_of, "depth", 0) or self._turn.inside:
+        if self._calls_of.depth or self._turn.inside:
             return
-        known = self._known
-        same_parts = known.seen.same_parts(self.model)
-        if same_parts and known.seen.same_weights():
+        if self._is_current():
             return
-        with self._turn.lock:
-            if self._known is not known:  # another thread has seen to it
+        with self._turn.gate.held():
+            if self._is_current():  # another thread has seen to it
                 return
-            if same_parts and str(self.model.device) != "meta":
+            known = self._known
+            if self._built and known.seen.same_parts(self.model) and str(self.model.device) != "meta":
                 self._know(known.anatomy, config_of(self.model, known.anatomy, self._name))
                 return
             hooked = {name for name, point in self.hook_dict.items() if live(point)}
@@ -89,6 +87,10 @@ class CurrentMixin:
             raise InterpError(
                 f"{gone[0]} is hooked and gone, since {reason}; call reset_hooks() or take the hook away."
             )
+
+    def _is_current(self) -> bool:
+        seen = self._known.seen
+        return self._built and seen.same_parts(self.model) and seen.same_weights()
 
     @property
     def cfg(self) -> LensConfig:
@@ -101,19 +103,3 @@ class CurrentMixin:
         """The parts of the model as it is now."""
         self._look()
         return self._known.anatomy
-
-
-def looking_once(call: C) -> C:
-    """A method that looks at the model as it begins, and takes what it then knows for true until it ends."""
-
-    @functools.wraps(call)
-    def steady(lens: CurrentMixin, *args: Any, **kwargs: Any) -> Any:
-        lens._look()
-        depth = getattr(lens._calls_of, "depth", 0)
-        lens._calls_of.depth = depth + 1
-        try:
-            return call(lens, *args, **kwargs)
-        finally:
-            lens._calls_of.depth = depth
-
-    return cast(C, steady)

@@ -7,12 +7,11 @@ its own position axis; only hook points get a `.name`, so the model inside keeps
 from __future__ import annotations
 
 import difflib
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -21,7 +20,9 @@ from interp.errors import InterpError, UnknownNameError
 from interp.lens.activations import LensActivations
 from interp.lens.habits import point_instead
 from interp.lens.hook_values import Held, fitting
+from interp.lens.turns import Calls
 from interp.seam.points import Point, live
+from interp.undoing import Gate, Undo, undoing
 
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
     from transformer_lens.hook_points import HookPoint as HookPoint
@@ -49,7 +50,7 @@ class HookedLens(HookedRootModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.RLock()
+        self._gate, self._calls_of = Gate(), Calls()
         self.point_table: dict[str, Point] = {}
         self.absent: dict[str, str] = {}
         """Points that this model cannot have, with the reason."""
@@ -74,20 +75,34 @@ class HookedLens(HookedRootModule):
         return made
 
     @contextmanager
-    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def hooks(
+        self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), reset_hooks_end: bool = True, clear_contexts: bool = False
+    ) -> Iterator[Any]:
         """As in TransformerLens; while the block runs, other threads that call this Lens wait.
 
         Warns on leaving where no call of this Lens ran inside: hooks do nothing to `lens.model` by itself.
         """
-        with self._lock, super().hooks(fwd_hooks, bwd_hooks, *args, **kwargs) as hooked:  # type: ignore[arg-type]
-            before = self._calls
-            yield hooked
+        with undoing() as undo:
+            self._gate.hold(undo)
+            level, before = self.context_level + 1, self._calls
+            undo.later(self._close, level, reset_hooks_end, clear_contexts)
+            self.context_level = level
+            for dir, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+                for name, hook in hooks:
+                    self._enable_hook(name, hook, cast(Direction, dir))
+            yield self
             if self.hooks_need_lens and (fwd_hooks or bwd_hooks) and self._calls == before:
                 warnings.warn(
                     "the hooks of this block never fired: nothing ran through the Lens inside it, and lens.model alone "
                     "(in a pipeline, say) passes them by; call lens(...) or lens.generate(...).",
                     stacklevel=3,  # the line of the `with`
                 )
+
+    def _close(self, level: int, reset_hooks: bool, clear_contexts: bool) -> None:
+        """End the block of that level."""
+        if reset_hooks:
+            self.reset_hooks(clear_contexts, including_permanent=False, level=level)
+        self.context_level = level - 1
 
     @contextmanager
     def _watching(self) -> Iterator[dict[str, HookPoint]]:
@@ -96,17 +111,17 @@ class HookedLens(HookedRootModule):
         self._calls += 1
         watched = {name: point for name, point in self.hook_dict.items() if live(point)}
         fired: set[str] = set()
-        with ExitStack() as stack:
+        with undoing(self._calls_of.now) as undo:
             for name, point in watched.items():
-                stack.callback(point.register_forward_pre_hook(lambda *_, name=name: fired.add(name)).remove)
+                undo.hook(point, lambda *_, name=name: fired.add(name), pre=True)
                 if self.point_table[name].mode == "edit":
-                    self._check_values(name, point, stack)
+                    self._check_values(name, point, undo)
             yield watched
         if silent := sorted(watched.keys() - fired):
             warnings.warn(f"hooks on {', '.join(silent)} did not fire in this call.", stacklevel=6)
 
-    def _check_values(self, name: str, point: HookPoint, stack: ExitStack) -> None:
-        """Let what the hooks of a point return be checked, and stretched to its shape, until `stack` is closed."""
+    def _check_values(self, name: str, point: HookPoint, undo: Undo) -> None:
+        """Let what the hooks of a point return be checked, and stretched to its shape, until the end of `undo`."""
         held: list[Held] = []
 
         def enter(point: nn.Module, args: tuple[Any, ...]) -> None:
@@ -115,8 +130,8 @@ class HookedLens(HookedRootModule):
         def leave(point: nn.Module, args: tuple[Any, ...], value: Any) -> Any:
             return fitting(name, self.point_table[name].shape, held[0], value)
 
-        stack.callback(point.register_forward_pre_hook(enter).remove)
-        stack.callback(point.register_forward_hook(leave).remove)
+        undo.hook(point, enter, pre=True)
+        undo.hook(point, leave)
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
         """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from interp.errors import UnsupportedModelError
 from interp.lens.evaluating import evaluation_mode
+from interp.lens.finite import NonFiniteError, where_lost
 from interp.lens.head import FIT
 from interp.seam.call import AttentionCall
 from interp.seam.latent import makes
@@ -104,6 +105,9 @@ def tried(model: Any, attention: Sequence[Tried], in_code: bool = False) -> Kept
                 out = model(**text, use_cache=False, **given)
     masked = given and not is_encoder_decoder(model)
     real = mask.bool() if masked else torch.ones(bare.shape[:2], dtype=torch.bool, device=bare.device)
+    if not torch.isfinite(bare[real]).any():
+        said = where_lost(model, [ids[1:]], lambda row: model(**arguments(model, row, written[1:]), use_cache=False))
+        raise NonFiniteError(said or f"{type(model).__name__} computes no finite logits of a text with padding.")
     _agree(model, bare[real], out.logits[real])
     own = LENGTH if not is_encoder_decoder(model) else written.shape[1]
     wanted = {"own": own, "read": LENGTH, "all": own + LENGTH}

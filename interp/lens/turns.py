@@ -2,41 +2,84 @@
 
 While a call is on, hooks of the Lens lie on the model's own modules, where every forward pass of the model meets them.
 They belong to that call alone: another thread that runs the bare model meanwhile gets what it would have got anyway,
-and a forward pass inside a forward pass, which hooks would take for the first one's, is refused.
+and a forward pass inside a forward pass, which hooks would take for the first one's, is refused. What a call left that
+ended without taking it away (two interrupts, one after the other, can do that) the next forward pass finds and clears.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from interp.errors import InterpError
+from interp.undoing import Gate, Undo
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class Calls(threading.local):
+    """What each thread is doing with one Lens."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        """How many of its calls are inside one another."""
+        self.now = Undo()
+        """What takes back what the innermost one changed."""
+
+
+def whole(call: C) -> C:
+    """A method of a Lens that looks at the model as it begins and takes what it then knows for true until it ends.
+
+    What it changed outside itself is taken back then, however it ends.
+    """
+
+    @functools.wraps(call)
+    def alone(lens: Any, *args: Any, **kwargs: Any) -> Any:
+        lens._look()
+        undo, calls = Undo(sys._getframe()), lens._calls_of
+        try:
+            try:
+                undo.later(calls.__dict__.update, {"depth": calls.depth, "now": calls.now})
+                calls.depth, calls.now = calls.depth + 1, undo
+                return call(lens, *args, **kwargs)
+            finally:
+                undo.now()
+        finally:
+            undo.now()
+
+    return cast(C, alone)
 
 
 class Turn:
-    """The lock of a model, which all its Lenses share, and whether one of them is running it."""
+    """The lock of a model, which all its Lenses share, and the call that runs it."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.thread: int | None = None
+        self.gate = Gate()
+        self.call: Undo | None = None
 
     @property
     def inside(self) -> bool:
         """Whether this thread is in the middle of a Lens call of the model."""
-        return self.thread == threading.get_ident()
+        call = self.call
+        if call is None or call.thread != threading.get_ident():
+            return False
+        if not call.running:
+            call.now()
+        return self.call is not None
 
-    def take(self, stack: ExitStack) -> None:
-        """Begin a call that lasts until `stack` is closed; another one of the same thread has to end first."""
-        stack.enter_context(self.lock)
+    def take(self, undo: Undo, call: Undo) -> None:
+        """Begin to run the model in a call, until the end of `undo`; another call of this thread has to end first."""
         if self.inside:
             raise InterpError("the Lens was called from inside one of its own hooks; call it after the hook returns.")
-        self.thread = threading.get_ident()
-        stack.callback(setattr, self, "thread", None)
+        self.gate.hold(undo)
+        undo.later(setattr, self, "call", None)
+        self.call = call
 
 
 _turns: WeakKeyDictionary[nn.Module, Turn] = WeakKeyDictionary()
@@ -47,25 +90,19 @@ def turn_of(model: nn.Module) -> Turn:
     return _turns.setdefault(model, Turn())
 
 
-def mine(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward (pre-)hook that acts in the thread that made it and lets all others pass."""
-    own = threading.get_ident()
+def refuse_nesting(model: nn.Module, undo: Undo, call: Undo) -> None:
+    """Until the end of `undo`, raise where this thread runs the model from inside its own forward pass.
 
-    def here(module: nn.Module, *given: Any) -> Any:
-        return hook(module, *given) if threading.get_ident() == own else None
-
-    return here
-
-
-def refuse_nesting(model: nn.Module, stack: ExitStack) -> None:
-    """Until `stack` is closed, raise where this thread runs the model from inside its own forward pass.
-
-    One pass after another is another matter: `generate` makes many, and guided decoding two at each token.
+    One pass after another is another matter: `generate` makes many, and guided decoding two at each token. A pass that
+    begins when the call has ended clears what that left.
     """
     running = False
 
     def enter(module: nn.Module, args: Any) -> None:
         nonlocal running
+        if not call.running:
+            call.now()
+            return
         if running:
             raise InterpError(
                 "a hook ran the model inside the model's own forward pass, where the hooks of the Lens would take the "
@@ -77,5 +114,5 @@ def refuse_nesting(model: nn.Module, stack: ExitStack) -> None:
         nonlocal running
         running = False
 
-    stack.callback(model.register_forward_pre_hook(mine(enter)).remove)
-    stack.callback(model.register_forward_hook(mine(leave), always_call=True).remove)
+    undo.hook(model, enter, pre=True)
+    undo.hook(model, leave, always_call=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,26 +13,26 @@ from interp.lens.first_look import first
 from interp.lens.offered import ADDED
 from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.strict_hooks import Hook, HookPoint
-from interp.lens.turns import mine
 from interp.seam import points as table
 from interp.seam.attention import Site
 from interp.seam.points import Point, live
 from interp.seam.routing import Attending, attention_through
 from interp.seam.softmax_seam import Opening, SoftmaxSite, own_attention_through
+from interp.undoing import Undo
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
 
 
-def forward_hook(stack: ExitStack, module: nn.Module | None, hook: Hook) -> None:
-    """A forward hook of this call alone, until the stack unwinds."""
+def forward_hook(undo: Undo, module: nn.Module | None, hook: Hook) -> None:
+    """A forward hook of this call alone, until the end of `undo`."""
     assert module is not None  # a point exists only where its module was found
-    stack.callback(module.register_forward_hook(mine(hook)).remove)
+    undo.hook(module, hook)
 
 
-def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
-    """Hooks on a block's modules for its hooked points along the residual stream, until the stack unwinds."""
-    on = partial(forward_hook, stack)
+def attach_residual(part: BlockParts, room: Any, undo: Undo) -> None:
+    """Hooks on a block's modules for its hooked points along the residual stream, until the end of `undo`."""
+    on = partial(forward_hook, undo)
 
     def point(name: str) -> HookPoint | None:
         return getattr(room, name, None)
@@ -48,7 +47,7 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
             resid["pre"] = given = room.hook_resid_pre(given)
             return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
 
-        stack.callback(part.block.register_forward_pre_hook(mine(enter), with_kwargs=True).remove)
+        undo.hook(part.block, enter, pre=True, with_kwargs=True)
     for name in ("hook_attn_out", "hook_mixer_out"):
         if live(point(name)):
             on(part.attn_out, written_through(getattr(room, name), part.residual_scale))
@@ -63,7 +62,7 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
 
         on(part.attn_out, leave)  # after the hooks above, so that it sees what they left
     if part.writers.cross is not None:
-        attach_crossing(part, room, part.writers.cross.scale, lambda: resid["mid"], stack)
+        attach_crossing(part, room, part.writers.cross.scale, lambda: resid["mid"], undo)
     if part.middle2 is not None and live(point("hook_resid_mid2")):
         on(part.middle2, lambda m, a, out: replaced(out, room.hook_resid_mid2(first(out))))
     if live(rest):
@@ -77,21 +76,21 @@ def attach_residual(part: BlockParts, room: Any, stack: ExitStack) -> None:
         on(part.block, lambda m, a, out: replaced(out, room.hook_resid_post(first(out))))
 
 
-def attach_crossing(part: BlockParts, room: Any, scale: float, start: Callable[[], Any], stack: ExitStack) -> None:
+def attach_crossing(part: BlockParts, room: Any, scale: float, start: Callable[[], Any], undo: Undo) -> None:
     """Hooks on what cross-attention adds to the residual stream, which before it is `start()`."""
     for name, before in (("hook_cross_attn_out", None), ("hook_resid_mid2", start)):
         if live(getattr(room, name, None)):
-            forward_hook(stack, part.cross_out, written_through(getattr(room, name), scale, before))
+            forward_hook(undo, part.cross_out, written_through(getattr(room, name), scale, before))
 
 
-def attend_through(model: Any, anatomy: Anatomy, points: Mapping[str, HookPoint], stack: ExitStack) -> dict[int, Site]:
-    """Route all attention of a model through hook points until the stack unwinds; the main stack's sites by layer, of
+def attend_through(model: Any, anatomy: Anatomy, points: Mapping[str, HookPoint], undo: Undo) -> dict[int, Site]:
+    """Route all attention of a model through hook points until the end of `undo`; the main stack's sites by layer, of
     those layers whose queries and keys can be reached.
 
     points: all hook points of the Lens by name.
     """
     called = [(at, layer, part) for at, layer, part in anatomy.places if part.seam != "softmax"]
-    sites = {at: site_of(at, layer, part, points, stack) for at, layer, part in called}
+    sites = {at: site_of(at, layer, part, points, undo) for at, layer, part in called}
     main = {layer: sites[at] for at, layer, _ in called if at == f"blocks.{layer}.attn"}
     for layer, site in main.items():
         site.lender = main.get(anatomy.blocks[layer].seen.get("reads", -1))
@@ -102,10 +101,10 @@ def attend_through(model: Any, anatomy: Anatomy, points: Mapping[str, HookPoint]
             for site in whole:
                 site.real = _newest(kwargs.get("attention_mask"), kwargs.get("input_ids"))
 
-        stack.callback(anatomy.decoder.register_forward_pre_hook(mine(arrive), with_kwargs=True).remove)
+        undo.hook(anatomy.decoder, arrive, pre=True, with_kwargs=True)
     by_module = {part.attention: sites[at] for at, _, part in called if part.attention}
-    stack.enter_context(attention_through(model, by_module))
-    stack.enter_context(own_attention_through(model, own_sites(anatomy, sites, points)))
+    undo.enter(attention_through(model, by_module))
+    undo.enter(own_attention_through(model, own_sites(anatomy, sites, points)))
     return main
 
 
@@ -116,7 +115,7 @@ def _newest(mask: Any, new: Any) -> Tensor | None:
     return mask[:, -new.shape[1] :].bool()
 
 
-def site_of(at: str, layer: int, part: BlockParts, points: Mapping[str, HookPoint], stack: ExitStack) -> Site:
+def site_of(at: str, layer: int, part: BlockParts, points: Mapping[str, HookPoint], undo: Undo) -> Site:
     """The site of a block's attention for one call, with what it has to be told while the call runs.
 
     at: what stands before the names of its points, such as `blocks.0.attn`. points: all hook points of the Lens by
@@ -131,7 +130,7 @@ def site_of(at: str, layer: int, part: BlockParts, points: Mapping[str, HookPoin
         site.position_embeddings = kwargs.get("position_embeddings")
 
     assert part.attention is not None
-    stack.callback(part.attention.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
+    undo.hook(part.attention, note, pre=True, with_kwargs=True)
     if part.gated and live(gated := names.get("attn.hook_gated_z")):
         assert part.out_projection is not None
         heads = part.seen["n_heads"]
@@ -139,7 +138,7 @@ def site_of(at: str, layer: int, part: BlockParts, points: Mapping[str, HookPoin
         def read(module: nn.Module, args: Args) -> Args:
             return (gated(args[0].unflatten(-1, (heads, -1))).flatten(-2), *args[1:])
 
-        stack.callback(part.out_projection.register_forward_pre_hook(mine(read)).remove)
+        undo.hook(part.out_projection, read, pre=True)
     return site
 
 

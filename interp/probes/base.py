@@ -18,6 +18,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.results.columns import Column, layer_columns
+from interp.settings.checking import Checked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,7 +63,7 @@ class Fold(ABC):
         """What was seen, with named dimensions and units."""
 
 
-class Probe(ABC):
+class Probe(Checked, ABC):
     """A named observation with its parameters. Subclasses are frozen dataclasses with a class attribute `name`."""
 
     name: ClassVar[str]

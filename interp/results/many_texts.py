@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import numbers
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.results.ragged import mean_of_known
 
 POSITIONS = ("token", "token_bin", "query", "key")  # dimensions that mean something else in every text
 PLACES = {"token", "channel", "text"}  # units of whole numbers that point at something instead of counting it
@@ -254,14 +254,20 @@ def _interval(values: np.ndarray) -> dict[str, np.ndarray]:
     """Limits of the bootstrap interval of the mean along the first axis."""
     from scipy import stats  # slow to import, and not needed to pick one text
 
-    with warnings.catch_warnings():  # a resample without a value makes the limits NaN
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
-            (values,), np.nanmean, axis=0, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
-            batch=50, rng=np.random.default_rng(0), vectorized=True,
-        ).confidence_interval  # fmt: skip
-    return {"low": interval.low, "high": interval.high}
+    unknown = np.zeros(values.shape[1:], bool)
+
+    def mean(resamples: np.ndarray, axis: int) -> np.ndarray:
+        means = mean_of_known(resamples, axis)
+        unknown[...] |= np.isnan(means).any(-1)
+        known: np.ndarray = np.nan_to_num(means)
+        return known  # of NaN scipy would warn
+
+    interval = stats.bootstrap(
+        (values,), mean, axis=0, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", batch=50,
+        rng=np.random.default_rng(0), vectorized=True,
+    ).confidence_interval  # fmt: skip
+    # a resample without a value makes the limits NaN
+    return {"low": np.where(unknown, np.nan, interval.low), "high": np.where(unknown, np.nan, interval.high)}
 
 
 def _put_back(result: xr.Dataset, variable: Any) -> None:

@@ -22,3 +22,12 @@ def stacked(layers: Sequence[Any], dtype: Any = None) -> np.ndarray:
     for row, array in zip(made, arrays, strict=True):
         row[tuple(slice(n) for n in array.shape)] = array
     return made
+
+
+def mean_of_known(values: Any, axis: int | tuple[int, ...]) -> np.ndarray:
+    """`np.nanmean`, which says NaN where nothing is known without a warning: who silences one silences all threads."""
+    array = np.asarray(values)
+    known = ~np.isnan(array)
+    total: np.ndarray = np.where(known, array, 0).sum(axis)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(total / known.sum(axis)).astype(total.dtype)

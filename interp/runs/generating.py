@@ -7,9 +7,8 @@ tokens would hold, and that is arithmetic on shapes.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 from interp.interventions import Intervention, parts
 from interp.lens.evaluating import in_evaluation_mode
+from interp.runs.noting import noting
 
 if TYPE_CHECKING:
     from interp.lens.protocol import InterventionLens
@@ -62,7 +62,7 @@ def generate(
         raise InterpError(f"one prompt is continued at a time, and these are {tokens.shape[0]}; pass one of them.")
     watch = _Stopwatch(max_new_tokens, progress)
     before = peak_resident_bytes()
-    with _noting() as notes, nullcontext() if intervention is None else lens.apply(intervention):
+    with noting() as notes, nullcontext() if intervention is None else lens.apply(intervention):
         # a cache whatever the model's own default is: the account is about it
         how: dict[str, Any] = {"use_cache": True, "num_return_sequences": 1, "return_dict_in_generate": False}
         out = lens.generate(tokens, max_new_tokens, attention_mask=mask, streamer=watch, **how)
@@ -157,13 +157,3 @@ class _Stopwatch:
             "decode_seconds": last - first if steps else None,
             "decode_tokens_per_second": steps / (last - first) if steps else None,
         }
-
-
-@contextmanager
-def _noting() -> Iterator[list[str]]:
-    """Warnings for the user, each once, as lines in a list instead of on standard error."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        yield notes
-    notes += dict.fromkeys(" ".join(str(w.message).split()) for w in caught if w.category is UserWarning)

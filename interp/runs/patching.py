@@ -22,6 +22,7 @@ from interp.lens.anatomy import config_of_stack
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.stacks import ENCODER
 from interp.seam.points import in_block
+from interp.settings.checking import checked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -193,7 +194,8 @@ def _chosen(what: str, given: Any, count: int, each: bool) -> list[int] | None:
     """Indices as non-negative numbers; all of them where each is patched by itself and none was chosen."""
     if given is None:
         return list(range(count)) if each else None
-    chosen = [int(index) for index in given]
+    plain = given.tolist() if hasattr(given, "tolist") else given  # a tensor or an array
+    chosen = list(checked("patch", f"{what}s", plain, tuple[int, ...]))
     if wrong := [index for index in chosen if not -count <= index < count]:
         raise InterpError(f"patch: there is no {what} {wrong[0]}; there are {count}.")
     if each and not chosen:

@@ -16,9 +16,11 @@ from interp.errors import InterpError, UnknownNameError
 from interp.icl.tasks.regression import Tasks
 from interp.lens.encoder_view import reading_text
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.finite import finite, refuse_weights
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 from interp.seam.precision import autocast_dtype, plain_numbers
+from interp.settings.checking import checked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -121,6 +123,8 @@ def _probe_tasks(
     from interp.results.provenance import provenance
 
     results = {}
+    if isinstance(model, torch.nn.Module):
+        refuse_weights(model)
     for done, probe in enumerate(wanted, start=1):
         began = time.perf_counter()
         results[probe.name] = probe.measure(model, tasks)
@@ -136,6 +140,7 @@ def _report(progress: Progress, before: int, total: int, layer: int, _: Any = No
 
 def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tuple[list[torch.Tensor], bool]:
     """One row of tokens `[1, pos]` for each text, and whether there is only one that came alone."""
+    checked("probe", "tokens", n, int | None)
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
     texts = [inputs] if isinstance(inputs, str) else inputs if isinstance(inputs, (list, tuple)) else []
@@ -163,14 +168,18 @@ def _probe_one(
     with plain_numbers(lens.device):
         folds = {p.name: p.begin(context) for p in wanted}
     hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
+    ends = {i: name for i in range(lens.cfg.n_layers) if (name := f"blocks.{i}.hook_resid_post") in lens.hook_dict}
     if report is not None:
-        last = lens.cfg.n_layers - 1
-        ends = {i: f"blocks.{i}.hook_resid_post" for i in range(last + 1)}
-        hooks += [(end, _only(partial(report, i + 1))) for i, end in ends.items() if end in lens.hook_dict]
-    began = time.perf_counter()
-    # The last position's logits suffice: all of them would be the largest tensor of the pass.
-    lens.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, **lens.last_logits_only)
-    seconds = time.perf_counter() - began
+        hooks += [(end, _only(partial(report, i + 1))) for i, end in ends.items()]
+    with finite(lens, [tokens]) as numbers:
+        events = {name for name, _ in hooks if name.endswith("hook_event")}
+        hooks += [(name, _only(numbers.take_event)) for name in sorted(events)]
+        hooks += [(end, _only(numbers.take)) for end in ends.values()]
+        began = time.perf_counter()
+        # The last position's logits suffice: all of them would be the largest tensor of the pass.
+        logits = lens.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks, **lens.last_logits_only)
+        seconds = time.perf_counter() - began
+        numbers.take_logits(logits[:, -1])
     with plain_numbers(lens.device):
         results = {name: fold.result() for name, fold in folds.items()}
     ids = tokens[0].cpu().numpy().astype("<i8")  # what was read, whatever the tokenizer: little-endian int64

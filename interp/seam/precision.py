@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.undoing import autocasting
+
 if TYPE_CHECKING:
     from interp.seam.call import AttentionCall
 
@@ -28,7 +30,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def plain_numbers(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off on a device while the block runs."""
-    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+    return nullcontext() if autocast_dtype(device) is None else autocasting(device.type, False)
 
 
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +55,7 @@ def in_one_dtype(call: AttentionCall) -> Iterator[AttentionCall]:
     device = call.q.device.type
 
     def own() -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(device, dtype=low, enabled=low is not None):
+        with autocasting(device, low is not None):
             return call.answer()
 
     with plain_numbers(call.q.device):

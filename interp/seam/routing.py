@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -26,6 +26,7 @@ from transformers.utils.generic import GeneralInterface
 
 from interp.seam.call import AttentionCall, eager_of
 from interp.seam.masks import remembering
+from interp.undoing import Gate, Undo, undoing
 
 Tensor = torch.Tensor
 
@@ -43,15 +44,15 @@ _sites: WeakKeyDictionary[nn.Module, tuple[int, Attending]] = WeakKeyDictionary(
 @contextmanager
 def attention_through(model: PreTrainedModel, sites: Mapping[nn.Module, Attending]) -> Iterator[None]:
     """Route the attention of `model`'s modules through their `sites` while the block runs."""
-    with ExitStack() as stack:
+    with undoing() as undo:
         for name in dict.fromkeys(config._attn_implementation for config in _configs_of(model)):
             for registry in _registries_of(model):
-                stack.enter_context(_routed(registry, name, partial(partial, _attention, name)))
+                _lead(registry, name, partial(partial, _attention, name), undo)
             if name in ALL_MASK_ATTENTION_FUNCTIONS:
-                stack.enter_context(_routed(ALL_MASK_ATTENTION_FUNCTIONS, name, remembering))
+                _lead(ALL_MASK_ATTENTION_FUNCTIONS, name, remembering, undo)
         for module, site in sites.items():
+            undo.later(_sites.pop, module, None)
             _sites[module] = threading.get_ident(), site
-            stack.callback(_sites.pop, module, None)
         yield
 
 
@@ -85,40 +86,44 @@ def _registries_of(model: nn.Module) -> list[AttentionInterface]:
 
 
 class _Route:
-    """One name of a registry while Lens calls need it to lead elsewhere, and what it led to before."""
+    """One name of a registry while Lens calls need it to lead elsewhere: what it leads to now and led to before."""
 
-    def __init__(self, registry: GeneralInterface, name: str, ours: Callable[..., Any]) -> None:
+    def __init__(self, registry: GeneralInterface, name: str, ours: Callable[[Any], Callable[..., Any]]) -> None:
         self.registry, self.name = registry, name
         self.before = registry._local_mapping.get(name)
-        registry._local_mapping[name] = ours
-        self.users = 0
-
-    def leave(self) -> None:
-        del self.registry._local_mapping[self.name]
-        if self.before is not None:
-            self.registry._local_mapping[self.name] = self.before
+        self.ours = ours(registry.get(name))
+        self.users: set[object] = set()
 
 
-_lock = threading.Lock()
+_gate = Gate()
 _routes: dict[tuple[int, str], _Route] = {}
 """Names that lead to us now, of all threads' calls; the last call that needs one takes it away."""
 
 
-@contextmanager
-def _routed(registry: GeneralInterface, name: str, ours: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
-    """Let a name of a registry lead to `ours(what it led to)` while the block runs; a name it lacked led to None."""
-    key = id(registry), name
-    with _lock:
+def _lead(registry: GeneralInterface, name: str, ours: Callable[[Any], Callable[..., Any]], undo: Undo) -> None:
+    """Let a name of a registry lead to `ours(what it led to)` until the end of `undo`; a name it lacked led to None."""
+    user, key = object(), (id(registry), name)
+    undo.later(_leave, key, user)
+    with _gate.held():
         if key not in _routes:
-            _routes[key] = _Route(registry, name, ours(registry.get(name)))
-        _routes[key].users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _routes[key].users -= 1
-            if _routes[key].users == 0:
-                _routes.pop(key).leave()
+            _routes[key] = _Route(registry, name, ours)
+        _routes[key].users.add(user)
+        registry._local_mapping[name] = _routes[key].ours
+
+
+def _leave(key: tuple[int, str], user: object) -> None:
+    with _gate.held():
+        route = _routes.get(key)
+        if route is None:
+            return
+        route.users.discard(user)
+        if not route.users:
+            mapping = route.registry._local_mapping
+            if route.before is None:
+                mapping.pop(route.name, None)
+            else:
+                mapping[route.name] = route.before
+            _routes.pop(key)
 
 
 def _attention(

@@ -9,22 +9,22 @@ points, and everything else the module keeps to itself. What no hook touches run
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from interp.errors import UnsupportedModelError
 from interp.seam.attention import show
 from interp.seam.call import AttentionCall
 from interp.seam.points import live
 from interp.seam.routing import Attending
+from interp.undoing import undoing
 
 Tensor = torch.Tensor
 Softmax = Callable[[Tensor], Tensor]
@@ -66,13 +66,20 @@ def own_attention_through(model: nn.Module, sites: Mapping[nn.Module, Opening | 
         yield
         return
     mode = _Mode(sites)
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(mode.arrive, with_kwargs=True).remove)
+    with undoing() as undo:
+        undo.hook(model, mode.arrive, pre=True, with_kwargs=True)
         for module in sites:
-            stack.callback(module.register_forward_pre_hook(mode.enter).remove)
-            stack.callback(module.register_forward_hook(mode.leave, always_call=True).remove)
-        stack.enter_context(mode)
+            undo.hook(module, mode.enter, pre=True)
+            undo.hook(module, mode.leave, always_call=True)
+        undo.later(_take_off, mode)
+        _push_mode(mode)
         yield
+
+
+def _take_off(mode: TorchFunctionMode) -> None:
+    """Leave a mode, and those that were entered after it."""
+    while any(other is mode for other in _get_current_function_mode_stack()):
+        _pop_mode()
 
 
 class _Mode(TorchFunctionMode):
@@ -80,7 +87,7 @@ class _Mode(TorchFunctionMode):
 
     def __init__(self, sites: Mapping[nn.Module, Opening | Attending]) -> None:
         super().__init__()
-        self.sites, self.thread = sites, threading.get_ident()
+        self.sites = sites
         self.inside: list[nn.Module] = []
         self.awaited: tuple[nn.Module, int, int] | None = None
         """The module whose probabilities have yet to meet values, how many these probabilities are, and over how many
@@ -91,18 +98,16 @@ class _Mode(TorchFunctionMode):
         """The padding masks that the model was given, by the name of their argument."""
 
     def arrive(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == self.thread:  # another thread's call of the bare model meets these hooks, too
-            masks = {name: kwargs.get(name) for name in ("attention_mask", "decoder_attention_mask")}
-            self.real = {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and mask.ndim == 2}
+        masks = {name: kwargs.get(name) for name in ("attention_mask", "decoder_attention_mask")}
+        self.real = {name: mask for name, mask in masks.items() if isinstance(mask, Tensor) and mask.ndim == 2}
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == self.thread:
-            self.inside.append(module)
-            self.attended.discard(module)
-            self.awaited = None
+        self.inside.append(module)
+        self.attended.discard(module)
+        self.awaited = None
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        if threading.get_ident() == self.thread and module in self.inside:
+        if module in self.inside:
             while self.inside.pop() is not module:  # of one that failed inside another
                 pass
 

@@ -7,6 +7,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
+from functools import wraps
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,7 @@ from interp.errors import InterpError, UnknownNameError
 
 NONE = "none"
 _STRICT_FIRST = (NoneType, bool, int, float)
+_READ = (*_STRICT_FIRST, str, tuple)
 
 
 class _MisfitError(Exception):
@@ -35,8 +37,27 @@ def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
 def check_types(instance: Any) -> None:
     """Raise InterpError where a setting is not of its field's type, whoever made the instance."""
     cls = type(instance)
+    name = cls.name if isinstance(cls.name, str) else cls.__name__
     for key, kind in settings_of(cls).items():
-        checked(cls.name, key, getattr(instance, key), kind)
+        checked(name, key, getattr(instance, key), kind)
+
+
+class Checked:
+    """A dataclass whose settings are of their fields' types before its own `__post_init__` looks at them."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (own := vars(cls).get("__post_init__")) is not None:
+
+            @wraps(own)
+            def first_the_types(self: Any) -> None:
+                check_types(self)
+                own(self)
+
+            cls.__post_init__ = first_the_types  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def fields_of(cls: Any) -> list[dataclasses.Field[Any]]:
@@ -90,6 +111,8 @@ def _typed(value: Any, kind: Any) -> Any:
         return int(value)
     elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
+    elif kind is Any or (isinstance(kind, type) and kind not in _READ and not isinstance(value, NoneType | str)):
+        return value  # what stands for a tensor is read where it is used
     raise _MisfitError
 
 

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from interp.subjects.quiet import LOADING
+from interp.undoing import undoing
+
 # Settings of a file, in the words of llama.cpp, with the places in a config that say the same and the values that
 # change nothing.
 SETTINGS: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
@@ -40,10 +43,19 @@ SETTINGS: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
 
 @contextmanager
 def noting_dropped_tensors() -> Iterator[list[str]]:
-    """Names of the tensors that transformers' GGUF reader drops while the block runs."""
+    """Names of the tensors that transformers' GGUF reader drops while the block runs; other loads wait."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
-    dropped: list[str] = []
+    with undoing() as undo:
+        LOADING.hold(undo)
+        undo.later(setattr, reader, "TENSOR_PROCESSORS", reader.TENSOR_PROCESSORS)
+        dropped: list[str] = []
+        reader.TENSOR_PROCESSORS = _noting(reader, dropped)
+        yield dropped
+
+
+def _noting(reader: Any, dropped: list[str]) -> Any:
+    """The reader's processors of tensors, which tell `dropped` what has no name in the model."""
     processors, plain = reader.TENSOR_PROCESSORS, reader.TensorProcessor
 
     class Noting(dict[str, Any]):
@@ -68,11 +80,7 @@ def noting_dropped_tensors() -> Iterator[list[str]]:
 
             return processor
 
-    reader.TENSOR_PROCESSORS = Noting(processors)
-    try:
-        yield dropped
-    finally:
-        reader.TENSOR_PROCESSORS = processors
+    return Noting(processors)
 
 
 def skipped_settings(source: Path, config: Any) -> list[str]:

@@ -1,37 +1,43 @@
-"""Silence around loads that are quick or that report on themselves."""
+"""One load at a time, and silence around those that are quick or that report on themselves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
+
+from interp.undoing import Gate, undoing
+
+LOADING = Gate()
+"""Held while transformers loads or saves something: for that time it changes torch's default dtype and initialisers,
+and we its logging, all of which belong to the whole process."""
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Inside, transformers shows no progress bar and logs errors only; the caller's settings come back on leaving.
 
-    The bar of its GGUF reader follows no setting, so the reader's own name for `tqdm` is replaced while inside; a
-    version that has no such name merely shows its bar.
+    Other threads that load something wait. The bar of its GGUF reader follows no setting, so the reader's own name for
+    `tqdm` is replaced while inside; a version that has no such name merely shows its bar.
     """
     from huggingface_hub import utils as hub
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_bars = not hub.are_progress_bars_disabled()  # transformers' switch moves this one too
-    bar = getattr(gguf_reader, "tqdm", None)
-    try:
+    with undoing() as undo:
+        LOADING.hold(undo)
+        # transformers' switch of its bars moves the hub's too, so that one comes back last
+        undo.later(_show_bars, hub, not hub.are_progress_bars_disabled())
+        undo.later(_show_bars, logging, logging.is_progress_bar_enabled())
+        undo.later(logging.set_verbosity, logging.get_verbosity())
         logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        if bar is not None:
+        _show_bars(logging, False)
+        if (bar := getattr(gguf_reader, "tqdm", None)) is not None:
+            undo.later(setattr, gguf_reader, "tqdm", bar)
             gguf_reader.tqdm = partial(bar, disable=True)
         yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-        if not hub_bars:
-            hub.disable_progress_bars()
-        elif not bars:
-            hub.enable_progress_bars()
-        if bar is not None:
-            gguf_reader.tqdm = bar
+
+
+def _show_bars(library: Any, shown: bool) -> None:
+    """Of transformers, whose switch has one name, and of the hub, whose switch has another."""
+    plural = "s" if hasattr(library, "enable_progress_bars") else ""
+    getattr(library, f"{'enable' if shown else 'disable'}_progress_bar{plural}")()

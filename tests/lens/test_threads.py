@@ -224,3 +224,60 @@ def test_hooks_that_fire_are_not_spoken_of() -> None:
             lens.model(LONG)
         with pytest.raises(KeyError), lens.hooks(fwd_hooks=[("hook_embed", lambda value, hook: None)]):
             raise KeyError("mine")
+
+
+def jobs_of(lens: Any) -> dict[str, Callable[[], torch.Tensor]]:
+    """Calls with something of their own in force."""
+
+    def under(intervention: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        with lens.apply(intervention):
+            return run()
+
+    def generate() -> torch.Tensor:
+        made: torch.Tensor = lens.generate(LONG, max_new_tokens=3, min_new_tokens=3)
+        return made
+
+    def halved() -> torch.Tensor:
+        with lens.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda value, hook: value / 2)]):
+            return lens(LONG)
+
+    def held() -> torch.Tensor:
+        names = ["blocks.0.attn.hook_pattern", "blocks.2.hook_resid_post"]
+        return lens.run_with_cache(LONG, names_filter=names)[1]["resid_post", 2]
+
+    return {
+        "plain": lambda: lens(LONG),
+        "bare": lambda: lens.model(LONG).logits,
+        "hooks": halved,
+        "cache": held,
+        "edit": lambda: under(interp.KnockOut(keys=0), lambda: lens(LONG)),
+        "edit and hooks": lambda: under(interp.Temperature(temperature=2.0), halved),
+        "policy": lambda: under(interp.H2O(budget=12), generate),
+        "score": lambda: under(interp.SnapKV(budget=16, window=4), lambda: lens.score(LONG, LONG[:, :3], chunk=1)),
+        "both": lambda: under(interp.KnockOut(keys=0) | interp.StreamingLLM(budget=16), generate),
+    }
+
+
+def own_results(calls: int) -> None:
+    """Two threads, each with jobs in another order, on one model: every result is that of the job alone."""
+    lens = interp.load(tiny("llama"))
+    jobs = jobs_of(lens)
+    wanted = {name: job() for name, job in jobs.items()}
+    orders = (list(jobs), list(jobs)[::-2] + list(jobs)[1::2])
+
+    def run(order: list[str]) -> list[str]:
+        names = [order[i % len(order)] for i in range(calls // 2)]
+        return [name for name in names if not torch.equal(jobs[name](), wanted[name])]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, orders)) == [[], []]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lens.model.modules())
+
+
+def test_two_threads_get_their_own_results() -> None:
+    own_results(60)
+
+
+@pytest.mark.slow
+def test_two_threads_get_their_own_results_every_time() -> None:
+    own_results(1_000)

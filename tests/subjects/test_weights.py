@@ -3,11 +3,15 @@
 import logging
 import os
 import stat
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import gguf
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from transformers.utils import logging as transformers_logging
 
 from interp.subjects import weights
@@ -17,6 +21,8 @@ from interp.subjects.texts import demo_text
 from interp.subjects.weight_cache import FORMAT
 from interp.subjects.weights import WeightsError, load_gguf
 from tests.subjects.tiny_gguf import write_tiny_gguf
+
+PROCESSORS = gguf_reader.TENSOR_PROCESSORS
 
 
 @pytest.fixture
@@ -181,3 +187,23 @@ def test_the_cached_demo_model_equals_a_fresh_one():
     assert cached_tokenizer.chat_template == tokenizer.chat_template
     ids = torch.tensor([tokenizer.encode(text)[:64]])
     assert torch.equal(cached(ids).logits, fresh(ids).logits)
+
+
+def test_loads_of_two_threads(tmp_path, home):
+    """They wait for each other: transformers changes settings of the whole process while it loads, and so do we."""
+    files = [write_tiny_gguf(tmp_path / f"tiny{seed}.gguf", seed=seed) for seed in range(4)]
+    alone = [AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name) for path in files]
+    settings = process_settings()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):  # unpacked, then from the cache
+            for (found, _), wanted in zip(pool.map(load_gguf, files), alone, strict=True):
+                assert_same_model(found, wanted)
+    assert process_settings() == settings
+
+
+def process_settings():
+    return (
+        transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled(), gguf_reader.tqdm,
+        gguf_reader.TENSOR_PROCESSORS is PROCESSORS, are_progress_bars_disabled(), torch.get_default_dtype(),
+        torch.nn.init.normal_, len(warnings.filters),
+    )  # fmt: skip

@@ -8,7 +8,7 @@ These are modules inside a block and no hook points, so torch's own forward hook
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.icl.language._layers import attention_everywhere
 from interp.lens.lens import Lens
 from interp.lens.protocol import TextLens
+from interp.undoing import undoing
 
 Tensor = torch.Tensor
 Note = Callable[[nn.Module, Tensor, Tensor], None]
@@ -35,9 +36,9 @@ def watching(modules: list[nn.Module], note: Note) -> Iterator[None]:
         if args and isinstance(args[0], Tensor):
             note(module, args[0], out)
 
-    with ExitStack() as stack:
+    with undoing() as undo:
         for module in modules:
-            stack.callback(module.register_forward_hook(hook).remove)
+            undo.hook(module, hook)
         yield
 
 

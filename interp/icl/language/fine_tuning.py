@@ -27,6 +27,7 @@ from interp.icl.language.key_value_weights import KeyValueWeight, key_value_weig
 from interp.icl.language.label_tasks import Example, LabelPrompts
 from interp.icl.language.readings import next_token_logits
 from interp.lens.protocol import InterventionLens, TextLens
+from interp.undoing import undoing
 
 Tensor = torch.Tensor
 Recipe = Literal["sgd", "layer_causal"]
@@ -72,15 +73,12 @@ def fine_tuned(lens: TextLens, prompts: LabelPrompts, lr: float, recipe: Recipe 
             "dtype=torch.float32."
         )
     before = [(w.parameter.detach().clone(), w.parameter.requires_grad) for w in weights]
-    try:
-        for weight in weights:
+    with undoing() as undo:
+        for weight, (value, requires_grad) in zip(weights, before, strict=True):
+            undo.later(weight.parameter.data.copy_, value)
+            undo.later(weight.parameter.requires_grad_, requires_grad)
             weight.parameter.requires_grad_(True)
         yield _train(lens, prompts, weights, lr, recipe)
-    finally:
-        for weight, (value, requires_grad) in zip(weights, before, strict=True):
-            weight.parameter.requires_grad_(requires_grad)
-            with torch.no_grad():
-                weight.parameter.copy_(value)
 
 
 def _train(lens: TextLens, prompts: LabelPrompts, weights: list[KeyValueWeight], lr: float, recipe: Recipe) -> Training:

@@ -29,6 +29,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.icl.tasks.covariance import Covariance
 from interp.icl.tasks.regression import start_weights
+from interp.settings.checking import check_types, checked
 
 
 class Algorithm(ABC):
@@ -39,6 +40,10 @@ class Algorithm(ABC):
         >>> interp.icl.ols()(tasks.X, tasks.y, tasks.xq).shape  # an algorithm is called like a model
         torch.Size([200])
     """
+
+    def __post_init__(self) -> None:
+        """Raise InterpError where a setting is not of its field's type; numbers are finite."""
+        check_types(self)
 
     @property
     def name(self) -> str:
@@ -107,9 +112,10 @@ class gd(LinearAlgorithm):
         if self.step not in ("mean", "sum"):
             raise InterpError(f"step={self.step!r}: choose 'mean' (eta/N) or 'sum' (eta).")
         _check_steps(self.steps, "gd")
-        object.__setattr__(self, "eta", _per_step(self.eta, self.steps, "eta"))
-        if any(map(math.isnan, _sizes(self.eta, self.steps))):
+        if isinstance(self.eta, float) and math.isnan(self.eta):
             raise InterpError("gd needs a step size: gd(steps, eta), or tune_gd(tasks, steps) for the best one.")
+        object.__setattr__(self, "eta", _per_step(self.eta, self.steps, "gd: eta"))
+        super().__post_init__()
 
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
         (B, N, d), d_y = X.shape, Y.shape[-1]
@@ -151,8 +157,8 @@ class gdpp(LinearAlgorithm):
 
     def __post_init__(self) -> None:
         _check_steps(self.steps, "gdpp")
-        object.__setattr__(self, "eta", _per_step(self.eta, self.steps, "eta"))
-        object.__setattr__(self, "gamma", _per_step(self.gamma, self.steps, "gamma"))
+        object.__setattr__(self, "eta", _per_step(self.eta, self.steps, "gdpp: eta"))
+        object.__setattr__(self, "gamma", _per_step(self.gamma, self.steps, "gdpp: gamma"))
 
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
         # gram = XᵀX and slope = Xᵀr of the transformed inputs are all that a step needs
@@ -230,7 +236,8 @@ class ridge(LinearAlgorithm):
     lam: float
 
     def __post_init__(self) -> None:
-        if not self.lam >= 0:
+        super().__post_init__()
+        if self.lam < 0:
             raise InterpError(f"ridge needs a penalty of 0 or more, not {self.lam}.")
 
     def _columns(self, X: Float[Tensor, "B N d"], Y: Float[Tensor, "B N d_y"]) -> Float[Tensor, "B d d_y"]:
@@ -260,7 +267,8 @@ class bayes_ridge(LinearAlgorithm):
     prior_cov: Covariance = 1.0
 
     def __post_init__(self) -> None:
-        if not self.noise_var > 0:
+        super().__post_init__()
+        if self.noise_var <= 0:
             raise InterpError(
                 f"bayes_ridge needs a positive noise variance, not {self.noise_var}: without noise use ols()."
             )
@@ -310,10 +318,11 @@ class NearestNeighbours(Algorithm):
     weighting: Literal["uniform", "distance"] = "uniform"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InterpError(f"There are no {self.k} nearest neighbours: ask for 1 or more.")
         if self.weighting not in ("uniform", "distance"):
             raise InterpError(f"Neighbours cannot be weighted by {self.weighting!r}: choose 'uniform' or 'distance'.")
+        super().__post_init__()
+        if self.k < 1:
+            raise InterpError(f"There are no {self.k} nearest neighbours: ask for 1 or more.")
 
     def __call__(self, X: Float[Tensor, "B N d"], y: Tensor, xq: Float[Tensor, "B d"]) -> Tensor:
         check_prompts(X, y, xq)
@@ -368,11 +377,11 @@ def _fitting(given: Tensor, shapes: Sequence[tuple[int, ...]], name: str, X: Ten
 def _per_step(size: float | Sequence[float] | Tensor, steps: int, name: str) -> float | tuple[float, ...]:
     if isinstance(size, Tensor):
         size = size.tolist()
-    if isinstance(size, Sequence):
-        if len(size) != steps:
-            raise InterpError(f"{name} has {len(size)} values for {steps} steps: give one number or {steps}.")
-        return tuple(float(value) for value in size)
-    return float(size)
+    owner, _, setting = name.partition(": ")
+    plain: float | tuple[float, ...] = checked(owner, setting, size, float | tuple[float, ...])
+    if isinstance(plain, tuple) and len(plain) != steps:
+        raise InterpError(f"{setting} has {len(plain)} values for {steps} steps: give one number or {steps}.")
+    return plain
 
 
 def _sizes(size: float | tuple[float, ...], steps: int) -> tuple[float, ...]:

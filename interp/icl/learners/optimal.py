@@ -22,6 +22,7 @@ from interp.errors import InterpError
 from interp.icl.learners.algorithms import LinearAlgorithm, gd, gdpp
 from interp.icl.tasks.covariance import Covariance, checked_covariance
 from interp.icl.tasks.regression import Tasks
+from interp.settings.checking import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class lsa_optimal(LinearAlgorithm):
     kurtosis: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not self.noise_var >= 0:
+        super().__post_init__()
+        if self.n < 1 or self.noise_var < 0:
             raise InterpError(
                 f"A layer reads n = 1 pair or more with noise_var = 0 or more, not n = {self.n} and noise_var = "
                 f"{self.noise_var}."
@@ -175,6 +177,7 @@ def tune_gd(tasks: Tasks, steps: int = 1, method: Literal["exact", "line_search"
         >>> interp.icl.tune_gd(tasks, steps=2).steps
         2
     """
+    checked("tune_gd", "steps", steps, int)
     if steps < 1:
         raise InterpError(f"{steps} steps have no step size to tune: ask for 1 or more.")
     spectrum = _Spectrum(tasks)
@@ -209,6 +212,7 @@ def tune_gdpp(tasks: Tasks, steps: int, shared: bool = True) -> gdpp:
         >>> interp.icl.tune_gdpp(tasks, steps=2).steps
         2
     """
+    checked("tune_gdpp", "steps", steps, int)
     if steps < 2:
         raise InterpError(f"GD++ of {steps} step is gradient descent: use tune_gd(tasks), or at least 2 steps.")
     spectrum = _Spectrum(tasks)

@@ -125,7 +125,7 @@ class AttentionRegressor(HookedLens):
 
         A prompt may have any number of pairs; with none the query is all that there is.
         """
-        with self._lock:
+        with self._gate.held():
             return self.read_out(self.run_tokens(self.tokens(X, y, xq)))
 
     def run_tokens(self, tokens: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.tasks.covariance import Covariance, covariance_root
+from interp.settings.checking import checked
 
 HALF_WIDTH = 0.5
 """Inputs of the released code: U(-0.5, 0.5), variance 1/12."""
@@ -331,7 +332,7 @@ def _check_sizes(B: Any, N: Any, d: Any, d_y: Any, noise: float) -> None:
     for name, size, least in (("B", B, 1), ("N", N, 0), ("d", d, 1), ("d_y", d_y, 1)):
         if not isinstance(size, Integral) or size < least:
             raise InterpError(f"{name} is a whole number, {least} or more, and not {size!r}.")
-    if not noise >= 0:
+    if checked("make_regression", "noise", noise, float) < 0:
         raise InterpError(f"noise is a standard deviation, 0 or more, and not {noise}.")
 
 

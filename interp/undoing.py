@@ -1,0 +1,154 @@
+"""Changes that are taken back whatever happens, an interrupt at any line included.
+
+What a call changes outside itself (hooks on a model's modules, names of a registry, modes, locks) is written down
+before it is changed. What takes it back may run twice and a half without harm, and it is run twice: an exception that
+arrives in the middle of the first time, as Ctrl-C may, meets the second.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+MARKS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+
+
+class Undo:
+    """What takes back all that was changed since it was made, by the thread that made it.
+
+    frame: that of the function whose return ends it, by which a call that died without a word is told from one that
+    runs.
+    """
+
+    def __init__(self, frame: FrameType | None = None) -> None:
+        self.thread = threading.get_ident()
+        self.open = True
+        """Hooks act only while this is so."""
+        self._frame = frame
+        self._steps: list[Callable[[], Any]] = []
+
+    def later(self, step: Callable[..., Any], *args: Any) -> None:
+        """Have `step(*args)` run at the end, the last that was added first.
+
+        Ask before the change is made. The step may find the change made, half made, or not made, and may run again.
+        """
+        self._steps.append(partial(step, *args))
+
+    def now(self) -> None:
+        """Take all back that has not been taken back yet."""
+        self.open = False
+        while self._steps:
+            self._steps[-1]()  # stays on the list until it is done
+            self._steps.pop()
+        self._frame = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the function that it belongs to is still being executed."""
+        at = sys._current_frames().get(self.thread)
+        while at is not None and at is not self._frame:
+            at = at.f_back
+        return at is not None and self.open
+
+    def enter(self, context: Any) -> Any:
+        """Enter what `contextlib.contextmanager` made, until the end; it is not told of an exception."""
+        self.later(context.gen.close)  # does nothing to a generator that has not begun, or has ended
+        return context.__enter__()
+
+    def hook(self, module: nn.Module, hook: Callable[..., Any], pre: bool = False, **how: Any) -> None:
+        """A forward hook on a module, or one before it (`pre`), which acts in this thread and until the end.
+
+        how: as of torch's `register_forward_hook`.
+        """
+
+        def here(module: nn.Module, *given: Any) -> Any:
+            return hook(module, *given) if self.open and threading.get_ident() == self.thread else None
+
+        self.later(_unhook, module, here)
+        (module.register_forward_pre_hook if pre else module.register_forward_hook)(here, **how)
+
+
+def _unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    for held in (getattr(module, name) for name in HOOKS):
+        for number in [number for number, other in held.items() if other is hook]:
+            for marks in MARKS:
+                getattr(module, marks).pop(number, None)
+            held.pop(number, None)
+
+
+@contextmanager
+def undoing(call: Undo | None = None) -> Iterator[Undo]:
+    """An `Undo` for the block, or for the rest of `call` where the end of the block is missed."""
+    undo = Undo()
+    if call is not None:
+        call.later(undo.now)
+    try:
+        try:
+            yield undo
+        finally:
+            undo.now()
+    finally:
+        undo.now()
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """`torch.no_grad()`, whose end is not missed."""
+    with undoing() as undo:
+        undo.later(torch.set_grad_enabled, torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+        yield
+
+
+@contextmanager
+def autocasting(device: str, enabled: bool) -> Iterator[None]:
+    """Autocast on or off on a kind of device, in the dtype that it has there."""
+    with undoing() as undo:
+        undo.later(torch.set_autocast_enabled, device, torch.is_autocast_enabled(device))
+        torch.set_autocast_enabled(device, enabled)
+        yield
+
+
+class Gate:
+    """A lock that one thread holds at a time, as often as it likes; no exception leaves it locked."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._own = threading.local()
+
+    def hold(self, undo: Undo) -> None:
+        """Wait until no other thread holds it, and hold it until the end of `undo`."""
+        reason = object()
+        undo.later(self._give_back, reason)
+        self._reasons.append(reason)
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.acquire()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with undoing() as undo:
+            self.hold(undo)
+            yield
+
+    @property
+    def _reasons(self) -> list[object]:
+        """Why this thread holds it."""
+        reasons: list[object] = self._own.__dict__.setdefault("reasons", [])
+        return reasons
+
+    def _give_back(self, reason: object) -> None:
+        reasons = self._reasons
+        if reason in reasons:
+            reasons.remove(reason)
+        while not reasons and self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.release()
