@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from interp.cache.kinds import kinds
+from interp.lens.arguments import is_encoder_decoder
 from interp.lens.first_look import TOKENS, Look, look
 from interp.lens.head import final_norm, find_head
 from interp.lens.parts import Anatomy, BlockParts, Stack
 from interp.lens.projection import heads_written, out_projection
 from interp.lens.stacks import Listed, lists_of, told_apart
-from interp.lens.trying import Tried, is_encoder_decoder, tried, vocabulary
+from interp.lens.trying import Tried, tried, vocabulary
 from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
 from interp.seam.config import AttentionType, LensConfig

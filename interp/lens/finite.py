@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import nn
 
 from interp.errors import InterpError
+from interp.lens.arguments import arguments
 from interp.undoing import undoing, without_gradients
 
 Tensor = torch.Tensor
@@ -102,7 +103,7 @@ def _where(lens: Any, rows: Iterable[Tensor]) -> str | None:
     bridge = getattr(lens, "bridge", None)
     if bridge is not None:
         return where_lost(bridge, rows, bridge)
-    return where_lost(lens.model, rows, lambda row: lens.model(input_ids=row, use_cache=False))
+    return where_lost(lens.model, rows, lambda row: lens.model(**arguments(lens.model, row, row), use_cache=False))
 
 
 def where_lost(model: nn.Module, rows: Iterable[Int[Tensor, "1 pos"]], run: Callable[[Tensor], Any]) -> str | None:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
+from interp.lens.arguments import arguments, is_encoder_decoder
 from interp.lens.evaluating import evaluation_mode
 from interp.lens.finite import NonFiniteError, said_of
-from interp.lens.trying import arguments, is_encoder_decoder, some_tokens
+from interp.lens.trying import some_tokens
 from interp.lens.writers import ModuleCall
 from interp.seam.call import AttentionCall
 from interp.seam.routing import attention_through, refusal

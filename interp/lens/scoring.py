@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,8 +29,17 @@ def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) ->
     tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
     rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
-    with finite(lens, _rows(tokens, attention_mask, rest, there)) as numbers:
-        found = _nats(lens, tokens, attention_mask, rest, chunk)
+    rows = _rows(tokens, attention_mask, rest, there)
+    return looked_at(lens, rows, there, lambda: _nats(lens, tokens, attention_mask, rest, chunk))
+
+
+def looked_at(
+    lens: Any, rows: Iterator[Tensor], there: Bool[Tensor, "batch token"] | None, nats: Callable[[], Tensor]
+) -> Float[Tensor, "batch token"]:
+    """What `nats()` says that tokens cost, NaN where none are `there`. Raises NonFiniteError where one that is costs no
+    number; rows: the texts, to see why."""
+    with finite(lens, rows) as numbers:
+        found = nats()
         real = found if there is None else found[there]
         numbers.take(real.clamp_max(0))  # inf is what a token costs that cannot be
     return found if there is None else found.masked_fill(~there, torch.nan)

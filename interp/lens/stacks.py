@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.lens.arguments import is_encoder_decoder
 from interp.lens.first_look import READ, TOKENS, Look
-from interp.lens.trying import is_encoder_decoder
 
 ENCODER = "encoder."
 """What stands before the names of the points of an encoder."""

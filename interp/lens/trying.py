@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from interp.errors import UnsupportedModelError
+from interp.lens.arguments import arguments, is_encoder_decoder
 from interp.lens.evaluating import evaluation_mode
 from interp.lens.finite import NonFiniteError, where_lost
 from interp.lens.head import FIT
@@ -120,16 +121,6 @@ def tried(model: Any, attention: Sequence[Tried], in_code: bool = False) -> Kept
     modules = {one.layer: one.module for one in attention if one.layer is not None}
     attended = {i: keys.of[module] for i, module in modules.items() if module in keys.of}
     return _kept(getattr(out, "past_key_values", None), modules, attended)
-
-
-def is_encoder_decoder(model: Any) -> bool:
-    """Whether an encoder reads what a model is given, and a decoder writes beside it."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
-
-
-def arguments(model: Any, read: Tensor, written: Tensor) -> dict[str, Tensor]:
-    """Arguments with which a model reads tokens: an encoder `read` and its decoder `written`, else one stack `read`."""
-    return {"input_ids": read} | ({"decoder_input_ids": written} if is_encoder_decoder(model) else {})
 
 
 def vocabulary(model: Any) -> int:

@@ -11,9 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import TextLens
-from interp.lens.reading_input import as_mask
-from interp.lens.scoring import ends_in_nan, nll_of
+from interp.lens.reading_input import as_mask, without_padding
+from interp.lens.scoring import ends_in_nan, looked_at, nll_of
 from interp.lens.text import Read, TextMixin
+from interp.settings.checking import checked
 
 Tensor = torch.Tensor
 GIVEN = ("decoder_input", "decoder_input_ids", "decoder_inputs_embeds", "labels")
@@ -92,11 +93,11 @@ def begun(lens: TextMixin, arguments: dict[str, Any], batch: int) -> int:
 @torch.no_grad()
 def score(lens: TextLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does: the encoder reads the prompt, the decoder the continuation after its start token."""
-    if chunk < 1:
+    if checked("score", "chunk", chunk, int) < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
     tokens, attention_mask = lens.tokens_and_mask(prompt)
     rest, there = ends_in_nan(lens.plain_rows(continuation)[0], tokens)
     start = torch.full_like(rest[:, :1], start_token(lens.model))
-    logits = lens(tokens, attention_mask=attention_mask, decoder_input_ids=torch.cat([start, rest[:, :-1]], 1))
-    found = nll_of(logits, rest)
-    return found if there is None else found.masked_fill(~there, torch.nan)
+    given: dict[str, Any] = {"attention_mask": attention_mask, "decoder_input_ids": torch.cat([start, rest[:, :-1]], 1)}
+    rows = iter(without_padding(tokens, attention_mask))
+    return looked_at(lens, rows, there, lambda: nll_of(lens(tokens, **given), rest))

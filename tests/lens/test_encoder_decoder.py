@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 
 import interp
+from interp.lens.finite import NonFiniteError
 from interp.patching import logit_difference
 from tests.models import tokenizer
 
@@ -383,3 +384,16 @@ def test_shapes_of_both_stacks() -> None:
     assert [len(stack.blocks) for stack in lens.anatomy.stacks] == [3, 2]
     assert lens.anatomy.further[0].blocks[0].seen["n_heads"] == 4
     assert all("cross_attn" not in name for name in lens.hook_dict if name.startswith("encoder."))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_weight_that_is_nan_is_named(part: str) -> None:
+    lens = interp.load(copy.deepcopy(lens_of("t5").model), tokenizer=tokenizer())
+    with torch.no_grad():
+        lens.model.get_parameter(f"{part}.block.1.layer.{1 if part == 'encoder' else 2}.DenseReluDense.wi.weight")[
+            0
+        ] = torch.nan
+    calls = [lambda: lens.score(READ, WRITTEN), lambda: interp.probe(lens, READ[:1], ["text_sinks"])]
+    for call in (*calls, lambda: interp.load(lens.model)):
+        with pytest.raises(NonFiniteError, match=rf"layer 1 .*{part}\.block\.1.*wi\.weight has 64 of"):
+            call()
