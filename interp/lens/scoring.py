@@ -126,8 +126,8 @@ def as_asked(
 def loss_of_labels(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "batch pos"]) -> Tensor:
     """Mean cross entropy (nats) of labels, those of -100 left out."""
     there = labels != IGNORED
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = cross_entropy(wide, labels.masked_fill(~there, 0))
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = cross_entropy(exact, labels.masked_fill(~there, 0))
     return loss[there].mean()
 
 
