@@ -26,6 +26,7 @@ GROUPS = (
     ("in no list of layers", "attention in no list of layers"),
     ("keys where there are", "attends to keys that are no tokens"),
     (" times in one pass", "several attention calls in a layer"),
+    ("several times in this call", "several attention calls in a layer"),
     ("attention modules", "several attention calls in a layer"),
     ("computes other logits", "computes something else while looked at"),
     ("to its attention", "attention gets something that only the model understands"),
