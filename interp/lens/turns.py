@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from interp.errors import InterpError
@@ -46,6 +47,8 @@ def whole(call: C) -> C:
         try:
             try:
                 undo.later(calls.__dict__.update, {"depth": calls.depth, "now": calls.now})
+                # which torch leaves off where an interrupt meets the end of one of the model's own `no_grad`
+                undo.later(torch.set_grad_enabled, torch.is_grad_enabled())
                 calls.depth, calls.now = calls.depth + 1, undo
                 return call(lens, *args, **kwargs)
             finally:

@@ -131,3 +131,21 @@ def test_an_interrupt_at_some_lines(name: str) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_interrupt_at_every_line(name: str) -> None:
     assert traces(name) == []
+
+
+def test_gradients_that_a_models_own_code_left_off_are_on_again() -> None:
+    """As an interrupt at the end of its `no_grad` does, which is torch's."""
+    lens = lens_of("llama")
+
+    def leave_off(*_: Any) -> None:
+        torch.set_grad_enabled(False)
+        raise Interrupt
+
+    handle = lens.model.lm_head.register_forward_hook(leave_off)
+    try:
+        with pytest.raises(Interrupt):
+            lens(TEXT)
+        assert torch.is_grad_enabled()
+    finally:
+        handle.remove()
+        torch.set_grad_enabled(True)
