@@ -24,7 +24,7 @@ from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.reading_input import unpacked, without_types
 from interp.lens.readout import FinalNorm
 from interp.lens.scoring import as_asked, check_return_type
-from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree
+from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree, drop_strays
 from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
@@ -284,6 +284,7 @@ def _unhooked(point: HookPoint, hook: Hook) -> None:
     for handle in [handle for handle in point.fwd_hooks if handle.user_hook is hook]:
         handle.hook.remove()
         point.fwd_hooks.remove(handle)
+    drop_strays(point)
 
 
 def _wrapped(component: Any) -> nn.Module:

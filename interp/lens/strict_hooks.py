@@ -20,7 +20,7 @@ from interp.errors import InterpError, UnknownNameError
 from interp.lens.activations import LensActivations
 from interp.lens.habits import point_instead
 from interp.lens.hook_values import Held, fitting
-from interp.lens.turns import Calls
+from interp.lens.turns import Calls, whole
 from interp.seam.points import Point, live
 from interp.undoing import Gate, Undo, undoing
 
@@ -45,6 +45,14 @@ class HookTree(nn.Module):
         def __getattr__(self, name: str) -> Any: ...
 
 
+def drop_strays(point: HookPoint) -> None:
+    """Drop hooks that an interrupt kept TransformerLens from noting: they would act, and nobody could remove them."""
+    noted = {handle.hook.id for handle in (*point.fwd_hooks, *point.bwd_hooks)}
+    for held in (point._forward_hooks, point._backward_hooks):
+        for number in [n for n, hook in held.items() if hook.__module__ == HookPoint.__module__ and n not in noted]:
+            held.pop(number, None)
+
+
 class HookedLens(HookedRootModule):
     """Hook points by name, with TransformerLens' methods and no silent misses."""
 
@@ -62,10 +70,6 @@ class HookedLens(HookedRootModule):
     hooks_need_lens = False
     """Whether hooks act in calls of the lens alone, and not where the model inside is run by itself."""
 
-    if TYPE_CHECKING:  # TransformerLens' own, which annotates no return value and takes lists only
-
-        def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any: ...
-
     def _place(self, point: Point, name: str) -> HookPoint:
         """A hook point that knows its full name and its row of the table; one of that name keeps its hooks."""
         made = getattr(self, "hook_dict", {}).get(name) or HookPoint()
@@ -73,6 +77,11 @@ class HookedLens(HookedRootModule):
         made.pos_dim = point.position_axis
         self.point_table[name] = point
         return made
+
+    @whole
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens: what the model returns with hooks that are there for this call alone."""
+        return super().run_with_hooks(*args, **kwargs)
 
     @contextmanager
     def hooks(
@@ -82,7 +91,7 @@ class HookedLens(HookedRootModule):
 
         Warns on leaving where no call of this Lens ran inside: hooks do nothing to `lens.model` by itself.
         """
-        with undoing() as undo:
+        with undoing(self._calls_of.now if self._calls_of.depth else None) as undo:
             self._gate.hold(undo)
             level, before = self.context_level + 1, self._calls
             undo.later(self._close, level, reset_hooks_end, clear_contexts)
@@ -100,6 +109,8 @@ class HookedLens(HookedRootModule):
 
     def _close(self, level: int, reset_hooks: bool, clear_contexts: bool) -> None:
         """End the block of that level."""
+        for point in self.hook_dict.values():
+            drop_strays(point)
         if reset_hooks:
             self.reset_hooks(clear_contexts, including_permanent=False, level=level)
         self.context_level = level - 1
@@ -133,6 +144,7 @@ class HookedLens(HookedRootModule):
         undo.hook(point, enter, pre=True)
         undo.hook(point, leave)
 
+    @whole
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
         """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
 
@@ -192,8 +204,9 @@ class HookedLens(HookedRootModule):
             self.hook_dict[found].add_hook(hook, dir=dir, level=self.context_level)
 
     def add_hook(self, name: Any, hook: Hook, dir: Direction = "fwd", *args: Any, **kwargs: Any) -> None:
-        for found in self._hookable(name, dir):
-            super().add_hook(found, hook, dir, *args, **kwargs)
+        with self._gate.held():
+            for found in self._hookable(name, dir):
+                super().add_hook(found, hook, dir, *args, **kwargs)
 
     def _hookable(self, name: Any, dir: Direction) -> list[str]:
         names = self.point_names(name)

@@ -149,3 +149,20 @@ def test_gradients_that_a_models_own_code_left_off_are_on_again() -> None:
     finally:
         handle.remove()
         torch.set_grad_enabled(True)
+
+
+def test_a_hook_that_was_made_and_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens makes a hook, then notes it; an interrupt may come in between."""
+    lens = lens_of("llama")
+    point, wanted = lens.hook_dict["blocks.1.attn.hook_z"], answers(lens)
+
+    class Notes(list[Any]):
+        def append(self, handle: Any) -> None:
+            raise Interrupt
+
+    monkeypatch.setattr(point, "fwd_hooks", Notes())
+    with pytest.raises(Interrupt), lens.hooks(fwd_hooks=HOOKS[:1]):
+        pass
+    monkeypatch.undo()
+    assert not point._forward_hooks
+    assert all(map(torch.equal, answers(lens), wanted))
