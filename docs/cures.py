@@ -5,6 +5,8 @@ holds any more.
 """
 
 CURES = {
+    # numbers that are not finite
+    "‹lost_at": "The sentence names the layer, and the parameter that is broken or the dtype to load the model in.",
     # caches and policies
     "only a Lens can attend to this cache": "Pass it to the Lens that made it: `lens(..., past_key_values=cache)`.",
     "cannot follow a chunked prefill": "Read the prompt in one piece, or in pieces without a mask of your own.",
@@ -77,7 +79,7 @@ CURES = {
     "would be ignored: this model is loaded already":
         "Leave those arguments out, or give them where the model is loaded.",
     "a .gguf model goes to one device": "Pass `device='cpu'` or `device='cuda:0'` in place of a map.",
-    "cannot load ‹where›": "The reason is that of transformers; check the name, the folder and the network.",
+    "cannot load ‹said›": "The reason is that of transformers; check the name, the folder and the network.",
     "the weights of ‹name› lack": "Download or save the model again.",
     "cannot read the": "See that the file is there and that you may read it.",
     "which scores, pattern and observables cannot read": "Load the model with `attn_implementation='sdpa'`.",

@@ -82,8 +82,8 @@ def finite(lens: Any, rows: Iterable[Int[Tensor, "1 pos"]]) -> Iterator[Numbers]
         yield numbers
         lost = numbers.lost
     except Exception as error:
-        if (said := _where(lens, rows)) is not None:
-            raise NonFiniteError(said) from error
+        if (lost_at := _where(lens, rows)) is not None:
+            raise NonFiniteError(lost_at) from error
         raise
     if lost:
         raise NonFiniteError(

@@ -116,8 +116,8 @@ def look(model: Any) -> Look:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
         )
-    if (said := said_of(model, seen, logits)) is not None:  # then nothing is found by arithmetic
-        raise NonFiniteError(said)
+    if (lost_at := said_of(model, seen, logits)) is not None:  # then nothing is found by arithmetic
+        raise NonFiniteError(lost_at)
     if in_code := not watcher.calls:
         watcher, seen, _ = _watched(model, in_code)
     if not watcher.calls or watcher.unread.intersection(watcher.calls):

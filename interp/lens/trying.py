@@ -107,8 +107,8 @@ def tried(model: Any, attention: Sequence[Tried], in_code: bool = False) -> Kept
     masked = given and not is_encoder_decoder(model)
     real = mask.bool() if masked else torch.ones(bare.shape[:2], dtype=torch.bool, device=bare.device)
     if not torch.isfinite(bare[real]).any():
-        said = where_lost(model, [ids[1:]], lambda row: model(**arguments(model, row, written[1:]), use_cache=False))
-        raise NonFiniteError(said or f"{type(model).__name__} computes no finite logits of a text with padding.")
+        lost_at = where_lost(model, [ids[1:]], lambda row: model(**arguments(model, row, written[1:]), use_cache=False))
+        raise NonFiniteError(lost_at or f"{type(model).__name__} computes no finite logits of a text with padding.")
     _agree(model, bare[real], out.logits[real])
     own = LENGTH if not is_encoder_decoder(model) else written.shape[1]
     wanted = {"own": own, "read": LENGTH, "all": own + LENGTH}
