@@ -151,6 +151,7 @@ class HookedLens(HookedRootModule):
             raise InterpError("incl_bwd stores gradients, and torch computes none here; leave torch.no_grad() out.")
         if not return_cache_object:
             return super().run_with_cache(*args, **kwargs)
+        self._look()  # so that the points are those of the model as it is
         later = LaterPatterns()
         with ExitStack() as stack:
             # of edits and evictions an event would hold on to what they need
