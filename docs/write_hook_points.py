@@ -42,6 +42,35 @@ not of BART. There patterns of encoder-decoders fire under eager attention alone
 nothing, and `hook_attn_scores` of BART is the pattern once more.
 """
 
+COMING = """
+## Coming from TransformerLens
+
+`lens = interp.load("gpt2")` stands where `TransformerBridge.boot_transformers("gpt2")` or
+`HookedTransformer.from_pretrained` stood. `tests/lens/test_tutorials.py` has the calls of TransformerLens' two
+best-known tutorials, on induction heads and on two names; `tests/lens/test_theirs_and_ours.py` goes through every
+method and keyword of a bridge and its cache: what a Lens does not take it refuses in one sentence.
+
+What works as there: `run_with_cache` (`names_filter`, `remove_batch_dim`, `pos_slice`, `stop_at_layer`, ...),
+`run_with_hooks`, `add_hook`, `reset_hooks`, `return_type`, `loss_per_token`, `prepend_bos`, `to_tokens`,
+`to_str_tokens`, `to_string`, `to_single_token`, `get_token_position`, `tokens_to_residual_directions`, `loss_fn`,
+`cfg`, `W_E`, `W_U`, `W_Q`, `W_K`, `W_V`, `W_O`, `QK`, `OV`, the cache's `accumulated_resid`, `decompose_resid`,
+`stack_head_results`, `apply_ln_to_stack` and `logit_attrs`, `transformer_lens.patching` and `utilities.test_prompt`.
+
+What differs:
+
+* **No bos token is put before a text** unless the tokenizer does so or `prepend_bos=True` asks for it.
+* **Weights are never processed** (no folding, no centring): `apply_ln_to_stack` has the final norm's weights in it,
+  so that its dot product with `tokens_to_residual_directions` is what a part adds to a logit.
+* **Patterns are not stored** by `run_with_cache()`: `cache["pattern", 0]` computes one from queries and keys, and
+  `names_filter` stores those of the model itself. Under interventions, with `pos_slice` and with a cache of keys,
+  name them.
+* **Texts are padded on the left**, and `padding_side="right"` is there.
+* **`generate` is transformers' own**: greedy unless `do_sample=True`, 64 new tokens, text in and text out.
+* **Keys and values have as many heads as the model stores**, in hooks and in `W_K` and `W_V`; `QK` and `OV` have all
+  heads.
+* Queries and keys of rotary models are `hook_rot_q` and `hook_rot_k`; neurons and norms inside blocks are not shown.
+"""
+
 
 def rows(title: str, prefix: str, listed: Iterable[points.Point]) -> str:
     lines = [f"\n## {title}\n", "| name | shape | mode | what |", "| --- | --- | --- | --- |"]
@@ -62,6 +91,7 @@ def page() -> str:
         + rows("Attention of block l", "blocks.{l}.", rotary)
         + rows("Beside it, in a decoder that has an encoder", "blocks.{l}.", [*points.CROSS, *crossing])
         + rows("Instead, in models without rotary embedding (GPT-2)", "blocks.{l}.", plain)
+        + COMING
     )
 
 

@@ -31,6 +31,17 @@ class UnsupportedModelError(InterpError):
     """
 
 
+class UnknownAttributeError(InterpError, AttributeError):
+    """A method or attribute of TransformerLens that a Lens does not have; the message says what there is instead.
+
+    Examples:
+        >>> lens.W_pos
+        Traceback (most recent call last):
+        ...
+        interp.errors.UnknownAttributeError: ...
+    """
+
+
 class UnknownNameError(InterpError, KeyError):
     """A name that does not exist; the message suggests the nearest one.
 

@@ -24,6 +24,7 @@ from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.reading_input import unpacked, without_types
 from interp.lens.readout import FinalNorm
 from interp.lens.scoring import as_asked, check_return_type
+from interp.lens.spelling import Spelling
 from interp.lens.strict_hooks import Hook, HookedLens, HookPoint, HookTree, drop_strays
 from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
@@ -120,7 +121,7 @@ class BridgeLens(WeightsMixin, HookedLens):
         if "inputs_embeds" in kwargs:
             raise InterpError("a TransformerBridge reads tokens; load the transformers model itself for inputs_embeds.")
         without_types(kwargs, ())
-        tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
+        tokens, attention_mask = self.tokens_and_mask(input, attention_mask, spelled=Spelling.taken(kwargs))
         self.check_length(tokens.shape[1])
         self.check_mask(attention_mask, tokens, 0)
         if attention_mask is not None:

@@ -124,7 +124,8 @@ def in_one_sentence() -> Iterator[None]:
         if isinstance(error, InterpError) or not where.startswith("transformers.generation"):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InterpError(f"transformers does not generate with these settings: {reason[:300]}") from error
+        said = reason[:300].rstrip(".")
+        raise InterpError(f"transformers does not generate with these settings: {said}.") from error
 
 
 def as_text(tokenizer: Any, sequences: Tensor, prompt: Read, alone: bool) -> str | list[str]:

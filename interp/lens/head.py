@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from interp.lens.writers import ModuleCall
@@ -141,3 +142,15 @@ def _without(step: Step, ruled_out: Tensor, lowest: float) -> Step:
 def _fit(x: Tensor, y: Tensor) -> float:
     """c with y = c·x, as nearly as it can be."""
     return float((x * y).sum() / x.square().sum())
+
+
+def gain(norm: nn.Module, epsilon: float, like: Tensor) -> Float[Tensor, " d_model"]:
+    """What a LayerNorm or RMSNorm multiplies each channel of `like [..., d_model]` by, once that is scaled.
+
+    Read off from what it does to one vector, so that Gemma's 1 + weight or a norm without weights needs no case.
+    """
+    x = torch.ones_like(like.reshape(-1, like.shape[-1])[0])
+    x[::2] = -1
+    x = x - x.mean()
+    factor: Tensor = (norm(x) - norm(torch.zeros_like(x))) / x * (x.square().mean() + epsilon).sqrt()
+    return factor

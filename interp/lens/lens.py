@@ -28,12 +28,15 @@ from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import generation, scoring, two_texts
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.generating_words import in_their_words
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
 from interp.lens.parts import Anatomy
 from interp.lens.point_building import PointsMixin
 from interp.lens.reading_input import left_padded, unpacked, without_types
+from interp.lens.spelling import Spelling
 from interp.lens.staying_current import CurrentMixin
+from interp.lens.stopping import Stopped, layer_asked, stopping
 from interp.lens.strict_hooks import HookPoint
 from interp.lens.turns import refuse_nesting, turn_of, whole
 from interp.lens.watching import attach_residual, attend_through, forward_hook
@@ -93,6 +96,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         self.point_table.clear()
         self._build_points(anatomy)
         self.setup()
+        self.take_mode_of(self.model)
         takes = inspect.signature(self.model.forward).parameters
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         named = parameters_of(self.model)
@@ -112,8 +116,9 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         """Run the model on text, a list of texts, tokens `[batch, pos]`, or anything else that `tokens_and_mask` takes.
 
         Returns logits `[batch, pos, d_vocab]` (`"logits"`), the mean next-token loss in nats (`"loss"`), both as a pair
-        (`"both"`), or None. Texts of different length are padded on the left and masked. Keywords go to the model;
-        `use_cache=False` unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
+        (`"both"`), or None. Texts of different length are padded on the left and masked. `prepend_bos`, `padding_side`,
+        `loss_per_token` and `stop_at_layer` are TransformerLens'; other keywords go to the model; `use_cache=False`
+        unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
         What a tokenizer returned may come as it is or as keywords (`lens(**encoded)`), and `inputs_embeds=...` in the
         place of an input; those have no tokens, and so no loss.
         Of an encoder-decoder the encoder reads the input, padded on the right, and the decoder its start token, or what
@@ -131,12 +136,13 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         scoring.check_return_type(return_type)
         input, attention_mask, kwargs = unpacked(input, attention_mask, kwargs)
         without_types(kwargs, self._keywords)
+        spelled, per_token = Spelling.taken(kwargs), kwargs.pop("loss_per_token", False)
+        stop = layer_asked(kwargs.pop("stop_at_layer", None), self.cfg.n_layers, return_type, kwargs)
         paired = self.anatomy.decoder is not None
         if unknown := sorted(kwargs.keys() - self._keywords - ({"decoder_input"} if paired else set())):
             named = ", ".join(unknown) + keywords_instead(unknown)
             raise InterpError(f"{self.cfg.architecture} knows no argument {named}; it would be ignored.")
-        read = self.embeddings(kwargs, attention_mask) if "inputs_embeds" in kwargs else None
-        read = read or self.read(input, attention_mask)
+        read = self.read_arguments(input, attention_mask, kwargs, spelled)
         attention_mask = read.mask
         main = read if not paired else two_texts.written(self, kwargs, read.tokens.shape[0])
         if main.tokens.ndim == 3 and return_type in ("loss", "both"):
@@ -151,9 +157,13 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
         if "inputs_embeds" not in kwargs:
             kwargs["input_ids"] = read.tokens
-        with self._session(past):
-            logits = self.model(attention_mask=attention_mask, **kwargs).logits
-        return scoring.as_asked(return_type, logits, main.tokens, main.mask, kwargs.get("labels") if paired else None)
+        try:
+            with self._session(past), stopping(stop, self.anatomy, self._calls_of.now):
+                logits = self.model(attention_mask=attention_mask, **kwargs).logits
+        except Stopped as stopped:
+            return stopped.resid
+        labels = kwargs.get("labels") if paired else None
+        return scoring.as_asked(return_type, logits, main.tokens, main.mask, labels, per_token=per_token)
 
     @whole
     def generate(
@@ -193,9 +203,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         """
         input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
         without_types(kwargs, self._keywords)
-        embedded = "inputs_embeds" in kwargs
-        read = self.embeddings(kwargs, attention_mask) if embedded else None
-        read = read or self.read(input, attention_mask, chat, goes_on=True)
+        spelled, embedded = Spelling.taken(kwargs), "inputs_embeds" in kwargs
+        read = self.read_arguments(input, attention_mask, kwargs, spelled, chat, goes_on=True)
         paired = self.anatomy.decoder is not None
         tokens, attention_mask = (read.tokens, read.mask) if paired else left_padded(read.tokens, read.mask)
         before = two_texts.begun(self, kwargs, tokens.shape[0]) if paired else tokens.shape[1]
@@ -203,7 +212,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             kwargs["inputs_embeds"] = tokens
         if not hasattr(self.model, "generate"):
             raise UnsupportedModelError(f"{self.cfg.architecture} does not generate text; call the Lens itself.")
-        asked = generation.Settings(self.model, kwargs, max_new_tokens)
+        asked = generation.Settings(self.model, in_their_words(kwargs), max_new_tokens)
         guessing = [name for name in generation.GUESSING if asked.held(name) is not None]
         self._interventions.refuse_guessing(guessing, kwargs.get("past_key_values"))
         use_cache = asked.use_cache(acting=bool(self.policies_in_force)) and self._interventions.caches

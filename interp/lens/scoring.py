@@ -111,28 +111,36 @@ def check_return_type(return_type: str | None) -> None:
 
 
 def as_asked(
-    return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None, labels: Tensor | None = None
-) -> Any:
-    """What `return_type` names: logits, the loss (of labels, where there are any), both, or None."""
+    return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None,
+    labels: Tensor | None = None, *, per_token: bool = False,
+) -> Any:  # fmt: skip
+    """What `return_type` names: logits, the loss (of labels, where there are any), both, or None; with `per_token` the
+    loss of each token."""
     if return_type in ("loss", "both"):
         if labels is None:
-            loss = next_token_loss(logits, tokens, attention_mask)
+            loss = next_token_loss(logits, tokens, attention_mask, per_token=per_token)
         else:
-            loss = loss_of_labels(logits, labels)
+            loss = loss_of_labels(logits, labels, per_token=per_token)
         return loss if return_type == "loss" else (logits, loss)
     return logits if return_type == "logits" else None
 
 
-def loss_of_labels(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "batch pos"]) -> Tensor:
-    """Mean cross entropy (nats) of labels, those of -100 left out."""
+def loss_of_labels(
+    logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "batch pos"], *, per_token: bool = False
+) -> Tensor:
+    """Mean cross entropy (nats) of labels, those of -100 left out; of each with `per_token`, NaN for those."""
     there = labels != IGNORED
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = cross_entropy(exact, labels.masked_fill(~there, 0))
-    return loss[there].mean()
+    return loss.masked_fill(~there, torch.nan) if per_token else loss[there].mean()
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+def next_token_loss(
+    logits: Tensor, tokens: Tensor, attention_mask: Tensor | None, *, per_token: bool = False
+) -> Tensor:
     """Mean cross entropy (nats) of each token `[batch, pos]` given those before it, padding left out.
+
+    With `per_token` that of each, `[batch, pos - 1]`, NaN where there is padding.
 
     Raises InterpError where logits of some positions are missing or the mask is not `[batch, tokens seen]`.
     """
@@ -142,11 +150,13 @@ def next_token_loss(logits: Tensor, tokens: Tensor, attention_mask: Tensor | Non
         raise InterpError(f"a loss needs the logits of all {tokens.shape[1]} positions, not of {logits.shape[1]}.")
     loss = cross_entropy(logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)), tokens[:, 1:])
     if attention_mask is None:
-        return loss.mean()
+        return loss if per_token else loss.mean()
     if attention_mask.ndim != 2:
         raise InterpError(
             "a loss under a 4-D mask is not defined; pass a padding mask [batch, tokens], or ask for logits."
         )
     mask = attention_mask[:, -tokens.shape[1] :]
     real = (mask[:, 1:] * mask[:, :-1]).to(loss.dtype)
+    if per_token:
+        return loss.masked_fill(real == 0, torch.nan)
     return (loss * real).sum() / real.sum().clamp_min(1)

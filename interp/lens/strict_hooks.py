@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -20,6 +20,7 @@ from interp.errors import InterpError, UnknownNameError
 from interp.lens.activations import LensActivations
 from interp.lens.habits import point_instead
 from interp.lens.hook_values import Held, fitting
+from interp.lens.patterns_later import Changed, LaterPatterns, of_one_text
 from interp.lens.turns import Calls, whole
 from interp.seam.points import Point, live
 from interp.undoing import Gate, Undo, undoing
@@ -128,7 +129,8 @@ class HookedLens(HookedRootModule):
                 if self.point_table[name].mode == "edit":
                     self._check_values(name, point, undo)
             yield watched
-        if silent := sorted(watched.keys() - fired):
+        asked = {name for name, point in watched.items() if not getattr(point, "where_it_can", False)}
+        if silent := sorted(asked - fired):
             warnings.warn(f"hooks on {', '.join(silent)} did not fire in this call.", stacklevel=6)
 
     def _check_values(self, name: str, point: HookPoint, undo: Undo) -> None:
@@ -149,17 +151,27 @@ class HookedLens(HookedRootModule):
         """As in TransformerLens: `(output, ActivationCache)`; `cache["pattern", 0]` works.
 
         Without `names_filter` everything that the model computes anyway and that grows with positions is stored;
-        scores, patterns and observables only when named. `pos_slice` slices each point along its own position axis.
+        scores, patterns and observables only when named. Of such a cache `cache["pattern", 0]` is computed from queries
+        and keys. `pos_slice` slices each point along its own position axis.
 
         Examples:
             >>> logits, cache = lens.run_with_cache(prompt, names_filter=lambda name: name.endswith("hook_pattern"))
             >>> cache["pattern", 0].shape  # [batch, head, query, key]
             torch.Size([1, 8, 40, 40])
         """
-        out, cached = super().run_with_cache(*args, **kwargs)
+        if kwargs.get("incl_bwd") and not torch.is_grad_enabled():
+            raise InterpError("incl_bwd stores gradients, and torch computes none here; leave torch.no_grad() out.")
         if not return_cache_object:
-            return out, cached
-        return out, LensActivations(cached, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
+            return super().run_with_cache(*args, **kwargs)
+        self._look()  # so that the points are those of the model as it is
+        later = LaterPatterns()
+        with ExitStack() as stack:
+            # of edits and evictions an event would hold on to what they need
+            if not (getattr(self, "policies_in_force", ()) or getattr(self, "edits_in_force", ())):
+                stack.enter_context(later.collected(self.hook_dict, self.hooks, kwargs))
+            out, cached = super().run_with_cache(*args, **kwargs)
+        alone = bool(kwargs.get("remove_batch_dim", False))
+        return out, LensActivations(cached, self, not alone, Changed(later, of_one_text) if alone else later)
 
     def _look(self) -> None:
         """Make sure that the points are those of the model as it is; a `Lens` knows how."""
@@ -167,6 +179,12 @@ class HookedLens(HookedRootModule):
     def setup(self) -> None:
         self.hook_dict = {m.name: m for m in self.modules() if isinstance(m, HookPoint) and m.name in self.point_table}
         self.mod_dict = dict(self.hook_dict)
+
+    def take_mode_of(self, model: nn.Module) -> None:
+        """Be in training mode where `model` is, of all that is not the model's: torch makes every module in training
+        mode, and who asks whether a lens is ready to measure asks all of them."""
+        for module in set(self.modules()) - set(model.modules()):
+            module.training = model.training
 
     def why_absent(self, name: str) -> str | None:
         """Why there is no hook point of that name; None where there is one, or no model has one of that name."""

@@ -11,6 +11,7 @@ import torch
 from interp.errors import InterpError
 from interp.lens import reading_input, token_text
 from interp.lens.reading_input import Given
+from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
 from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
@@ -49,17 +50,32 @@ class TextMixin:
         device: torch.device = self.model.device
         return device
 
-    def to_tokens(self, input: Any, truncate: int | None = None) -> Tensor:
-        """Tokens `[batch, pos]` int64 of anything that a Lens reads; `truncate` keeps the first so many of each.
+    def to_tokens(
+        self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None,
+        move_to_device: bool = True, truncate: int | bool | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Tokens `[batch, pos]` int64 of anything that a Lens reads.
 
         Texts, and rows of ids of different length, are padded on the left; tensors stay as they are.
+
+        Args:
+            input: text, tokens, chat messages, ...
+            prepend_bos: whether the tokenizer's bos token comes first; None: as the tokenizer does.
+            padding_side: `left` (None) or `right`, for texts.
+            move_to_device: put the tokens where the model is, else on the CPU.
+            truncate: keep the first so many tokens of each; True: as many as the model's context holds.
         """
         input, mask = reading_input.tokens_alone(input, None)
-        return self.read(input, mask, truncate=truncate).tokens
+        if isinstance(truncate, bool):
+            truncate = (self.cfg.n_ctx or None) if truncate else None
+        tokens = self.read(input, mask, truncate=truncate, spelled=Spelling(prepend_bos, padding_side)).tokens
+        return tokens if move_to_device else tokens.cpu()
 
     def to_string(self, tokens: Any) -> str | list[str]:
-        """The text of token ids: a string of `[pos]`, a list of strings of `[batch, pos]`."""
+        """The text of token ids: a string of one id or of `[pos]`, a list of strings of `[batch, pos]`."""
         tokenizer = self._need_tokenizer()
+        if isinstance(tokens, int) or getattr(tokens, "ndim", None) == 0:
+            tokens = [tokens]
         given = self._told_apart(*reading_input.tokens_alone(tokens, None))
         if given.kind != "tokens":
             raise InterpError("to_string takes token ids, and this is text already.")
@@ -86,22 +102,26 @@ class TextMixin:
         (text,) = self.to_str_tokens(torch.tensor([token]))
         return str(text)
 
-    def to_str_tokens(self, input: Any) -> list[Any]:
+    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None) -> list[Any]:
         """The text of every token of one text or one row of ids, in order; of several, a list for each.
 
         Joined, and without special tokens, they are the text: each token holds the space before it, and a character
         spread over several tokens is with the last of them. Tokens that begin inside a text keep their first space.
         Where words are all that a tokenizer knows, each is printed as it stands. Without a tokenizer `<7>` is token 7.
+        `prepend_bos` as in `to_tokens`; nothing is padded here.
         """
+        spelled = Spelling(prepend_bos, padding_side)
         given = self._told_apart(*reading_input.tokens_alone(input, None))
         found: list[list[str]] = []
         if given.kind == "texts":
             for text in given.texts:
-                tokens = self._encode([text], None)[0][0].tolist()
+                tokens = self._encode([text], None, spelled=spelled)[0][0].tolist()
                 pieces = token_text.of_text(self.tokenizer, text)
+                if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
+                    pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
                 found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
         else:
-            read = self._tokens_of(given, False, None)
+            read = self._tokens_of(given, False, None, spelled=spelled)
             rows = [read.tokens] if read.tokens.shape[0] == 1 else read.tokens.split(1)
             for ids in (row[0].tolist() for row in rows):
                 found.append(
@@ -112,8 +132,9 @@ class TextMixin:
         return found[0] if given.single or (given.kind == "tokens" and len(found) == 1) else found
 
     def tokens_and_mask(
-        self, input: Any, attention_mask: Any = None, chat: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, input: Any, attention_mask: Any = None, chat: bool = False, *,
+        spelled: Spelling = AS_THE_TOKENIZER_DOES,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Tokens `[batch, pos]` on the model's device, and their padding mask or None where nothing is padded.
 
         Takes anything that a Lens reads: a text or several; token ids as a tensor, an array or lists, where lists of
@@ -121,17 +142,17 @@ class TextMixin:
         them, through the chat template. With `chat` each text is a conversation of one message.
         """
         input, attention_mask = reading_input.tokens_alone(input, attention_mask)
-        read = self.read(input, attention_mask, chat)
+        read = self.read(input, attention_mask, chat, spelled=spelled)
         return read.tokens, read.mask
 
     def read(
         self, input: Any, attention_mask: Any = None, chat: bool = False, *, truncate: int | None = None,
-        goes_on: bool = False,
+        goes_on: bool = False, spelled: Spelling = AS_THE_TOKENIZER_DOES,
     ) -> Read:  # fmt: skip
         """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished."""
         if truncate is not None and truncate < 1:
             raise InterpError(f"truncate should be at least 1, found {truncate}.")
-        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on)
+        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled)
 
     def rows(self, input: Any, attention_mask: Any = None, truncate: int | None = None) -> tuple[list[Tensor], bool]:
         """Each text or row of ids by itself as tokens `[1, pos]`, without padding, and whether only one was passed."""
@@ -185,6 +206,16 @@ class TextMixin:
         arguments["inputs_embeds"] = given = given.to(self.device)
         return Read(given, reading_input.as_mask(attention_mask, self.device), False, False, False)
 
+    def read_arguments(
+        self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling, chat: bool = False, *,
+        goes_on: bool = False,
+    ) -> Read:  # fmt: skip
+        """What a call reads: embeddings among its arguments, or else its input."""
+        if "inputs_embeds" not in arguments:
+            return self.read(input, attention_mask, chat, goes_on=goes_on, spelled=spelled)
+        spelled.refuse_for("embeddings")
+        return self.embeddings(arguments, attention_mask)
+
     def check_length(self, n_tokens: int) -> None:
         """Raise InterpError when a sequence is longer than the model's context."""
         if self.cfg.n_ctx and n_tokens > self.cfg.n_ctx:
@@ -222,8 +253,12 @@ class TextMixin:
         pad = next((token for token in named if isinstance(token, int) and token < self.readable_ids), 0)
         return reading_input.told_apart(input, attention_mask, pad, self.pads_right)
 
-    def _tokens_of(self, given: Given, chat: bool, truncate: int | None, goes_on: bool = False) -> Read:
+    def _tokens_of(
+        self, given: Given, chat: bool, truncate: int | None, goes_on: bool = False,
+        spelled: Spelling = AS_THE_TOKENIZER_DOES,
+    ) -> Read:  # fmt: skip
         if given.kind == "tokens":
+            spelled.refuse_for("tokens")
             if given.tokens.numel() == 0:
                 raise InterpError("there are no tokens to read; pass at least one.")
             if chat:
@@ -236,8 +271,11 @@ class TextMixin:
         talks = given.conversations
         if chat and given.kind == "texts":
             talks = [[{"role": "user", "content": text}] for text in given.texts]
+        if talks:
+            spelled.refuse_for("chat messages")
+            spelled = AS_THE_TOKENIZER_DOES
         texts = [self._templated(talk, goes_on) for talk in talks] if talks else given.texts
-        tokens, mask = self._encode(texts, truncate, special=not talks)
+        tokens, mask = self._encode(texts, truncate, not talks, spelled)
         return Read(tokens, mask, True, given.single, bool(talks))
 
     def _check_ids(self, tokens: Tensor) -> Tensor:
@@ -255,16 +293,21 @@ class TextMixin:
             return ""
         return f", {name!r} of this tokenizer," if name else ""
 
-    def _encode(self, texts: list[str], truncate: int | None, special: bool = True) -> tuple[Tensor, Tensor | None]:
+    def _encode(
+        self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES
+    ) -> tuple[Tensor, Tensor | None]:
         tokenizer = self._need_tokenizer()
         texts = [reading_input.encodable(text) for text in texts]
-        rows = [list(tokenizer(text, add_special_tokens=special).input_ids[:truncate]) for text in texts]
+        rows = [list(tokenizer(text, add_special_tokens=special).input_ids) for text in texts]
+        rows = [spelled.row(row, tokenizer)[:truncate] for row in rows]
         if not rows or any(not row for row in rows):
             raise InterpError("the text has no tokens; pass some text.")
         for row in rows:
             self._check_ids(torch.tensor(row))
         pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0, right=self.pads_right)
+        side = "right" if self.pads_right else "left"
+        right = (spelled.padding_side or side) == "right"
+        tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0, right=right)
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
 
     def _templated(self, talk: list[Any], goes_on: bool) -> str:

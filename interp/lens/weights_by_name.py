@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
+from interp.lens.familiar import FamiliarMixin
 from interp.lens.readout import ReadoutMixin, output_map
-from interp.lens.text import TextMixin
 
 Tensor = torch.Tensor
 
 
-class WeightsMixin(TextMixin, ReadoutMixin):
-    """`lens.W_U`, `W_E`, `W_Q`, `W_K`, `W_V`, `W_O`, and the few methods that read them."""
+class WeightsMixin(FamiliarMixin, ReadoutMixin):
+    """`lens.W_U`, `W_E`, `W_Q`, `W_K`, `W_V`, `W_O`, their biases, and the few methods that read them."""
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -50,6 +50,21 @@ class WeightsMixin(TextMixin, ReadoutMixin):
         return self._projections("v_proj", self.cfg.n_key_value_heads)
 
     @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
+        """Biases of the query projections, zeros where they have none."""
+        return self._biases("q_proj", self.cfg.n_heads)
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer kv_head d_head"]:
+        """Biases of the key projections, zeros where they have none."""
+        return self._biases("k_proj", self.cfg.n_key_value_heads)
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer kv_head d_head"]:
+        """Biases of the value projections, zeros where they have none."""
+        return self._biases("v_proj", self.cfg.n_key_value_heads)
+
+    @property
     def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
         """Output projections."""
         return torch.stack([self.output_map(layer)[0] for layer in range(self.cfg.n_layers)])
@@ -79,11 +94,22 @@ class WeightsMixin(TextMixin, ReadoutMixin):
         return total
 
     def _projections(self, name: str, heads: int) -> Tensor:
+        return torch.stack([module.weight.unflatten(0, (heads, -1)).mT for module in self._projecting(name)])
+
+    def _biases(self, name: str, heads: int) -> Tensor:
+        modules = self._projecting(name)
+        biases = [
+            module.weight.new_zeros(module.out_features) if module.bias is None else module.bias for module in modules
+        ]
+        return torch.stack([bias.unflatten(0, (heads, -1)) for bias in biases])
+
+    def _projecting(self, name: str) -> list[nn.Linear]:
+        """The projection of that name in every layer."""
         found = [getattr(block.attention, name, None) for block in self.anatomy.blocks]
-        weights = [module.weight for module in found if isinstance(module, nn.Linear)]
-        if len(weights) < len(found):
+        modules = [module for module in found if isinstance(module, nn.Linear)]
+        if len(modules) < len(found):
             raise UnsupportedModelError(
                 f"{self.cfg.architecture} has no {name} of its own in every layer, so its weights by head are unknown; "
                 "hook the activations, or read lens.model."
             )
-        return torch.stack([weight.unflatten(0, (heads, -1)).mT for weight in weights])
+        return modules

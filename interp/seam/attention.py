@@ -19,6 +19,7 @@ from torch import nn
 from interp.cache.latent import StoredLatent
 from interp.cache.lens_cache import LensCache
 from interp.cache.stored_layer import StoredLayer
+from interp.errors import UnsupportedModelError
 from interp.seam.call import AttentionCall
 from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
@@ -285,10 +286,16 @@ class Site:
                 show(self.point(name), x.transpose(1, 2))
         points = {name: self.points.get(f"attn.hook_{name}") for name in OBSERVABLES}
         wanted = {name: point for name, point in points.items() if live(point)}
-        if wanted:
+        if not wanted:
+            return
+        try:
             event = self._event(call)
-            for name, point in wanted.items():
-                show(point, OBSERVABLES[name](event))
+        except UnsupportedModelError:
+            if not all(getattr(point, "where_it_can", False) for point in wanted.values()):
+                raise
+            return  # nobody asked for this layer by name
+        for name, point in wanted.items():
+            show(point, OBSERVABLES[name](event))
 
     def _event(self, call: AttentionCall, facts: dict[str, Any] | None = None) -> AttentionEvent:
         """The call as probes and policies see it; facts of its mask, where the mask itself does not tell them."""

@@ -101,7 +101,7 @@ def test_unknown_attention_arguments_are_refused(lens: interp.Lens) -> None:
 
 def test_arguments_that_a_model_would_swallow(lens: interp.Lens) -> None:
     for call, says in (
-        (lambda: lens(tokens(), stop_at_layer=1), "knows no argument stop_at_layer"),
+        (lambda: lens(tokens(), start_at_layer=1), "knows no argument start_at_layer"),
         (lambda: lens(tokens(), return_type="logit"), "not 'logit'"),
         (lambda: interp.load(shared("llama"), attn_implementation="eager"), "attn_implementation would be ignored"),
         (lambda: interp.load("demo", revision="main"), "revision would be ignored"),

@@ -91,13 +91,19 @@ INSTEAD = {
     "hook_q": (lambda lens, cache: lens.run_with_cache(tokens(), names_filter="blocks.0.attn.hook_q"), "hook_rot_q"),
     "hook_result": (lambda lens, cache: lens.add_hook("blocks.1.attn.hook_result", print), "stack_head_results"),
     "cached q": (lambda lens, cache: cache["q", 1], "blocks.1.attn.hook_rot_q"),
-    "cached pattern": (lambda lens, cache: cache["pattern", 1], "names_filter='blocks.1.attn.hook_pattern'"),
+    "cached scores": (lambda lens, cache: cache["attn_scores", 1], "names_filter='blocks.1.attn.hook_attn_scores'"),
+    "pattern of part of a run": (
+        lambda lens, cache: lens.run_with_cache(tokens(), pos_slice=-1)[1]["pattern", 1],
+        "names_filter='blocks.1.attn.hook_pattern'",
+    ),
     "neurons": (lambda lens, cache: cache.get_full_resid_decomposition(), "expand_neurons=False"),
     "neuron results": (lambda lens, cache: cache.stack_neuron_results(1), "mlp_out|mode='mlp'"),
     "a layer's norm": (lambda lens, cache: cache.accumulated_resid(1, apply_ln=True), "layer=-1"),
     "post": (lambda lens, cache: cache["blocks.0.mlp.hook_post"], "hook_mlp_out"),
     "prepend_bos": (lambda lens, cache: lens(tokens(), prepend_bos=True), "special tokens are kept"),
-    "stop_at_layer": (lambda lens, cache: lens(tokens(), stop_at_layer=1), "hook_resid_pre"),
+    "stop_at_layer": (lambda lens, cache: lens(tokens(), stop_at_layer=4), "up to 3"),
+    "start_at_layer": (lambda lens, cache: lens(tokens(), start_at_layer=1), "hook_resid_pre"),
+    "positions": (lambda lens, cache: lens.W_pos, "hook_resid_pre"),
 }
 
 
