@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from torch import nn
 
 from interp.errors import InterpError
 from interp.lens.arguments import arguments
+from interp.seam.config import LensConfig
 from interp.undoing import undoing, without_gradients
 
 Tensor = torch.Tensor
@@ -35,6 +36,15 @@ class NonFiniteError(InterpError):
         ...
         interp.lens.finite.NonFiniteError: ...weight...
     """
+
+
+class Measured(Protocol):
+    """What measures run: a Lens, or a bridge's."""
+
+    model: Any
+
+    @property
+    def cfg(self) -> LensConfig: ...
 
 
 class Put(NamedTuple):
@@ -72,7 +82,7 @@ class Numbers:
 
 
 @contextmanager
-def finite(lens: Any, rows: Iterable[Int[Tensor, "1 pos"]]) -> Iterator[Numbers]:
+def finite(lens: Measured, rows: Iterable[Int[Tensor, "1 pos"]]) -> Iterator[Numbers]:
     """For a block that measures a model on texts: raises NonFiniteError where numbers that it takes are not finite.
 
     An exception of the block, too, is put down to that where the model's own numbers are not.
@@ -93,13 +103,13 @@ def finite(lens: Any, rows: Iterable[Int[Tensor, "1 pos"]]) -> Iterator[Numbers]
         )
 
 
-def refuse_lost(lens: Any, row: Int[Tensor, "1 pos"], logits: Tensor) -> None:
+def refuse_lost(lens: Measured, row: Int[Tensor, "1 pos"], logits: Tensor) -> None:
     """Raise NonFiniteError where the logits of a text are not finite."""
     with finite(lens, [row]) as numbers:
         numbers.take_logits(logits)
 
 
-def _where(lens: Any, rows: Iterable[Tensor]) -> str | None:
+def _where(lens: Measured, rows: Iterable[Tensor]) -> str | None:
     bridge = getattr(lens, "bridge", None)
     if bridge is not None:
         return where_lost(bridge, rows, bridge)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import finite
-from interp.lens.protocol import InterventionLens
+from interp.lens.protocol import InterventionLens, TextLens
 from interp.lens.reading_input import left_padded
 from interp.settings.checking import checked
 
@@ -34,7 +34,7 @@ def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) ->
 
 
 def looked_at(
-    lens: Any, rows: Iterator[Tensor], there: Bool[Tensor, "batch token"] | None, nats: Callable[[], Tensor]
+    lens: TextLens, rows: Iterator[Tensor], there: Bool[Tensor, "batch token"] | None, nats: Callable[[], Tensor]
 ) -> Float[Tensor, "batch token"]:
     """What `nats()` says that tokens cost, NaN where none are `there`. Raises NonFiniteError where one that is costs no
     number; rows: the texts, to see why."""

@@ -12,7 +12,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +34,14 @@ class Calls(threading.local):
         """What takes back what the innermost one changed."""
 
 
+class Called(Protocol):
+    """What a Lens knows of its calls, and looks at as one begins."""
+
+    _calls_of: Calls
+
+    def _look(self) -> None: ...
+
+
 def whole(call: C) -> C:
     """A method of a Lens that looks at the model as it begins and takes what it then knows for true until it ends.
 
@@ -41,7 +49,7 @@ def whole(call: C) -> C:
     """
 
     @functools.wraps(call)
-    def alone(lens: Any, *args: Any, **kwargs: Any) -> Any:
+    def alone(lens: Called, *args: Any, **kwargs: Any) -> Any:
         lens._look()
         undo, calls = Undo(sys._getframe()), lens._calls_of
         try:

@@ -50,7 +50,7 @@ class Checked:
         if (own := vars(cls).get("__post_init__")) is not None:
 
             @wraps(own)
-            def first_the_types(self: Any) -> None:
+            def first_the_types(self: Checked) -> None:
                 check_types(self)
                 own(self)
 

@@ -12,6 +12,7 @@ import transformers as hf
 from torch.overrides import TorchFunctionMode
 
 import interp
+from interp.seam import softmax_seam
 from interp.seam.softmax_seam import axes_of
 from tests.models import tokens
 
@@ -139,10 +140,10 @@ def test_looking_changes_no_bit(name: str) -> None:
 def test_without_hooks_no_call_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = lens_of("bloom")
 
-    def enter(self: TorchFunctionMode) -> None:
+    def enter(mode: TorchFunctionMode) -> None:
         raise AssertionError("a mode was entered")
 
-    monkeypatch.setattr(TorchFunctionMode, "__enter__", enter)
+    monkeypatch.setattr(softmax_seam, "_push_mode", enter)
     lens(tokens())
     lens.run_with_hooks(tokens(), fwd_hooks=[("blocks.1.hook_resid_post", nothing)])
     with pytest.raises(AssertionError, match="mode was entered"):
