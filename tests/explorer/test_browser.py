@@ -159,7 +159,7 @@ def test_generation_under_think_and_d2o_shows_both_texts(tab):
 
 def test_two_tabs_do_not_mix(chromium, server):
     pages = [chromium.new_page() for _ in range(2)]
-    one, two = (Tab(page, server.url) for page in pages)
+    one, two = (Tab(page, server.url, server.address) for page in pages)
     one.page.goto(f"{server.url}/?text=typed&typed=One+fish+swims+in+the+sea.")
     two.page.goto(f"{server.url}/?text=typed&typed=Two+birds+fly+over+a+very+high+hill.")
     one.settle(), two.settle()
@@ -174,7 +174,7 @@ def test_two_tabs_do_not_mix(chromium, server):
 
 def test_a_second_tab_says_what_it_waits_for_until_the_first_cancels(chromium, server):
     pages = [chromium.new_page() for _ in range(2)]
-    long, short = (Tab(page, server.url) for page in pages)
+    long, short = (Tab(page, server.url, server.address) for page in pages)
     long.page.goto(f"{server.url}/?tokens=1900")
     long.page.wait_for_selector("text=reading 1,900 tokens", timeout=120_000)
     short.page.goto(f"{server.url}/?text=typed&typed=Three+cats+sleep+under+an+old+tree.")

@@ -9,7 +9,7 @@ import streamlit as st
 from interp import figures
 from interp.errors import InterpError
 from interp.results import repeating, storage
-from interp_explorer import charts, study_view, tables, view
+from interp_explorer import charts, study_view, tables, view, waiting
 from interp_explorer.text import plain
 
 FEW = 12  # different numbers that are chosen from a list rather than with a slider
@@ -19,11 +19,13 @@ shown = view.begin("Studies")
 st.title("Studies")
 folder = st.text_input(
     "Results folder", "", key="folder", bind="query-params", placeholder="runs/single-layer",
+    on_change=waiting.clicked,
     help="What `interp icl`, `interp probe` or a benchmark wrote. Read only.",
 )  # fmt: skip
 if not folder:
     st.info("Give a folder of results. `interp icl single-layer --out runs/single-layer --quick` makes one.")
     st.stop()
+waiting.allowed(("folder", folder), f"opening the folder {folder}")
 
 
 def open_table(file: Path) -> None:
