@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import streamlit as st
 
 from interp.errors import InterpError
-from interp_explorer import waiting
+from interp_explorer import address, waiting
 from interp_explorer.text import plain
 
 
@@ -47,6 +47,8 @@ def _widget(name: str, kind: Any, default: Any, key: str) -> Any:
     if get_origin(kind) is Literal:
         options = list(get_args(kind))
         return st.selectbox(label, options, options.index(default) if default in options else 0, **bound)
+    if kind in (int, float):
+        address.number(key)
     if kind is int:
         return st.number_input(label, value=default, step=1, **bound)
     if kind is float:

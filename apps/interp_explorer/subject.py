@@ -17,7 +17,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from interp.errors import InterpError
-from interp_explorer import memory, waiting
+from interp_explorer import address, memory, waiting
 from interp_explorer.text import plain
 
 TOKENS = 256  # read at first: enough to see sinks, quick on a laptop
@@ -111,7 +111,8 @@ def sidebar() -> None:
         elif st.session_state["text"] == FILE:
             _uploaded()
         st.number_input(
-            "Tokens to read", 2, None, TOKENS, 64, key="tokens", bind="query-params", on_change=waiting.clicked,
+            "Tokens to read", 2, None, TOKENS, 64, key=address.number("tokens"), bind="query-params",
+            on_change=waiting.clicked,
             help="The first so many tokens of the text.",
         )  # fmt: skip
         with st.expander("More"):
@@ -241,7 +242,9 @@ def choose_token(count: int) -> int:
     """A token of the text, by its position."""
     if not 0 <= int(st.session_state.get("token") or 0) < count:  # of a longer text
         st.session_state["token"] = 0
-    return int(st.number_input("Token, by its position", 0, count - 1, "min", key="token", bind="query-params"))
+    return int(
+        st.number_input("Token, by its position", 0, count - 1, "min", key=address.number("token"), bind="query-params")
+    )
 
 
 def _choose(label: str, key: str, count: int, mean: bool) -> int | None:

@@ -13,7 +13,7 @@ from interp.errors import InterpError
 from interp.interventions import available
 from interp.results import repeating
 from interp.runs.side_by_side import findings
-from interp_explorer import charts, forms, memory, subject, view, waiting, why
+from interp_explorer import address, charts, forms, memory, subject, view, waiting, why
 from interp_explorer.desk import Progress
 from interp_explorer.text import plain
 
@@ -47,7 +47,11 @@ else:
         or ""
     )
 left, right = st.columns(2)
-steps = int(left.number_input("New tokens", 2, 512, 32, key="steps", bind="query-params", on_change=waiting.clicked))
+steps = int(
+    left.number_input(
+        "New tokens", 2, 512, 32, key=address.number("steps"), bind="query-params", on_change=waiting.clicked
+    )
+)
 chat = right.toggle("Through the chat template", False, key="chat", bind="query-params", on_change=waiting.clicked)
 if not made:
     st.info("Choose at least one intervention above.")

@@ -57,7 +57,7 @@ def kept(table: pd.DataFrame, name: str) -> pd.DataFrame:
         low, high = st.slider(plain(name), *ends, ends, key=f"f {name}")
         view.code(f"table = table[table[{name!r}].between({low}, {high})]")
         return table[table[name].between(low, high)]
-    chosen = st.multiselect(plain(name), sorted(values.unique().tolist()), key=f"f {name}")
+    chosen = st.multiselect(plain(name), tables.different(values), key=f"f {name}")
     if not chosen:
         return table
     view.code(f"table = table[table[{name!r}].isin({chosen})]")
