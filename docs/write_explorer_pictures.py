@@ -36,6 +36,10 @@ def photograph(page: Any, address: str, picture: Path, height: int | None, link:
     page.set_viewport_size({"width": WIDTH, "height": SHORTEST})
     page.goto(address)
     settle(page)
+    start = page.get_by_role("button", name="Start", exact=True)  # an address starts nothing by itself
+    if start.count():
+        start.click()
+        settle(page)
     if link is not None:
         page.get_by_role("link", name=link).click()
         settle(page)
@@ -64,6 +68,7 @@ def main(folder: Path | None) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for theme in ("light",) if folder is None else ("light", "dark"):
             page = browser.new_context(color_scheme=theme).new_page()
+            page.context.request.get(server.address)  # which leaves the token's cookie in this browser
             for name in SHOWN if folder is None else PAGES:
                 target = IMAGES / f"explorer_{name}.png" if folder is None else folder / f"{name}_{theme}.png"
                 height, link = SHOWN[name] if folder is None else None, "Export" if name == "export" else None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from interp_explorer import address
 from interp_explorer.subject import bring_along, sidebar
 
 PAGES = {
@@ -33,4 +34,5 @@ page = st.navigation(
 )
 bring_along(page.url_path)
 sidebar()
+address.tell()
 page.run()

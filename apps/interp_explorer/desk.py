@@ -106,6 +106,12 @@ class Desk:
             self._forget(key[0])
             return job
 
+    def knows(self, key: tuple[Hashable, ...]) -> bool:
+        """Whether the job of this key has come to something, or somebody waits for it: asking for it starts nothing."""
+        with self._lock:
+            job = self._jobs.get(key)
+            return job is not None and (job.error is None if job.finished else job.wanted())
+
     def holder(self) -> Job | None:
         """The job at the desk now."""
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import streamlit as st
 
 from interp.errors import InterpError
+from interp_explorer import address, waiting
 from interp_explorer.text import plain
 
 
@@ -40,12 +41,14 @@ def _columns(count: int) -> list[Any]:
 def _widget(name: str, kind: Any, default: Any, key: str) -> Any:
     """A widget for one field. What has no better one is a line of text, read as on the command line."""
     label = name.replace("_", " ")
-    bound: dict[str, Any] = {"key": key, "bind": "query-params"}
+    bound: dict[str, Any] = {"key": key, "bind": "query-params", "on_change": waiting.clicked}
     if kind is bool:
         return st.checkbox(label, default, **bound)
     if get_origin(kind) is Literal:
         options = list(get_args(kind))
         return st.selectbox(label, options, options.index(default) if default in options else 0, **bound)
+    if kind in (int, float):
+        address.number(key)
     if kind is int:
         return st.number_input(label, value=default, step=1, **bound)
     if kind is float:

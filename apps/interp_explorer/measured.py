@@ -31,7 +31,8 @@ def measure(read: Reading, wanted: list[Any]) -> dict[str, xr.Dataset]:
 
     n = int(tokens.shape[1])
     key = ("probes", *read.key, *map(repr, wanted))
-    results = waiting.done(key, f"reading {n:,} tokens with {', '.join(p.name for p in wanted)}", work)
+    what = f"reading {n:,} tokens with {', '.join(p.name for p in wanted)}"
+    results = waiting.done(key, what, work, own=read.first and wanted == probes())
     view.probed(read, wanted, results)
     return results
 

@@ -17,7 +17,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from interp.errors import InterpError
-from interp_explorer import memory, waiting
+from interp_explorer import address, memory, waiting
 from interp_explorer.text import plain
 
 TOKENS = 256  # read at first: enough to see sinks, quick on a laptop
@@ -29,6 +29,7 @@ MEAN = "mean"
 CHOICES = ("layer", "head", "kv_head")  # widgets that several pages have
 SHARED = (*CHOICES, "typed", "shelf")  # parts of the address that pages have in common
 TOPICS, TYPED, FILE = "Python help", "typed", "file"
+TOPICS_IN_WORDS = "the help topics of Python (pydoc_data.topics)"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Reading:
     python: str
     """An expression that gives the text."""
     tokens: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is what the explorer reads by itself when it is opened."""
+        return (self.model, self.dtype, self.tokens, self.about) == ("demo", "float32", TOKENS, TOPICS_IN_WORDS)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -72,6 +78,8 @@ def bring_along(page: str) -> None:
     """Keep what pages share: a change of page empties the address of it, and forgets widgets that the page lacks."""
     state = st.session_state
     changed = state.get("page", page) != page
+    if state.setdefault("opened bare", not st.query_params) and changed:
+        waiting.clicked()  # a link of the sidebar was, and no address chose anything
     state["page"] = page
     for name in SHARED:
         value = state.get(name) or st.query_params.get(name) or state.get(f"kept {name}")
@@ -90,23 +98,27 @@ def sidebar() -> None:
 
     with st.sidebar:
         st.text_input(
-            "Model", "demo", key="model", bind="query-params",
+            "Model", "demo", key="model", bind="query-params", on_change=waiting.clicked,
             help="A hub id, a folder or a .gguf file; code that comes with a model is not run. "
             f"Here without a network: {', '.join(row['name'] for row in local_models())}.",
         )  # fmt: skip
         st.segmented_control(
-            "Text", [TOPICS, TYPED, FILE], key="text", default=TOPICS, required=True, bind="query-params"
-        )
+            "Text", [TOPICS, TYPED, FILE], key="text", default=TOPICS, required=True, bind="query-params",
+            on_change=waiting.clicked,
+        )  # fmt: skip
         if st.session_state["text"] == TYPED:
             _typed()
         elif st.session_state["text"] == FILE:
             _uploaded()
         st.number_input(
-            "Tokens to read", 2, None, TOKENS, 64, key="tokens", bind="query-params",
+            "Tokens to read", 2, None, TOKENS, 64, key=address.number("tokens"), bind="query-params",
+            on_change=waiting.clicked,
             help="The first so many tokens of the text.",
         )  # fmt: skip
         with st.expander("More"):
-            st.selectbox("Precision of the weights", list(DTYPES), key="dtype", bind="query-params")
+            st.selectbox(
+                "Precision of the weights", list(DTYPES), key="dtype", bind="query-params", on_change=waiting.clicked
+            )
 
 
 def _typed() -> None:
@@ -115,6 +127,7 @@ def _typed() -> None:
 
 
 def _put_in_address() -> None:
+    waiting.clicked()
     text = st.session_state["typing"] or ""
     short = len(text) <= IN_ADDRESS
     _name_text("typed" if short else "shelf", text if short else keep(text))
@@ -129,7 +142,9 @@ def _name_text(name: str, value: str) -> None:
 
 
 def _uploaded() -> None:
-    file = st.file_uploader("A UTF-8 text file", key="upload", max_upload_size=LONGEST // 1_000_000)
+    file = st.file_uploader(
+        "A UTF-8 text file", key="upload", max_upload_size=LONGEST // 1_000_000, on_change=waiting.clicked
+    )
     if file is None:
         return
     try:
@@ -160,7 +175,7 @@ def _text(source: str) -> tuple[str, str, str]:
     if source == TOPICS:
         from interp.subjects import demo_text
 
-        return demo_text(), "the help topics of Python (pydoc_data.topics)", "interp.subjects.demo_text()"
+        return demo_text(), TOPICS_IN_WORDS, "interp.subjects.demo_text()"
     if source == FILE and (wrong := st.session_state.get("bad upload")):
         raise InterpError(wrong)
     name = st.query_params.get("shelf", "")
@@ -193,7 +208,7 @@ def lens(read: Reading) -> Any:
         with quiet_transformers():
             return interp.load(read.model, dtype=read.dtype)
 
-    return waiting.done(("lens", read.model, read.dtype), f"loading {read.model}", load)
+    return waiting.done(("lens", read.model, read.dtype), f"loading {read.model}", load, own=read.first)
 
 
 def row(read: Reading) -> Any:
@@ -204,7 +219,7 @@ def row(read: Reading) -> Any:
         at.check_length(read.tokens)
         return at.to_tokens(read.text, truncate=read.tokens)
 
-    tokens = waiting.done(("tokens", *read.key), "splitting the text into tokens", split)
+    tokens = waiting.done(("tokens", *read.key), "splitting the text into tokens", split, own=read.first)
     try:
         memory.check_reading(at.cfg, int(tokens.shape[1]))
     except InterpError as error:
@@ -227,7 +242,9 @@ def choose_token(count: int) -> int:
     """A token of the text, by its position."""
     if not 0 <= int(st.session_state.get("token") or 0) < count:  # of a longer text
         st.session_state["token"] = 0
-    return int(st.number_input("Token, by its position", 0, count - 1, "min", key="token", bind="query-params"))
+    return int(
+        st.number_input("Token, by its position", 0, count - 1, "min", key=address.number("token"), bind="query-params")
+    )
 
 
 def _choose(label: str, key: str, count: int, mean: bool) -> int | None:

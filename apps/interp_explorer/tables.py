@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp.errors import InterpError
-from interp.figures._text import escape
+from interp.figures._text import escape, visible
 from interp.figures._theme import BLUE, GREY, ORANGE, finish
 from interp.files.apart import decoded
 
@@ -35,7 +36,7 @@ def results_in(folder: str) -> dict[str, Path]:
     found = sorted(files, key=lambda file: (len(file.parts), file))
     if not found:
         raise InterpError(f"the folder {folder} holds no results (*.nc, *.parquet or *.csv).")
-    return {str(file.relative_to(path)): file for file in found[:MOST]}
+    return {visible(str(file.relative_to(path))): file for file in found[:MOST]}
 
 
 def _folder(name: str) -> Path:
@@ -76,6 +77,20 @@ def rows(variable: xr.DataArray) -> pd.DataFrame:
     return (variable if variable.dims else variable.expand_dims("row")).to_dataframe().reset_index()
 
 
+def different(values: pd.Series) -> list[Any]:
+    """The different values of a column without its empty cells, in order; by their text where they have none."""
+    found = values.dropna().unique().tolist()
+    try:
+        return sorted(found)
+    except TypeError:
+        return sorted(found, key=str)
+
+
+def _cell(value: Any) -> str:
+    """What stands in a cell; an empty one is empty."""
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+
+
 def pareto(points: pd.DataFrame, x: str, y: str, *, less_x: bool, less_y: bool) -> np.ndarray:
     """Which rows no other row beats in both columns; rows without both numbers never count."""
     values = points[[x, y]].to_numpy(dtype=float, copy=True)
@@ -94,7 +109,8 @@ def front(points: pd.DataFrame, x: str, y: str, *, less_x: bool = True, less_y: 
     less_x, less_y: whether the smaller number is the better one.
     """
     best = pareto(points, x, y, less_x=less_x, less_y=less_y)
-    words = points.select_dtypes(exclude="number").astype(str).agg(" · ".join, axis=1).map(escape)
+    told = points.select_dtypes(exclude="number")
+    words = pd.Series([escape(" · ".join(map(_cell, row))) for row in told.itertuples(index=False)], points.index, str)
     fig = go.Figure()
     for name, rows, colour in (("other rows", ~best, GREY), ("rows that none beats", best, ORANGE)):
         fig.add_scatter(

@@ -1,4 +1,7 @@
-"""Getting long work done from a page: a progress bar, a button to cancel, and errors as sentences."""
+"""Getting long work done from a page: a progress bar, a button to cancel, and errors as sentences.
+
+An address only chooses. Whoever made it may be a stranger, so work that it asks for starts with a click on the page.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from interp_explorer.text import plain
 
 T = TypeVar("T")
 TICK = 0.1  # seconds between two looks at a job
+CLICKED = "clicked"  # where a browser tab's state says that its user, not an address, asks for work
 
 
 @st.cache_resource(show_spinner=False)
@@ -32,14 +36,47 @@ def session() -> str:
     return "alone" if context is None else context.session_id
 
 
-def done(key: tuple[Hashable, ...], what: str, work: Callable[[Progress], T]) -> T:
+def clicked() -> None:
+    """The user of this browser tab chose something: from now on what is chosen in it is done at once.
+
+    For `on_change` and `on_click` of everything that chooses work. An address can not call it.
+    """
+    st.session_state[CLICKED] = True
+
+
+@st.cache_resource(show_spinner=False)
+def _allowed() -> set[tuple[Hashable, ...]]:
+    """What users of this process clicked for that is no job at the desk."""
+    return set()
+
+
+def allowed(key: tuple[Hashable, ...], what: str) -> None:
+    """Go on where a user asks for `what`, now or before in this process; else offer it, and end the page there."""
+    if st.session_state.get(CLICKED):
+        _allowed().add(key)
+    elif key not in _allowed():
+        _offer(what)
+
+
+def _offer(what: str) -> NoReturn:
+    st.info(plain(f"This address asks for {what}. An address starts nothing by itself."), icon=":material/link:")
+    st.button("Start", key="start", on_click=clicked, type="primary")
+    st.stop()
+
+
+def done(key: tuple[Hashable, ...], what: str, work: Callable[[Progress], T], *, own: bool = False) -> T:
     """The result of `work`, from whoever had it done first.
+
+    Work that nobody has started is offered with a button, until the user of this tab has chosen something in it.
+    own: this is what the explorer shows at first, whoever comes, and needs no click.
 
     While it is under way the page shows how far it is and what it waits for, with a button that cancels. Whatever goes
     wrong becomes a sentence on the page, and the page ends there.
     """
     if st.session_state.get("cancelled") == repr(key):
         _offer_again(what)
+    if not (own or st.session_state.get(CLICKED) or desk().knows(key)):
+        _offer(what)
     job = desk().ask(key, what, work, session())
     if not job.finished:
         _watch(job)
@@ -89,8 +126,13 @@ def _cancel(job: Job) -> None:
 
 def _offer_again(what: str) -> NoReturn:
     st.info(plain(f"Cancelled: {what}."), icon=":material/cancel:")
-    st.button("Do it after all", key="again", on_click=lambda: st.session_state.pop("cancelled", None))
+    st.button("Do it after all", key="again", on_click=_again)
     st.stop()
+
+
+def _again() -> None:
+    st.session_state.pop("cancelled", None)
+    clicked()
 
 
 def _explain(job: Job) -> NoReturn:

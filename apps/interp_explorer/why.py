@@ -31,9 +31,9 @@ def section(
     possible = [question.name for question in explaining.resolve(None, intervention)]
     asked = st.multiselect(
         "Questions", possible, [name for name in ("ledger", "perturbation") if name in possible], key="questions",
-        bind="query-params",
+        bind="query-params", on_change=waiting.clicked,
     )  # fmt: skip
-    if not (st.toggle("Ask", False, key="ask", bind="query-params") and asked):
+    if not (st.toggle("Ask", False, key="ask", bind="query-params", on_change=waiting.clicked) and asked):
         st.caption("Asking runs the full and the compressed model over the model's own continuation.")
         return
     tokens, _ = lens.tokens_and_mask(prompt, chat=chat)

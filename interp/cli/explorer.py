@@ -1,59 +1,91 @@
-"""`interp app`: has Streamlit run the explorer, a package of its own that this library never imports."""
+"""`interp app`: serves the explorer, a package of its own that this library only knows by its name."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import ipaddress
+import secrets
 import socket
-from pathlib import Path
 
 from interp.errors import InterpError
 
 PORT = 8501
 LARGEST_UPLOAD = 10  # MB; pages take less, but it is the server that refuses
+SERVING = "interp_explorer.serving"
 
 
 def start(port: int | None = None, address: str = "localhost", browser: bool = True) -> int:
     """Serve the explorer in this process until it is interrupted or terminated; returns the exit code.
 
-    port: without one, the first free one from 8501 on. address: what to listen on; anything but localhost lets others
-    in, who can then load models from this machine's disk. browser: whether to open one.
-    Raises InterpError where Streamlit is not installed or the port is taken.
+    port: without one, the first free one from 8501 on. address: what to listen on, a name or a number of this
+    machine; anything but localhost lets other machines in. Whoever comes has to know the token that is made here and
+    printed with the address. browser: whether to open one.
+    Raises InterpError where Streamlit is not installed, the address is empty or none of this machine's, or the port is
+    taken.
     """
-    spec = importlib.util.find_spec("interp_explorer")
-    if spec is None or spec.origin is None or importlib.util.find_spec("streamlit") is None:
+    if importlib.util.find_spec("interp_explorer") is None or importlib.util.find_spec("streamlit") is None:
         raise InterpError("the explorer needs Streamlit, which is not installed here: pip install 'interp[app]'.")
-    chosen = _free_port(address) if port is None else port
-    if not _free(address, chosen):
+    host = _host(address)
+    chosen = _free_port(host, address) if port is None else port
+    if not _free(host, chosen):
         raise InterpError(f"port {chosen} of {address} is taken; choose another with --port.")
     options = {
-        "server.address": address,
-        "server.port": str(chosen),
-        "server.maxUploadSize": str(LARGEST_UPLOAD),
-        "server.headless": "false" if browser else "true",
+        "server.address": host,
+        "server.port": chosen,
+        "server.maxUploadSize": LARGEST_UPLOAD,
+        "server.headless": True,  # a browser is opened with the token, which Streamlit does not know
         "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
-        "server.showEmailPrompt": "false",
+        "browser.gatherUsageStats": False,
+        "server.showEmailPrompt": False,
         "client.toolbarMode": "minimal",
+        "logger.hideWelcomeMessage": True,
     }
-    from streamlit.web.cli import main as streamlit
-
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    streamlit(
-        ["run", str(Path(spec.origin).with_name("app.py")), *flags], prog_name="interp app", standalone_mode=False
-    )
+    url = f"http://{_from_here(host)}:{chosen}"
+    importlib.import_module(SERVING).serve(options, url, secrets.token_urlsafe(32), browser)
     return 0
 
 
-def _free(address: str, port: int) -> bool:
+def _host(address: str) -> str:
+    """The number of this machine's that `address` is.
+
+    A number, since a name may have several: on another of them somebody else could listen, and be sent the token.
+    Raises InterpError where it is empty, which would be all numbers of the machine, or none that can be listened on.
+    """
+    if not address.strip():
+        raise InterpError(
+            "--address is empty; leave it out to listen on localhost, or give 0.0.0.0 to let every machine of the "
+            "network in."
+        )
     try:
-        with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
+        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise InterpError(f"--address {address} is no name or number of a machine that is known here.") from None
+    hosts = sorted((str(where[0]) for *_, where in found), key=lambda host: ":" in host)  # as ever, IPv4 if it is there
+    for host in hosts:
+        if _free(host, 0):
+            return host
+    raise InterpError(f"--address {address} is not an address of this machine, so nothing can listen on it.")
+
+
+def _from_here(host: str) -> str:
+    """How a browser on this machine writes `host`."""
+    number = ipaddress.ip_address(host.partition("%")[0])
+    if number.is_unspecified:
+        number = ipaddress.ip_address("127.0.0.1" if number.version == 4 else "::1")
+    return f"[{number}]" if number.version == 6 else str(number)
+
+
+def _free(host: str, port: int) -> bool:
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return True
     except OSError:
         return False
 
 
-def _free_port(address: str) -> int:
+def _free_port(host: str, address: str) -> int:
     for port in range(PORT, PORT + 100):
-        if _free(address, port):
+        if _free(host, port):
             return port
     raise InterpError(f"no port from {PORT} to {PORT + 99} of {address} is free; choose one with --port.")

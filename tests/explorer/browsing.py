@@ -17,17 +17,29 @@ DRAWN = """() => {
 
 
 class Tab:
-    """A browser tab on the explorer."""
+    """A browser tab on the explorer. `address` is where it is, with the token."""
 
-    def __init__(self, page, url: str) -> None:
+    def __init__(self, page, url: str, address: str) -> None:
         self.page, self.url = page, url
+        page.context.request.get(address)  # which leaves the token's cookie in this browser
         self.asked: list[str] = []
         """Addresses that the page asked anything of."""
         page.on("request", lambda request: self.asked.append(request.url))
 
     def open(self, screen: str = "", **address: str | int) -> Tab:
         self.page.goto(f"{self.url}/{screen}?{urlencode(address)}")
-        return self.settle()
+        return self.start()
+
+    def start(self) -> Tab:
+        """Press the button of an address that asks for work, if there is one, and wait until the work is done."""
+        self.settle()
+        if self.start_button().count():
+            self.start_button().click()
+            self.settle()
+        return self
+
+    def start_button(self):
+        return self.page.get_by_role("button", name="Start", exact=True)
 
     def settle(self, seconds: float = 300) -> Tab:
         """Wait until the script has run to its end and stays there."""

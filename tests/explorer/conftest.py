@@ -42,5 +42,5 @@ def chromium() -> Iterator:
 @pytest.fixture
 def tab(chromium, server) -> Iterator[Tab]:
     page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    yield Tab(page, server.url)
+    yield Tab(page, server.url, server.address)
     page.close()

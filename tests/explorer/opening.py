@@ -11,16 +11,19 @@ import plotly.graph_objects as go
 from streamlit.testing.v1 import AppTest
 
 import interp_explorer
+from interp_explorer import waiting
 
 APP = Path(interp_explorer.__file__).with_name("app.py")
 TOKENS = "48"  # enough for every probe, quick
 
 
-def opened(screen: str | None = None, **address: str | list[str]) -> AppTest:
-    """The app at an address, as a link to it opens."""
+def opened(screen: str | None = None, *, clicked: bool = True, **address: str | list[str]) -> AppTest:
+    """The app at an address, as a link to it opens, for a user who has clicked in this tab before, or has not."""
     app = AppTest.from_file(str(APP), default_timeout=300)
     for name, value in {"tokens": TOKENS, "steps": "4", **address}.items():
         app.query_params[name] = value
+    if clicked:
+        app.session_state[waiting.CLICKED] = True
     app.run()
     return app if screen is None else app.switch_page(f"screens/{screen}.py").run()
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from interp.files.private import cache_home
 
@@ -24,10 +28,12 @@ class Server:
     """When the process was started, by `time.monotonic`."""
     temporary: Path | None
     """The folder that it takes for temporary files; None: the system's."""
+    address: str
+    """What it printed: where it is, with the token."""
 
     @property
     def url(self) -> str:
-        return f"http://localhost:{self.port}"
+        return self.address.partition("/?token=")[0]
 
     def processor_seconds(self) -> float:
         """What it has used so far. Other programs of a busy machine make it wait, and this is without that."""
@@ -49,26 +55,39 @@ def served(temporary: Path | None = None) -> Iterator[Server]:
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | moved,
-    )
-    server = Server(port, process, began, temporary)
-    try:
-        _wait_for_an_answer(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(30)
+    with tempfile.TemporaryFile("w+b") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "interp.cli", "app", "--port", str(port), "--no-browser"],
+            stdout=said,
+            env=os.environ | moved,
+        )
+        try:
+            address = _printed_address(said, process)
+            _wait_for_an_answer(address)
+            yield Server(port, process, began, temporary, address)
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
-def _wait_for_an_answer(server: Server) -> None:
+def _printed_address(said: IO[bytes], process: subprocess.Popen) -> str:
+    for _ in range(600):
+        said.seek(0)
+        if found := re.search(rb"http://\S+token=\S+", said.read()):
+            return found[0].decode()
+        assert process.poll() is None, "the explorer ended before it said where it is"
+        time.sleep(0.1)
+    raise TimeoutError("the explorer does not say where it is")
+
+
+def _wait_for_an_answer(address: str) -> None:
     for _ in range(600):
         try:
-            with urllib.request.urlopen(f"{server.url}/_stcore/health", timeout=1) as answer:
-                assert answer.status == 200
-                return
+            # without a cookie the token is asked for again where the address leads on to
+            urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(address, timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            raise
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError(f"the explorer does not answer at {server.url}")
+    raise TimeoutError(f"the explorer does not answer at {address}")

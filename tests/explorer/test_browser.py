@@ -159,9 +159,10 @@ def test_generation_under_think_and_d2o_shows_both_texts(tab):
 
 def test_two_tabs_do_not_mix(chromium, server):
     pages = [chromium.new_page() for _ in range(2)]
-    one, two = (Tab(page, server.url) for page in pages)
+    one, two = (Tab(page, server.url, server.address) for page in pages)
     one.page.goto(f"{server.url}/?text=typed&typed=One+fish+swims+in+the+sea.")
     two.page.goto(f"{server.url}/?text=typed&typed=Two+birds+fly+over+a+very+high+hill.")
+    one.start_button().click(), two.start_button().click()
     one.settle(), two.settle()
     for tab, own, other in ((one, "fish", "birds"), (two, "birds", "fish")):
         tab.page.get_by_text("The text as it was read").click()
@@ -174,10 +175,12 @@ def test_two_tabs_do_not_mix(chromium, server):
 
 def test_a_second_tab_says_what_it_waits_for_until_the_first_cancels(chromium, server):
     pages = [chromium.new_page() for _ in range(2)]
-    long, short = (Tab(page, server.url) for page in pages)
+    long, short = (Tab(page, server.url, server.address) for page in pages)
     long.page.goto(f"{server.url}/?tokens=1900")
+    long.start_button().click()
     long.page.wait_for_selector("text=reading 1,900 tokens", timeout=120_000)
     short.page.goto(f"{server.url}/?text=typed&typed=Three+cats+sleep+under+an+old+tree.")
+    short.start_button().click()
     short.page.wait_for_selector("text=busy with another tab's work: reading 1,900 tokens", timeout=60_000)
     long.page.get_by_role("button", name="Cancel").click()
     long.page.wait_for_selector("text=Cancelled: reading 1,900 tokens", timeout=60_000)

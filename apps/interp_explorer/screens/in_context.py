@@ -23,7 +23,7 @@ st.caption(
     "Repeated random tokens tell which heads attend to what followed the last time (induction, prefix matching), to "
     "the same token (duplicate), or to the token before; copying heads raise what they attend to."
 )
-if st.toggle("Measure this model's heads", False, key="heads", bind="query-params"):
+if st.toggle("Measure this model's heads", False, key="heads", bind="query-params", on_change=waiting.clicked):
 
     def measure(progress: Progress) -> xr.Dataset:
         with waiting.told_of_passes(lens, progress, 4 * SAMPLES):
@@ -45,7 +45,7 @@ name = st.selectbox("Study", list(known), key="study", bind="query-params")
 study = studies.make(name, quick=True)
 st.markdown(f"**{plain(study.title)}** {plain(study.description)}")
 st.code(f"interp icl {name} --out runs/{name}", language="bash")
-if st.toggle("Run the quick form here", False, key="run_study", bind="query-params"):
+if st.toggle("Run the quick form here", False, key="run_study", bind="query-params", on_change=waiting.clicked):
     folder = study_view.folder_of(study)
 
     def run(progress: Progress) -> xr.Dataset:

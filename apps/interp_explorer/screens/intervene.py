@@ -13,7 +13,7 @@ from interp.errors import InterpError
 from interp.interventions import available
 from interp.results import repeating
 from interp.runs.side_by_side import findings
-from interp_explorer import charts, forms, memory, subject, view, waiting, why
+from interp_explorer import address, charts, forms, memory, subject, view, waiting, why
 from interp_explorer.desk import Progress
 from interp_explorer.text import plain
 
@@ -25,7 +25,7 @@ st.title("Intervene")
 read = subject.reading()
 lens = subject.lens(read)
 chosen = st.multiselect(
-    "Interventions, in order", list(available()), AT_FIRST, key="with", bind="query-params",
+    "Interventions, in order", list(available()), AT_FIRST, key="with", bind="query-params", on_change=waiting.clicked,
     help="Everything that the library offers. Their settings appear below.",
 )  # fmt: skip
 made = []
@@ -33,15 +33,26 @@ for name in chosen:
     with st.container(border=True):
         st.subheader(plain(name))
         made.append(forms.intervention(name, name))
-from_text = st.toggle("Continue the text of the sidebar", True, key="from_text", bind="query-params")
+from_text = st.toggle(
+    "Continue the text of the sidebar", True, key="from_text", bind="query-params", on_change=waiting.clicked
+)
 if from_text:
     prompt = lens.tokenizer.decode(subject.row(read)[0], skip_special_tokens=True)
     st.caption(f"The prompt is the text's first {subject.row(read).shape[1]:,} tokens.")
 else:
-    prompt = st.text_area("Prompt", "", key="prompt", max_chars=LONGEST_PROMPT, bind="query-params") or ""
+    prompt = (
+        st.text_area(
+            "Prompt", "", key="prompt", max_chars=LONGEST_PROMPT, bind="query-params", on_change=waiting.clicked
+        )
+        or ""
+    )
 left, right = st.columns(2)
-steps = int(left.number_input("New tokens", 2, 512, 32, key="steps", bind="query-params"))
-chat = right.toggle("Through the chat template", False, key="chat", bind="query-params")
+steps = int(
+    left.number_input(
+        "New tokens", 2, 512, 32, key=address.number("steps"), bind="query-params", on_change=waiting.clicked
+    )
+)
+chat = right.toggle("Through the chat template", False, key="chat", bind="query-params", on_change=waiting.clicked)
 if not made:
     st.info("Choose at least one intervention above.")
     st.stop()

@@ -4,7 +4,7 @@ import streamlit as st
 
 from interp import figures
 from interp.probes.text_sinks import TextSinks
-from interp_explorer import charts, measured, subject, view
+from interp_explorer import address, charts, measured, subject, view
 from interp_explorer.text import plain
 
 view.begin("Sinks")
@@ -45,8 +45,8 @@ else:
 
 k = int(result.attrs["k"])
 st.subheader(f"Sink rate: heads that attend to token {k}")
-epsilon = st.slider("ε, the share of a head's attention that makes a sink", 0.05, 0.95, 0.3, 0.05, key="epsilon",
-                    bind="query-params")  # fmt: skip
+epsilon = st.slider("ε, the share of a head's attention that makes a sink", 0.05, 0.95, 0.3, 0.05,
+                    key=address.number("epsilon"), bind="query-params")  # fmt: skip
 rate = 100 * float((result["alpha_first"] > epsilon).mean())
 st.metric(f"Sink_{k + 1} at ε = {epsilon:g}", f"{rate:.1f} % of heads", border=True, width="content")
 charts.show(figures.sink_rate, result, result=probe.name, key="rate", epsilon=epsilon)

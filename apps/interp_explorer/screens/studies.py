@@ -9,7 +9,7 @@ import streamlit as st
 from interp import figures
 from interp.errors import InterpError
 from interp.results import repeating, storage
-from interp_explorer import charts, study_view, tables, view
+from interp_explorer import charts, study_view, tables, view, waiting
 from interp_explorer.text import plain
 
 FEW = 12  # different numbers that are chosen from a list rather than with a slider
@@ -19,11 +19,13 @@ shown = view.begin("Studies")
 st.title("Studies")
 folder = st.text_input(
     "Results folder", "", key="folder", bind="query-params", placeholder="runs/single-layer",
+    on_change=waiting.clicked,
     help="What `interp icl`, `interp probe` or a benchmark wrote. Read only.",
 )  # fmt: skip
 if not folder:
     st.info("Give a folder of results. `interp icl single-layer --out runs/single-layer --quick` makes one.")
     st.stop()
+waiting.allowed(("folder", folder), f"opening the folder {folder}")
 
 
 def open_table(file: Path) -> None:
@@ -55,7 +57,7 @@ def kept(table: pd.DataFrame, name: str) -> pd.DataFrame:
         low, high = st.slider(plain(name), *ends, ends, key=f"f {name}")
         view.code(f"table = table[table[{name!r}].between({low}, {high})]")
         return table[table[name].between(low, high)]
-    chosen = st.multiselect(plain(name), sorted(values.unique().tolist()), key=f"f {name}")
+    chosen = st.multiselect(plain(name), tables.different(values), key=f"f {name}")
     if not chosen:
         return table
     view.code(f"table = table[table[{name!r}].isin({chosen})]")
