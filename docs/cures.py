@@ -164,4 +164,7 @@ CURES = {
     ": groups should lie in 0": "Number the groups from 0, or raise `group_count`.",
     ": channels should lie in 0": "Count channels from 0; x has as many as its last axis is long.",
     "the last segment holds": "Put the keys of all queries into the last segment, or pass fewer queries.",
+    # the explorer
+    "is no name or number of a machine": "Leave `--address` out, or give a number of this machine.",
+    "is not an address of this machine": "Leave `--address` out, or give a number of this machine, or 0.0.0.0 for all.",
 }  # fmt: skip

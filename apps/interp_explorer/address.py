@@ -8,7 +8,7 @@ import streamlit as st
 
 from interp_explorer.text import plain
 
-_SAID = "taken out of the address"
+_SAID, _AGAIN = "taken out of the address", "run again for it"
 LARGEST = 2**53  # what a browser's numbers hold exactly
 
 
@@ -21,14 +21,17 @@ def number(name: str) -> str:
     if refused:
         said = f"The address says {name}={refused[0][:40]}, which is no number that can be used here."
         st.session_state.setdefault(_SAID, []).append(said)
+        st.session_state[_AGAIN] = True
         del st.query_params[name]
         st.rerun()  # widgets read the address as it was when the run began
     return name
 
 
 def tell() -> None:
-    """Say what was taken out of the address since this was called last."""
-    for said in st.session_state.pop(_SAID, []):
+    """Say what was taken out of the address just before, by all runs of the page that were broken off for it."""
+    if not st.session_state.pop(_AGAIN, False):
+        st.session_state.pop(_SAID, None)
+    for said in st.session_state.get(_SAID, []):
         st.warning(plain(said))
 
 
