@@ -51,7 +51,7 @@ def save_cache(lens: Lens, path: str | Path, cache: LensCache | None = None) -> 
         raise InterpError("there is no cache to save: the last call kept none (pass use_cache=True).")
     if type(cache) is not LensCache:
         raise InterpError(
-            f"a {type(cache).__name__} cannot be saved: only caches of a Lens without attention edits can, which hold "
+            f"a {type(cache).__name__} cannot be saved: only caches of decoders read without attention edits can, which hold "
             "nothing but keys, values and what policies left of them."
         )
     held: dict[str, torch.Tensor] = {}
@@ -98,7 +98,7 @@ def load_cache(lens: Lens, path: str | Path) -> LensCache:
         fill(cache, about["layers"], tensors, device)
         if keeper is not None:
             _go_on(keeper, about["keeper"], tensors)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InterpError(f"{path} does not hold a cache that this model could go on from: {error}") from None
     return cache
 

@@ -120,7 +120,14 @@ def test_words_that_name_something_else_make_nothing(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()[KEY])
     held = load_file(path)
-    for wrong in ({"Popen": {"args": "true"}}, {"tensor": ["nowhere"]}, {"dtype": "load"}, {"range": "x"}, {"dict": 3}):
+    for wrong in (
+        {"Popen": {"args": "true"}},
+        {"tensor": ["nowhere"]},
+        {"dtype": "load"},
+        {"range": "x"},
+        {"dict": 3},
+        {"tensor": [next(iter(held)), 0]},
+    ):
         changed = json.loads(json.dumps(about))
         changed["layers"][0]["held"]["keys"] = wrong
         tensor_file.write(path, held, KEY, changed)
