@@ -51,8 +51,8 @@ def save_cache(lens: Lens, path: str | Path, cache: LensCache | None = None) -> 
         raise InterpError("there is no cache to save: the last call kept none (pass use_cache=True).")
     if type(cache) is not LensCache:
         raise InterpError(
-            f"a {type(cache).__name__} cannot be saved: only caches of decoders read without attention edits can, which "
-            "hold nothing but keys, values and what policies left of them."
+            f"a {type(cache).__name__} cannot be saved: only caches of decoders read without attention edits can, "
+            "which hold nothing but keys, values and what policies left of them."
         )
     held: dict[str, torch.Tensor] = {}
     about = {
