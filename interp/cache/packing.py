@@ -20,8 +20,6 @@ from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
 KNOWN: dict[str, type] = {"Segment": Segment, "Slots": Slots}
-LATER = ("keys", "values", "dtype", "device")
-"""Attributes that a layer of transformers gets with its first tokens."""
 PLACE = "device"
 """The attribute that says where a layer lies, which is where it is put together again."""
 
@@ -114,8 +112,8 @@ def fill(cache: LensCache, layers: list[dict[str, Any]], tensors: Mapping[str, T
         raise ValueError("its layers are not those of this model's cache (another release of transformers, perhaps).")
     for layer, said in zip(cache.layers, layers, strict=True):
         held = {name: put_together(words, tensors) for name, words in said["held"].items()}
-        if unknown := held.keys() - vars(layer).keys() - set(LATER):
-            raise ValueError(f"its layers hold {', '.join(sorted(unknown))}, which this release does not know.")
+        if taken := [name for name in held if callable(getattr(type(layer), name, None))]:
+            raise ValueError(f"its layers hold {', '.join(sorted(taken))}, which are functions of this release.")
         vars(layer).update(held)
         if isinstance(layer, StoredLayer) and "_segments" not in held:
             layer.free_slot()

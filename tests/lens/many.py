@@ -15,7 +15,7 @@ from tests.models import RECENT, tokenizer
 
 Tensor = torch.Tensor
 OLDER = ("bamba", "deepseek_v3", "diffllama", "falcon_h1", "gemma2", "gemma4_text", "granitemoehybrid", "nemotron_h",
-         "zamba", "zamba2")  # fmt: skip
+         "vision-encoder-decoder", "zamba", "zamba2")  # fmt: skip
 """Types that the lowest release supported builds or caches otherwise than recent ones do."""
 
 

@@ -14,7 +14,7 @@ import transformers as hf
 import interp
 from interp.lens.finite import NonFiniteError
 from interp.patching import logit_difference
-from tests.models import tokenizer
+from tests.models import RECENT, tokenizer
 
 Tensor = torch.Tensor
 
@@ -55,8 +55,14 @@ PRE_NORM = ("t5", "gated t5", "mbart", "m2m_100", "pegasus", "t5gemma")
 POST_NORM = ("bart",)
 
 
+OLDER = ("t5", "gated t5", "t5gemma")
+"""What the lowest release supported has in another form: T5's attention in its own code, another cache of T5Gemma's."""
+
+
 @cache
 def lens_of(name: str) -> interp.Lens:
+    if not RECENT and name in OLDER:
+        pytest.skip(f"this release of transformers has another {name}")
     torch.manual_seed(0)
     model = BUILDERS[name]().eval()
     with torch.no_grad():
