@@ -74,6 +74,8 @@ def tiny(name: str) -> hf.PreTrainedModel:
         for module in model.modules():
             if isinstance(getattr(module, "sinks", None), torch.nn.Parameter):
                 module.sinks.normal_(0, 1)
+            if name in LATENT and hasattr(module, "kv_a_layernorm"):
+                module.kv_a_layernorm.weight.uniform_(0.2, 2.0)  # else all latents would have one length
     return model
 
 

@@ -96,8 +96,11 @@ class CachePolicy(Intervention, ABC):
 
     def unfit_for_latents(self, cfg: LensConfig) -> str | None:
         """Why the policy cannot act on latent attention (`interp.cache.latent`), whose one stored head has values that
-        are the first channels of its keys; None where it can."""
-        return "it stores one head, so nothing is kept by query head" if self.granularity == "query_head" else None
+        are the first channels of its keys; None where it can. A channel policy says so itself: it has to choose among
+        the rotated channels, which are keys alone."""
+        if self.granularity == "query_head":
+            return "it stores one head, so nothing is kept by query head"
+        return "its channels are values too, which it does not reckon with" if self.stage == "channels" else None
 
     def check(self, prompt: Prompt) -> None:
         """Raise InterpError, before any compute, where the parameters make no sense for this prompt."""

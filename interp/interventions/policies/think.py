@@ -132,7 +132,7 @@ class ThinK(CachePolicy):
             return "its values are latents, which are keys too, so pruning their channels frees nothing"
         if cfg.latent_widths is not None and cfg.latent_widths[1] == 0:
             return "its keys are latents alone, which are values too, so pruning their channels frees nothing"
-        return super().unfit_for_latents(cfg)
+        return super().unfit_for_latents(cfg) if self.granularity == "query_head" else None
 
     def begin(self, prompt: Prompt) -> Plan:
         return _ThinKPlan(self, prompt)
