@@ -20,6 +20,7 @@ from interp.cache.stored_layer import StoredLayer
 
 Tensor = torch.Tensor
 KNOWN: dict[str, type] = {"Segment": Segment, "Slots": Slots}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 PLACE = "device"
 """The attribute that says where a layer lies, which is where it is put together again."""
 
@@ -66,7 +67,7 @@ def put_together(words: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "first":
         return put_together(said[0], tensors)[..., : said[1]]
     if kind == "dtype":
-        return getattr(torch, said) if isinstance(getattr(torch, said, None), torch.dtype) else _wrong(said)
+        return DTYPES[said]
     if kind == "range":
         return range(*said)
     if kind in ("list", "tuple", "set"):
@@ -82,10 +83,6 @@ def _laid_out(x: Tensor) -> tuple[Tensor, list[int]]:
     order = sorted(range(x.ndim), key=lambda d: (-x.stride()[d], d))
     lies = x.permute(order)
     return (lies, order) if lies.is_contiguous() else (x.contiguous(), list(range(x.ndim)))
-
-
-def _wrong(said: Any) -> Any:
-    raise ValueError(f"unknown: {said!r}")
 
 
 def layers_apart(cache: LensCache, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:

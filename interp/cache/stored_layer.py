@@ -26,9 +26,9 @@ class StoredLayer(DynamicLayer):
     While nothing was compressed there is one dense segment, and the layer behaves as transformers' own. `seam` says
     whether the attention seam is in place: it attends to the segments, so `update` need not build a dense view.
 
-    `segments` is there to be read. A cache policy changes a layer by `keep` (tokens), `summarise` (tokens, and others
-    that stand for the rest), `protect` and `pack` (channels), and at a step `evict_one`; whoever only looks may make a
-    copy that is `holding` other segments.
+    `segments` is there to be read. A cache policy changes a layer by `keep` (tokens) and `lay_before_recent` (what they
+    become, and others that stand for the rest), `protect` and `pack` (channels), and at a step `evict_one`; whoever
+    only looks may make a copy that is `holding` other segments.
 
     A layer that keeps its size may hold its tokens in `slots` instead, as its only segment, see `interp.cache.slots`.
     """
@@ -107,23 +107,10 @@ class StoredLayer(DynamicLayer):
             old = [replace(old[0], positions=at.masked_fill(unused & (at >= self.padding[:, None, None]), NOWHERE))]
         self._segments = [*old, tail]
 
-    def summarise(
-        self,
-        index: Int[Tensor, "batch head kept"],
-        summaries: Segment,
-        recent: int = 0,
-        marked: bool = True,
-        unused: Bool[Tensor, "batch head kept"] | None = None,
-    ) -> None:
-        """`keep`, with tokens that stand for those that were dropped.
-
-        marked: whether they are marked as summaries, for who asks why (`interp.explain`); where channels are pruned
-            too, that takes a number a token.
-        """
-        self.keep(index, recent, unused=unused)
-        *old, tail = self._segments
-        numbers = range(len(summaries)) if marked else None
-        self._segments = [*old, replace(summaries, summary=numbers), tail]
+    def lay_before_recent(self, *old: Segment) -> None:
+        """Put other tokens in the place of those that `keep` has laid before the recent ones: the same ones changed, or
+        others that stand for what was dropped."""
+        self._segments = [*old, self._segments[-1]]
 
     def protect(self, sinks: int = 0, recent: int = 0, heads: int | None = None) -> Segment:
         """Lay apart the first `sinks` tokens of the text and the newest `recent` ones, which `pack` leaves as they are.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +79,6 @@ def load_cache(lens: Lens, path: str | Path) -> LensCache:
         >>> lens(torch.tensor([[9, 8]]), past_key_values=cache, use_cache=True).shape[:2]
         torch.Size([1, 2])
     """
-    from interp.interventions.keeper import Keeper
-
     tensors, about = _read(path)
     if about["model"] != (own := _model(lens)):
         differing = ", ".join(
@@ -90,9 +90,7 @@ def load_cache(lens: Lens, path: str | Path) -> LensCache:
     keeper = None
     if about["keeper"] is not None:
         said = about["keeper"]
-        policies = lens.policies_of(from_toml(said["policies"]))
-        norms = lambda layer: lens.output_norms(layer)  # noqa: E731  # no bound method: it could not be copied
-        keeper = Keeper(policies, lens.cfg, lens.cfg.full_attention_layers, norms)
+        keeper = lens._interventions.keeper_of(lens.policies_of(from_toml(said["policies"])))
     cache = LensCache(lens.model.config, keeper)
     try:
         fill(cache, about["layers"], tensors, device)
@@ -120,11 +118,10 @@ def _read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def _keeper(cache: LensCache, held: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What policies know of the sequence, in words."""
     keeper = cache.keeper
-    if keeper.needs_more_than(0) and keeper.prompt_tokens is not None:
+    if keeper.needs_more_than(0):
         raise InterpError(
             "the policies of this cache have yet to compress its prompt; read the next token, and save then."
         )
-    composed = keeper.policies[0] if len(keeper.policies) == 1 else keeper.policies[0] | keeper.policies[1]
     plans = {}
     for stage, plan in keeper.plans.items():
         own = {name: value for name, value in vars(plan).items() if name not in NOT_OF_THE_SEQUENCE}
@@ -134,7 +131,7 @@ def _keeper(cache: LensCache, held: dict[str, torch.Tensor]) -> dict[str, Any]:
             name = type(plan).__name__
             raise InterpError(f"a cache under {name} cannot be saved: {error}, which has no place in a file.") from None
     return {
-        "policies": to_toml(composed),
+        "policies": to_toml(reduce(or_, keeper.policies)),
         "prompt_tokens": keeper.prompt_tokens,
         "compressed": sorted(keeper.compressed),
         "reads_back": keeper.reads_back,

@@ -128,14 +128,17 @@ class InForce:
                     "remember what they saw; run it without one (use_cache=False)."
                 )
             return None  # the model makes one; hooks may look at new keys and values then, not change them
-        # no bound method: it could not be copied with the cache
-        norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
-        layers = self.cfg.full_attention_layers
-        keeper = Keeper(self.policies, self.cfg, layers, norms, self._block.ledger) if self.policies else None
+        keeper = self.keeper_of(self.policies, self._block.ledger) if self.policies else None
         decoder = self.anatomy.decoder
         config = getattr(decoder, "config", self.model.config)
         cache = EditedCache(config, keeper, self.edits) if self.edits else LensCache(config, keeper)
         return cache if decoder is None else PairedCache(cache)
+
+    def keeper_of(self, policies: tuple[CachePolicy, ...], ledger: bool = False) -> Keeper:
+        """What applies policies to the cache of a new sequence."""
+        # no bound method: it could not be copied with the cache
+        norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
+        return Keeper(policies, self.cfg, self.cfg.full_attention_layers, norms, ledger)
 
     def attach_edits(self, sites: Mapping[int, Site], cache: Any, undo: Undo) -> None:
         """Let the edits in force act at the attention of a call's layers, until the end of `undo`."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from interp.seam.event import AttentionEvent
 from interp.seam.points import live
+from interp.undoing import undoing
 
 Tensor = torch.Tensor
 KEPT_ELSEWHERE = ("names_filter", "device", "pos_slice", "past_key_values", "use_cache")
@@ -84,14 +85,11 @@ class LaterPatterns:
             return
         events = {name: point for name, point in points.items() if name.endswith("attn.hook_event") and not live(point)}
         keep = partial(self._keep, points)
-        try:
+        with hooks(fwd_hooks=[(name, keep) for name in events]), undoing() as undo:  # inside, other threads wait
             for point in events.values():
+                undo.later(setattr, point, "where_it_can", False)
                 point.where_it_can = True  # type: ignore[assignment]  # for torch it is a tensor
-            with hooks(fwd_hooks=[(name, keep) for name in events]):
-                yield
-        finally:
-            for point in events.values():
-                point.where_it_can = False  # type: ignore[assignment]  # as above
+            yield
 
     def _keep(self, points: Mapping[str, nn.Module], event: AttentionEvent, hook: Any) -> None:
         room = hook.name.removesuffix("hook_event")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -163,12 +163,10 @@ class HookedLens(HookedRootModule):
             raise InterpError("incl_bwd stores gradients, and torch computes none here; leave torch.no_grad() out.")
         if not return_cache_object:
             return super().run_with_cache(*args, **kwargs)
-        self._look()  # so that the points are those of the model as it is
         later = LaterPatterns()
-        with ExitStack() as stack:
-            # of edits and evictions an event would hold on to what they need
-            if not (getattr(self, "policies_in_force", ()) or getattr(self, "edits_in_force", ())):
-                stack.enter_context(later.collected(self.hook_dict, self.hooks, kwargs))
+        # of edits and evictions an event would hold on to what they need
+        acting = getattr(self, "policies_in_force", ()) or getattr(self, "edits_in_force", ())
+        with nullcontext() if acting else later.collected(self.hook_dict, self.hooks, kwargs):
             out, cached = super().run_with_cache(*args, **kwargs)
         alone = bool(kwargs.get("remove_batch_dim", False))
         return out, LensActivations(cached, self, not alone, Changed(later, of_one_text) if alone else later)

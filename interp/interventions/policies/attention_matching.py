@@ -119,10 +119,8 @@ class AttentionMatchingPlan(ReadingPlan):
         whole = stored.whole()
         lost = self._lost(stored, scores, choice)
         stored.keep(choice.kept, choice.recent, unused=choice.unused)
-        old = stored.segments[0]
         newest = stored.seen - by_text(recent, scores)
-        fitted = self._fitted(self.readers[layer], whole, old, stored.padding, newest)
-        stored.summarise(choice.kept[..., :0], fitted, choice.recent, marked=False)
+        stored.lay_before_recent(self._fitted(self.readers[layer], whole, stored.segments[0], stored.padding, newest))
         self.remember(layer, stored, sizes, recent)
         self.note(layer, stored, lost)
 

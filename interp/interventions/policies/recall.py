@@ -112,7 +112,10 @@ class RecallPlan(ReadingPlan):
         choice = choose(scores, stored.places(), stored.padding, rest, recent, self.policy.sinks)
         lost = self._lost(stored, scores, choice)
         summaries, number, share = self._summaries(self.readers[layer], lost, stored.padding, counts)
-        stored.summarise(choice.kept, summaries, choice.recent, marked=self.ledger is not None, unused=choice.unused)
+        stored.keep(choice.kept, choice.recent, unused=choice.unused)
+        # marked for who asks why: where channels are pruned too, that takes a number a token
+        marked = replace(summaries, summary=None if self.ledger is None else range(len(summaries)))
+        stored.lay_before_recent(*stored.segments[:-1], marked)
         self.remember(layer, stored, sizes, recent)
         self.note(layer, stored, lost)
         if self.ledger is not None:
