@@ -27,6 +27,7 @@ from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import generation, scoring, two_texts
+from interp.lens.arguments import refuse_misfits
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.generating_words import in_their_words
 from interp.lens.habits import keywords_instead
@@ -147,6 +148,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         main = read if not paired else two_texts.written(self, kwargs, read.tokens.shape[0])
         if main.tokens.ndim == 3 and return_type in ("loss", "both"):
             raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
+        refuse_misfits(kwargs, main.tokens.shape[1])
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), main.tokens)
         seen = past.get_seq_length() if past is not None else 0
         for one, before in ((main, seen), (read, 0)) if paired else ((read, seen),):

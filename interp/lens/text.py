@@ -13,6 +13,7 @@ from interp.lens import reading_input, token_text
 from interp.lens.reading_input import Given
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
 from interp.seam.config import LensConfig
+from interp.settings.checking import checked
 
 Tensor = torch.Tensor
 
@@ -150,6 +151,7 @@ class TextMixin:
         goes_on: bool = False, spelled: Spelling = AS_THE_TOKENIZER_DOES,
     ) -> Read:  # fmt: skip
         """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished."""
+        checked("to_tokens", "truncate", truncate, int | None)
         if truncate is not None and truncate < 1:
             raise InterpError(f"truncate should be at least 1, found {truncate}.")
         return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled)
