@@ -15,7 +15,8 @@ from interp.settings.checking import settings_of
 WORDS = (
     "", " ", "a", "none", "true", "nan", "inf", "-inf", "0", "-1", "1e400", "0x10", "½", "é", "漢字", "\u202eevil",
     "\x00", "\x1b[31m", "\udcff", "🧑‍🔬", "\n", "\r\n", "\t", "%s", "{0}", "{{ 7*7 }}", "<script>", "$x$", "\\", '"',
-    "'", "`", "..", "/", "~", "~nobody/x", "/dev/null", "C:\\x", "[", "]", "[[", "[0,1]", "=", ",", ":", "a=b", "a:b=c",
+    "'", "`", "..", "/", "~", "~nobody/x", "/dev/null", "C:\\x", "[", "]", "[[", "[0,1]", "=", ",", ":", "a=b",
+    "a:b=c",
     "a" * 300, "٣", "_",
 )  # fmt: skip
 NUMBERS: tuple[Any, ...] = (

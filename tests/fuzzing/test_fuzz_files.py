@@ -58,7 +58,7 @@ def stored(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(1500)
+@inputs(900)
 def test_results(count: int, tmp_path: Path) -> None:
     fuzz("results", count, stored(tmp_path))
 
@@ -76,7 +76,7 @@ def resealed(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(60)
+@inputs(40)
 def test_results_with_a_checksum_made_anew(count: int, tmp_path: Path) -> None:
     fuzz("sealed results", count, resealed(tmp_path))
 
@@ -102,7 +102,7 @@ def answer() -> tuple[dict, list[bytes]]:
     return about, list(map(bytes, pieces))
 
 
-@inputs(300)
+@inputs(250)
 def test_answers_of_decoders(count: int) -> None:
     fuzz("answers of decoders", count, taken_apart)
 
@@ -141,7 +141,7 @@ def kept(held: interp.cache.lens_cache.LensCache) -> list[torch.Tensor]:
     return [tensor for _, _, tensor in held.parts()]
 
 
-@inputs(700)
+@inputs(400)
 def test_caches(count: int, tmp_path: Path) -> None:
     fuzz("caches", count, cache_files(tmp_path))
 
@@ -167,7 +167,7 @@ def cache_words(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(300)
+@inputs(150)
 def test_words_of_caches(count: int, tmp_path: Path) -> None:
     fuzz("words of caches", count, cache_words(tmp_path))
 
@@ -194,7 +194,7 @@ def models(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(400)
+@inputs(250)
 def test_models_of_tasks(count: int, tmp_path: Path) -> None:
     fuzz("models of tasks", count, models(tmp_path))
 
@@ -221,7 +221,7 @@ def study_parts(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(150)
+@inputs(80)
 def test_parts_of_studies(count: int, tmp_path: Path) -> None:
     fuzz("parts of studies", count, study_parts(tmp_path))
 
@@ -251,7 +251,7 @@ def journals(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(500)
+@inputs(300)
 def test_journals(count: int, tmp_path: Path) -> None:
     fuzz("journals", count, journals(tmp_path))
 
@@ -273,7 +273,7 @@ def parquet(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(60)
+@inputs(40)
 def test_parquet(count: int, tmp_path: Path) -> None:
     fuzz("parquet", count, parquet(tmp_path))
 
@@ -298,6 +298,6 @@ def comma_separated(folder: Path) -> Callable[[Draw], None]:
     return attempt
 
 
-@inputs(200)
+@inputs(150)
 def test_comma_separated(count: int, tmp_path: Path) -> None:
     fuzz("comma separated", count, comma_separated(tmp_path))

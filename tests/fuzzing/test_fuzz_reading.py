@@ -118,7 +118,7 @@ def told_apart(draw: Draw) -> None:
     ask(given, **how)
 
 
-@inputs(1200)
+@inputs(700)
 def test_what_is_read(count: int) -> None:
     fuzz("what is read", count, told_apart)
 
@@ -144,7 +144,7 @@ def called(draw: Draw) -> None:
         clean(lens)
 
 
-@inputs(1200)
+@inputs(600)
 def test_calls(count: int) -> None:
     fuzz("calls", count, called)
 
@@ -207,7 +207,7 @@ def hooks(draw: Draw) -> None:
         clean(lens)
 
 
-@inputs(900)
+@inputs(450)
 def test_hooks(count: int) -> None:
     fuzz("hooks", count, hooks)
 
@@ -248,7 +248,7 @@ def continued(draw: Draw) -> None:
         clean(lens)
 
 
-@inputs(400)
+@inputs(200)
 def test_continuations(count: int) -> None:
     fuzz("continuations", count, continued)
 
@@ -278,7 +278,7 @@ def probed(draw: Draw) -> None:
         clean(lens)
 
 
-@inputs(100)
+@inputs(50)
 def test_probes(count: int) -> None:
     fuzz("probes", count, probed)
 
@@ -305,7 +305,7 @@ def patched(draw: Draw) -> None:
         clean(lens)
 
 
-@inputs(250)
+@inputs(130)
 def test_patches(count: int) -> None:
     fuzz("patches", count, patched)
 
@@ -324,6 +324,6 @@ def explained(draw: Draw) -> None:
         clean(lens)
 
 
-@inputs(120)
+@inputs(60)
 def test_explanations(count: int) -> None:
     fuzz("explanations", count, explained)

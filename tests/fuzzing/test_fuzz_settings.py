@@ -38,7 +38,7 @@ def built(draw: Draw) -> None:
     repr(cls(**settings))
 
 
-@inputs(2500)
+@inputs(1400)
 def test_settings_in_python(count: int) -> None:
     fuzz("settings in Python", count, built)
 
@@ -58,7 +58,7 @@ def read(draw: Draw) -> None:
         explaining.resolve([text], interp.ThinK() | interp.H2O(budget=8))
 
 
-@inputs(2500)
+@inputs(1400)
 def test_settings_as_text(count: int) -> None:
     fuzz("settings as text", count, read)
 
@@ -70,7 +70,7 @@ def toml(draw: Draw) -> None:
     from_toml(text)
 
 
-@inputs(700)
+@inputs(400)
 def test_settings_in_toml(count: int) -> None:
     fuzz("settings in TOML", count, toml)
 
@@ -83,6 +83,6 @@ def study(draw: Draw) -> None:
     studies.make(name, **settings)
 
 
-@inputs(400)
+@inputs(250)
 def test_settings_of_studies(count: int) -> None:
     fuzz("settings of studies", count, study)

@@ -1,6 +1,7 @@
 """Many inputs of one family, one after the other: each ends as it should or in a sentence of ours, and soon.
 
-An input is made from a generator of its own, seeded by the family's name and the input's number, so that what a failure
+An input is made from a generator of its own, seeded by the family's name and the input's number,
+so that what a failure
 names can be made again by itself: `again(family, number)` in `tests/fuzzing/drawing.py` is its generator.
 """
 
