@@ -35,8 +35,8 @@ def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
 
 
 def check_types(instance: Any) -> None:
-    """Raise InterpError where a setting is not of its field's type, whoever made the instance; make those that are plain
-    values of it: numbers of numpy become Python's, lists tuples."""
+    """Raise InterpError where a setting is not of its field's type, whoever made the instance; those that are become
+    plain values of it: numbers of numpy Python's, lists tuples."""
     cls = type(instance)
     name = cls.name if isinstance(getattr(cls, "name", None), str) else cls.__name__
     for key, kind in settings_of(cls).items():
