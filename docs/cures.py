@@ -56,6 +56,11 @@ CURES = {
     ", or is damaged: ‹why›": "Run again what wrote it.",
     "cannot write": "Choose a folder that exists, has room, and that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
+    # images
+    "does not say which token stands for an image": "Give the processor that came with the weights.",
+    "is no file that an image could be in": "Pass the path of a PNG or JPEG file.",
+    "there is no image ‹path›": "Check the path; it is read from the folder that the program runs in.",
+    "‹what› has no pixels": "Pass an image of at least one pixel.",
     # models and loading
     "‹refusal(model, attends=bool(watcher.unread))›":
         "The sentence names the model and the feature of its attention that would be lost or wrong. Load it "

@@ -125,5 +125,5 @@ def test_an_editor_knows_their_parameters(package: str) -> None:
 
 
 def test_an_editor_knows_a_lens() -> None:
-    assert parameters("import interp\ninterp.load('demo').score(") == ["prompt", "continuation", "chunk"]
+    assert parameters("import interp\ninterp.load('demo').score(") == ["prompt", "continuation", "chunk", "images"]
     assert parameters("import interp\ninterp.load('demo').apply(") == ["intervention", "ledger"]

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.lens.positions import OFFSET
 
 PLAIN = (int, float, str, bool, type(None))
 # Of a module's own numbers those that say nothing about its maths.
-MOODS = frozenset({"training", "gradient_checkpointing", "_is_full_backward_hook"})
+MOODS = frozenset({"training", "gradient_checkpointing", "_is_full_backward_hook", OFFSET})
 NAMED = ("_compiled_call_impl", "config")
 COMPILED = "_torchdynamo_orig_callable"
 

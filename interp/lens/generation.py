@@ -21,8 +21,8 @@ from interp.lens.activations import LensActivations
 from interp.lens.strict_hooks import Hook
 
 if TYPE_CHECKING:
+    from interp.lens.reading_input import Read
     from interp.lens.strict_hooks import HookedLens
-    from interp.lens.text import Read
 
 Tensor = torch.Tensor
 NEW_TOKENS = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -61,7 +62,8 @@ def load(
         model: `"demo"`, a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
             Of a peft model (adapters active), a compiled or a parallel one the transformers model inside is taken.
         tokenizer: for a model that is already loaded; otherwise it comes with the weights. A transformers tokenizer, or
-            a folder or hub id to load one from. A folder of weights without a tokenizer gives a Lens for tokens only.
+            a folder or hub id to load one from, or the processor of a model that sees. A folder of weights without a
+            tokenizer gives a Lens for tokens only.
         dtype: of the weights, a torch dtype or its name; ignored for a loaded model.
         device_map, attn_implementation: passed to transformers.
         trust_remote_code: run code that a hub repository ships; off unless you say so. Weights load from safetensors
@@ -175,7 +177,7 @@ def _from_pretrained(
                 name, dtype=dtype, use_safetensors=True, output_loading_info=True, **where, **options
             )
             if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
-                tokenizer = AutoTokenizer.from_pretrained(name, **where)
+                tokenizer = _seeing(name, config, where) or AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
         reason = " ".join(str(error).split()) or type(error).__name__
         said = (
@@ -196,9 +198,27 @@ def _auto_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     if not getattr(config, "is_encoder_decoder", False):
-        return AutoModelForCausalLM
+        sees = type(config) in AutoModelForImageTextToText._model_mapping
+        return AutoModelForImageTextToText if sees else AutoModelForCausalLM
     reads_text = type(config) in AutoModelForSeq2SeqLM._model_mapping
     return AutoModelForSeq2SeqLM if reads_text else AutoModelForImageTextToText
+
+
+def _seeing(name: str, config: Any, where: dict[str, Any]) -> Any:
+    """The processor of a model that sees; None, with a warning, where it cannot be made here, so that text is read."""
+    from transformers import AutoModelForImageTextToText
+
+    from interp.vision.processors import processor_of, sees
+
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        return None
+    try:
+        processor = processor_of(name, **where)
+    except Exception as error:  # transformers raises what it likes where a part is missing
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        warnings.warn(f"{name} is read as text alone, since its processor cannot be made: {reason}", stacklevel=4)
+        return None
+    return processor if sees(processor) else None
 
 
 TOKENIZER_FILES = (

@@ -17,7 +17,9 @@ from interp.cache.lens_cache import LensCache
 from interp.interventions.base import CachePolicy, Intervention
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.parts import Anatomy
+from interp.lens.reading_input import Read
 from interp.lens.readout import FinalNorm
+from interp.lens.spelling import Spelling
 from interp.lens.strict_hooks import HookPoint, Hooks
 from interp.seam.config import LensConfig
 from interp.seam.points import Point
@@ -107,7 +109,11 @@ class InterventionLens(TextLens, Protocol):
 
     def policies_of(self, intervention: Intervention) -> tuple[CachePolicy, ...]: ...
 
-    def score(self, prompt: Any, continuation: Any, *, chunk: int = 256) -> Float[Tensor, "batch token"]: ...
+    def score(
+        self, prompt: Any, continuation: Any, *, chunk: int = 256, images: Any = None
+    ) -> Float[Tensor, "batch token"]: ...
+
+    def read_arguments(self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling) -> Read: ...
 
     def generate(
         self, input: Any = None, max_new_tokens: int | None = None, chat: bool = False, **kwargs: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import finite
 from interp.lens.protocol import InterventionLens, TextLens
 from interp.lens.reading_input import left_padded
+from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.settings.checking import checked
 
 Tensor = torch.Tensor
@@ -22,15 +23,22 @@ IGNORED = -100
 
 @in_evaluation_mode
 @torch.no_grad()
-def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
+def score(
+    lens: InterventionLens, prompt: Any, continuation: Any, chunk: int, images: Any = None
+) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does, in terms of what any lens with a cache can do."""
     if checked("score", "chunk", chunk, int) < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
-    tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
+    seen: dict[str, Any] = {}
+    if images is None:
+        tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
+    else:
+        read = lens.read_arguments(prompt, None, seen := {"images": images}, AS_THE_TOKENIZER_DOES)
+        tokens, attention_mask = read.tokens, read.mask
     rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
     rows = _rows(tokens, attention_mask, rest, there)
-    return looked_at(lens, rows, there, lambda: _nats(lens, tokens, attention_mask, rest, chunk))
+    return looked_at(lens, rows, there, lambda: _nats(lens, tokens, attention_mask, rest, chunk, seen))
 
 
 def looked_at(
@@ -53,11 +61,12 @@ def _rows(tokens: Tensor, mask: Tensor | None, rest: Tensor, there: Tensor | Non
 
 
 def _nats(
-    lens: InterventionLens, tokens: Tensor, attention_mask: Tensor | None, rest: Tensor, chunk: int
-) -> Float[Tensor, "batch token"]:
-    """What the tokens of `rest` cost after `tokens`."""
+    lens: InterventionLens, tokens: Tensor, attention_mask: Tensor | None, rest: Tensor, chunk: int,
+    seen: Mapping[str, Any],
+) -> Float[Tensor, "batch token"]:  # fmt: skip
+    """What the tokens of `rest` cost after `tokens`, and images that the model was given as `seen`."""
     call: dict[str, Any] = {"use_cache": True, "attention_mask": attention_mask}
-    logits = lens(tokens, **call, **lens.last_logits_only)[:, -1:]
+    logits = lens(tokens, **call, **seen, **lens.last_logits_only)[:, -1:]
     cache = lens.last_cache
     assert cache is not None  # made by the call before
     call["past_key_values"] = cache

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InterpError
-from interp.lens import reading_input, token_text
-from interp.lens.reading_input import Given
+from interp.lens import reading_input, seeing, token_text
+from interp.lens.reading_input import Given, Read
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
 from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class Read:
-    """An input as tokens `[batch, pos]` on the model's device, with its padding mask or None."""
-
-    tokens: Tensor
-    mask: Tensor | None
-    as_text: bool
-    """Whether text was passed, so that text is what comes back."""
-    single: bool
-    """Whether one text, conversation or flat row of ids was passed, not a batch of one."""
-    conversation: bool
 
 
 class TextMixin:
@@ -35,6 +21,8 @@ class TextMixin:
 
     tokenizer: Any
     model: Any
+    processor: Any = None
+    """What makes of images what the model reads, where it sees and one came with it."""
     if TYPE_CHECKING:
 
         @property
@@ -210,7 +198,14 @@ class TextMixin:
         self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling, chat: bool = False, *,
         goes_on: bool = False,
     ) -> Read:  # fmt: skip
-        """What a call reads: embeddings among its arguments, or else its input."""
+        """What a call reads: embeddings among its arguments, its input with images, or its input alone."""
+        given_images = arguments.pop(seeing.IMAGES, None)
+        if given_images is not None or (self.processor is not None and seeing.holds_images(input)):
+            spelled.refuse_for("images")
+            if attention_mask is not None or "inputs_embeds" in arguments:
+                raise InterpError("images go with texts or chat messages; leave masks and embeddings out.")
+            given = self._told_apart(input, None)
+            return seeing.read_images(self, given, given_images, arguments, chat, goes_on)
         if "inputs_embeds" not in arguments:
             return self.read(input, attention_mask, chat, goes_on=goes_on, spelled=spelled)
         spelled.refuse_for("embeddings")
