@@ -133,22 +133,26 @@ def look_before(model: Any, given: Mapping[str, Any], until: nn.Module) -> tuple
 
     Raises whatever the model raises.
     """
-    arrived: list[Tensor] = []
-    modules = list(model.modules())
     watcher = _Watcher(False, False)
+    sites = dict.fromkeys(model.modules(), watcher)
+    with evaluation_mode(model), attention_through(model, sites), _recorded(model) as seen:
+        stream = entering(model, given, until)
+    return Look(watcher.calls, seen, {module: name for name, module in model.named_modules()}, stream, False), stream
+
+
+def entering(model: Any, given: Mapping[str, Any], module: nn.Module) -> Tensor:
+    """What a module reads first in a run on these arguments, which ends there."""
+    arrived: list[Tensor] = []
 
     def end(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         arrived.append(args[0] if args else kwargs["hidden_states"])
         raise _Arrived
 
-    with (
-        evaluation_mode(model), attention_through(model, dict.fromkeys(modules, watcher)), _recorded(model) as seen,
-        undoing() as undo, suppress(_Arrived),
-    ):  # fmt: skip
-        undo.hook(until, end, pre=True, with_kwargs=True)
+    with undoing() as undo, suppress(_Arrived):
+        undo.hook(module, end, pre=True, with_kwargs=True)
         model(**given, use_cache=False)
     (stream,) = arrived
-    return Look(watcher.calls, seen, {module: name for name, module in model.named_modules()}, stream, False), stream
+    return stream
 
 
 class _Arrived(Exception):

@@ -33,6 +33,8 @@ class TextLens(Protocol):
     model: Any
     """The transformers model, whose classes have no types that mypy could follow."""
     tokenizer: Any
+    processor: Any
+    """What makes of images what the model reads; None where it sees none."""
     point_table: dict[str, Point]
     absent: dict[str, str]
     ln_final: FinalNorm
@@ -113,7 +115,9 @@ class InterventionLens(TextLens, Protocol):
         self, prompt: Any, continuation: Any, *, chunk: int = 256, images: Any = None
     ) -> Float[Tensor, "batch token"]: ...
 
-    def read_arguments(self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling) -> Read: ...
+    def read_arguments(
+        self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling, chat: bool = False
+    ) -> Read: ...
 
     def generate(
         self, input: Any = None, max_new_tokens: int | None = None, chat: bool = False, **kwargs: Any

@@ -45,6 +45,8 @@ class Read:
     single: bool
     """Whether one text, conversation or flat row of ids was passed, not a batch of one."""
     conversation: bool
+    sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Width and height of each text's images."""
 
 
 def unpacked(input: Any, attention_mask: Any, keywords: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
+
 from interp.errors import InterpError
 from interp.lens import reading_input
 from interp.lens.reading_input import Given, Read
@@ -28,7 +30,7 @@ def holds_images(input: Any) -> bool:
 
 
 class Seeing(Protocol):
-    """What is needed of a lens: its model's processor."""
+    """What is needed of a lens here."""
 
     model: Any
     processor: Any
@@ -37,10 +39,10 @@ class Seeing(Protocol):
     def cfg(self) -> LensConfig: ...
 
     @property
-    def device(self) -> Any: ...
+    def device(self) -> torch.device: ...
 
 
-def need_processor(lens: Any) -> Any:
+def need_processor(lens: Seeing) -> Any:
     """The processor of a lens. Raises InterpError where it has none."""
     if (processor := getattr(lens, "processor", None)) is not None:
         return processor
@@ -85,7 +87,8 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
     tokens, mask = made.pop("input_ids"), made.pop("attention_mask", None)
     arguments |= {name: _in_dtype(value, lens.model.dtype) for name, value in made.items()}
     whole = mask is None or bool(mask.all())
-    return Read(tokens, None if whole else mask, True, given.single, bool(talks))
+    sizes = tuple(tuple(one.size for one in row) for row in held)
+    return Read(tokens, None if whole else mask, True, given.single, bool(talks), sizes)
 
 
 def _in_dtype(value: Any, dtype: Any) -> Any:
@@ -93,7 +96,7 @@ def _in_dtype(value: Any, dtype: Any) -> Any:
     return value.to(dtype) if hasattr(value, "is_floating_point") and value.is_floating_point() else value
 
 
-def rendered(lens: Any, talk: Sequence[Any], goes_on: bool) -> str:
+def rendered(lens: Seeing, talk: Sequence[Any], goes_on: bool) -> str:
     """A conversation with images as one text, by the processor's chat template or else its tokenizer's."""
     processor = need_processor(lens)
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.icl.tasks.regression import Tasks
+    from interp.lens.image_layout import TokenLayout
     from interp.lens.protocol import TextLens
 
 
@@ -36,6 +37,8 @@ class Context:
     """`[1, position]`, int64."""
     str_tokens: list[str]
     """The text of each token, as the tokenizer prints it; untrusted."""
+    layout: TokenLayout | None = None
+    """Which tokens are parts of images, and where in them; None for a text without images."""
 
     @property
     def cfg(self) -> Any:

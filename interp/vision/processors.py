@@ -61,8 +61,8 @@ def without_video() -> Iterator[None]:
 
     check: Callable[..., Any] = ProcessorMixin.check_argument_for_proper_class
 
-    def lenient(self: Any, name: str, argument: Any) -> Any:
-        return type(argument) if argument is None or isinstance(argument, NoVideo) else check(self, name, argument)
+    def lenient(processor: Any, name: str, argument: Any) -> Any:
+        return type(argument) if argument is None or isinstance(argument, NoVideo) else check(processor, name, argument)
 
     parts = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING
     with undoing() as undo:

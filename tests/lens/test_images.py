@@ -155,7 +155,10 @@ def test_edits_in_the_tower_reach_the_logits(name: str) -> None:
     texts, images = pair(name)
     lens = seeing(name)
     before = lens(texts[0], images=images[0])
-    for point in ("vision.blocks.0.hook_resid_mid", "vision.blocks.0.attn.hook_z", "vision.hook_projected"):
+    for point in (
+        "vision.blocks.0.hook_resid_mid", "vision.blocks.0.attn.hook_z", "vision.blocks.0.hook_resid_post",
+        "vision.hook_projected",
+    ):  # fmt: skip
         same = lens.run_with_hooks(texts[0], images=images[0], fwd_hooks=[(point, lambda value, hook: value.clone())])
         torch.testing.assert_close(same, before, atol=1e-6, rtol=1e-6)
         # an RMSNorm after it would undo a factor, so channels are changed by different ones
