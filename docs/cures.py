@@ -19,7 +19,6 @@ CURES = {
     "sets ‹key› twice": "Leave one of the two out.",
     "a cache policy keeps tokens ‹int(index.min())›":
         "Count places in `stored.whole()`; the newest `recent` tokens are kept without being named.",
-    "is not UTF-8, so it is no TOML": "Convert the file to UTF-8; `interp.interventions.save` writes it so.",
     "this is not TOML": "Mend the line that the parser names, or write the file with `interp.interventions.save`.",
     "TOML holds tables":
         'Begin each with `[[intervention]]` and `name = "think"`; `interp.interventions.save` writes it.',

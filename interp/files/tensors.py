@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.files.reading import expect_regular
 from interp.files.writing import write as write_file
 
 
@@ -32,6 +33,7 @@ def read(path: str | Path, key: str) -> tuple[dict[str, Tensor], Any]:
     Raises InterpError for a damaged file; OSError, SafetensorError or ValueError for one that is none of this kind. A
     file of before there were checksums is read without one.
     """
+    expect_regular(path)
     with safe_open(path, "pt") as file:
         said = file.metadata() or {}
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

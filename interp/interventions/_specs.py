@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.files import reading
 from interp.files.writing import write
 from interp.interventions import catalogue
 from interp.interventions.base import Intervention, parts
@@ -27,6 +28,7 @@ from interp.settings.reading import build, read
 
 TABLE = "intervention"
 EXAMPLE = "think:ratio=0.5"
+MOST_BYTES = 1_000_000  # of a file of settings
 
 
 def parse(text: str) -> Intervention:
@@ -96,12 +98,7 @@ def save(intervention: Intervention, path: str | Path) -> Path:
 
 def load(path: str | Path) -> Intervention:
     """The intervention that `save` wrote to `path`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InterpError(f"{path} is not UTF-8, so it is no TOML.") from None
-    except OSError as error:
-        raise InterpError(f"cannot read the intervention file {path}: {error.strerror or error}.") from None
+    text = reading.read_text(path, "intervention file", most=MOST_BYTES)
     try:
         return from_toml(text)
     except InterpError as error:

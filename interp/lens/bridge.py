@@ -19,6 +19,7 @@ from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.finite import refuse_lost
+from interp.lens.generation import expect_counts
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.reading_input import unpacked, without_types
@@ -146,6 +147,7 @@ class BridgeLens(WeightsMixin, HookedLens):
             raise UnsupportedModelError(
                 f"{watched[0]} is computed in single passes of a TransformerBridge, not in generate."
             )
+        expect_counts(kwargs)
         input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
         without_types(kwargs, ())
         if "inputs_embeds" in kwargs:

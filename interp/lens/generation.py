@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import numbers
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 NEW_TOKENS = 64
+COUNTS = {
+    "max_new_tokens": 1,
+    "max_length": 1,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+}
+"""Settings that are whole numbers, and the least that each may be: NaN passes every comparison."""
 GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
@@ -58,9 +68,9 @@ class Settings:
         """How many tokens to write at most. A `max_length` counts the prompt too."""
         for source in (self.said.get, partial(_field, self.passed)):
             if (count := source("max_new_tokens")) is not None:
-                return _at_least_one("max_new_tokens", count)
+                return at_least(1, "max_new_tokens", count)
             if (length := source("max_length")) is not None:
-                if _at_least_one("max_length", length) <= prompt_tokens:
+                if at_least(1, "max_length", length) <= prompt_tokens:
                     raise InterpError(
                         f"max_length={length} counts the prompt, which has {prompt_tokens} tokens already; raise it, "
                         "or pass max_new_tokens."
@@ -105,9 +115,22 @@ def _field(config: Any, name: str) -> Any:
     return getattr(config, name, None)
 
 
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InterpError(f"generate: {name} should be a number of at least 1, found {value!r}.")
+def expect_counts(said: Mapping[str, Any], max_new_tokens: Any = None) -> None:
+    """Raises InterpError for settings that would never end, or that mean nothing, before anything is read."""
+    keywords = said if max_new_tokens is None else {**said, "max_new_tokens": max_new_tokens}
+    for source in (keywords.get, partial(_field, said.get("generation_config"))):
+        for name, least in COUNTS.items():
+            if (value := source(name)) is not None:
+                at_least(least, name, value)
+        seconds = source("max_time")
+        if seconds is not None and not (isinstance(seconds, numbers.Real) and 0 < float(seconds) < math.inf):
+            raise InterpError(f"generate: max_time should be a finite number of seconds above 0, found {seconds!r}.")
+
+
+def at_least(least: int, name: str, value: Any) -> int:
+    """A whole number. Raises InterpError for anything else, and for a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise InterpError(f"generate: {name} should be a number of at least {least}, found {value!r}.")
     return int(value)
 
 

@@ -210,6 +210,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             >>> cache["resid_post", 0].shape[:2]
             torch.Size([1, 42])
         """
+        generation.expect_counts(kwargs, max_new_tokens)
         input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
         without_types(kwargs, self._keywords)
         spelled, embedded = Spelling.taken(kwargs), "inputs_embeds" in kwargs

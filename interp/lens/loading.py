@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from interp.errors import InterpError
+from interp.files.reading import expect_regular
 from interp.lens.unwrapping import refuse_adapter, unwrapped
 from interp.subjects.quiet import LOADING
 
@@ -146,7 +147,20 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     if path.is_dir() and not (path / "config.json").is_file():
         refuse_adapter(path)
         raise InterpError(f"the folder {name} has no config.json; give the folder that save_pretrained wrote.")
+    if path.is_dir():
+        _expect_files(path)
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
+
+
+def _expect_files(folder: Path) -> None:
+    """Raises InterpError where something in a folder would be waited for once it is opened, or would never end."""
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        try:
+            expect_regular(path)
+        except (FileNotFoundError, IsADirectoryError):  # a link to nowhere, a folder: neither is read
+            continue
+        except OSError as error:
+            raise InterpError(f"cannot load the folder {folder}: {path.name}: {error.strerror or error}.") from None
 
 
 def _placed(model: Any, device_map: Any, attn_implementation: str | None, trust_remote_code: bool) -> Any:
@@ -244,6 +258,8 @@ def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
 
     folder = Path(name).expanduser()
     local = folder.is_dir()
+    if local:
+        _expect_files(folder)
     try:
         with LOADING.held():
             return AutoTokenizer.from_pretrained(

@@ -9,6 +9,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens import reading_input, seeing, token_text
+from interp.lens.first_tokens import LONG, first_tokens
 from interp.lens.reading_input import Given, Read
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
 from interp.seam.config import LensConfig
@@ -130,17 +131,18 @@ class TextMixin:
         them, through the chat template. With `chat` each text is a conversation of one message.
         """
         input, attention_mask = reading_input.tokens_alone(input, attention_mask)
-        read = self.read(input, attention_mask, chat, spelled=spelled)
+        read = self.read(input, attention_mask, chat, spelled=spelled, to_run=True)
         return read.tokens, read.mask
 
     def read(
         self, input: Any, attention_mask: Any = None, chat: bool = False, *, truncate: int | None = None,
-        goes_on: bool = False, spelled: Spelling = AS_THE_TOKENIZER_DOES,
+        goes_on: bool = False, spelled: Spelling = AS_THE_TOKENIZER_DOES, to_run: bool = False,
     ) -> Read:  # fmt: skip
-        """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished."""
+        """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished;
+        `to_run`: the model reads all of it at once, so what is far beyond its context is refused without being read."""
         if truncate is not None and truncate < 1:
             raise InterpError(f"truncate should be at least 1, found {truncate}.")
-        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled)
+        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled, to_run)
 
     def rows(self, input: Any, attention_mask: Any = None, truncate: int | None = None) -> tuple[list[Tensor], bool]:
         """Each text or row of ids by itself as tokens `[1, pos]`, without padding, and whether only one was passed."""
@@ -148,7 +150,7 @@ class TextMixin:
         if given.kind != "tokens":
             texts = given.texts or [self._templated(one, False) for one in given.conversations]
             special = given.kind == "texts"
-            return [self._encode([text], truncate, special)[0] for text in texts], given.single
+            return [self._encode([text], truncate, special, to_run=True)[0] for text in texts], given.single
         read = self._tokens_of(given, False, None)
         rows = reading_input.without_padding(read.tokens, read.mask)
         return [row[:, :truncate] for row in rows], given.single
@@ -167,6 +169,8 @@ class TextMixin:
         before: list[Any] = list(known.texts) if len(known.texts) == len(after.texts) else [None] * len(after.texts)
         rows = []
         for first, text in zip(before, after.texts, strict=True):
+            if len(text) >= LONG:  # or else it is tokenised twice for nothing
+                self._ids(reading_input.encodable(text), None, False, to_run=True)
             ids = token_text.continuing(self._need_tokenizer(), first, reading_input.encodable(text)) if text else []
             rows.append(self._check_ids(torch.tensor(ids, dtype=torch.long, device=self.device)))
         return rows
@@ -178,7 +182,7 @@ class TextMixin:
         if given.kind == "conversations":
             raise InterpError("a decoder writes a text or tokens, not chat messages; pass what the reply says.")
         if given.kind == "texts":
-            ids = [self.token_ids(text) for text in given.texts]
+            ids = [self._ids(reading_input.encodable(text), None, False, to_run=True) for text in given.texts]
             return [self._check_ids(torch.tensor(row, dtype=torch.long, device=self.device)) for row in ids], True
         read = self._tokens_of(given, False, None)
         return [row[0] for row in reading_input.without_padding(read.tokens, read.mask)], False
@@ -207,7 +211,7 @@ class TextMixin:
             given = self._told_apart(input, None)
             return seeing.read_images(self, given, given_images, arguments, chat, goes_on)
         if "inputs_embeds" not in arguments:
-            return self.read(input, attention_mask, chat, goes_on=goes_on, spelled=spelled)
+            return self.read(input, attention_mask, chat, goes_on=goes_on, spelled=spelled, to_run=True)
         spelled.refuse_for("embeddings")
         return self.embeddings(arguments, attention_mask)
 
@@ -250,7 +254,7 @@ class TextMixin:
 
     def _tokens_of(
         self, given: Given, chat: bool, truncate: int | None, goes_on: bool = False,
-        spelled: Spelling = AS_THE_TOKENIZER_DOES,
+        spelled: Spelling = AS_THE_TOKENIZER_DOES, to_run: bool = False,
     ) -> Read:  # fmt: skip
         if given.kind == "tokens":
             spelled.refuse_for("tokens")
@@ -270,7 +274,7 @@ class TextMixin:
             spelled.refuse_for("chat messages")
             spelled = AS_THE_TOKENIZER_DOES
         texts = [self._templated(talk, goes_on) for talk in talks] if talks else given.texts
-        tokens, mask = self._encode(texts, truncate, not talks, spelled)
+        tokens, mask = self._encode(texts, truncate, not talks, spelled, to_run)
         return Read(tokens, mask, True, given.single, bool(talks))
 
     def _check_ids(self, tokens: Tensor) -> Tensor:
@@ -289,12 +293,12 @@ class TextMixin:
         return f", {name!r} of this tokenizer," if name else ""
 
     def _encode(
-        self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES
-    ) -> tuple[Tensor, Tensor | None]:
+        self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES,
+        to_run: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         tokenizer = self._need_tokenizer()
         texts = [reading_input.encodable(text) for text in texts]
-        rows = [list(tokenizer(text, add_special_tokens=special).input_ids) for text in texts]
-        rows = [spelled.row(row, tokenizer)[:truncate] for row in rows]
+        rows = [spelled.row(self._ids(text, truncate, special, to_run), tokenizer)[:truncate] for text in texts]
         if not rows or any(not row for row in rows):
             raise InterpError("the text has no tokens; pass some text.")
         for row in rows:
@@ -304,6 +308,20 @@ class TextMixin:
         right = (spelled.padding_side or side) == "right"
         tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0, right=right)
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
+
+    def _ids(self, text: str, most: int | None, special: bool, to_run: bool) -> list[int]:
+        """Ids of a text, or of its beginning where only the first `most` are kept; if the model is `to_run` on all of
+        them, raises InterpError for a text that is longer than its context before the rest is read."""
+        tokenizer = self._need_tokenizer()
+        context = self.cfg.n_ctx if to_run and most is None else 0
+        if not most and not context:
+            return list(tokenizer(text, add_special_tokens=special).input_ids)
+        ids = first_tokens(tokenizer, text, most or context + 1, special)
+        if context and len(ids) > context + 1:
+            raise InterpError(
+                f"the text has more tokens than the context of {context} of {self.cfg.model_name}; shorten it."
+            )
+        return ids
 
     def _templated(self, talk: list[Any], goes_on: bool) -> str:
         """A conversation as one text, up to where the assistant is to speak; or to go on, if it has begun to."""

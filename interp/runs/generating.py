@@ -19,6 +19,7 @@ from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 from interp.interventions import Intervention, parts
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.generation import at_least
 from interp.runs.noting import noting
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def generate(
         >>> told["cache"]["bytes"] < told["cache"]["dense_bytes"]
         True
     """
+    at_least(1, "max_new_tokens", max_new_tokens)
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     if tokens.shape[0] != 1:
         raise InterpError(f"one prompt is continued at a time, and these are {tokens.shape[0]}; pass one of them.")

@@ -9,13 +9,14 @@ Weights come from GGUF and safetensors only: no pickle, no remote code, no netwo
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from interp.errors import InterpError, StorageError
-from interp.subjects._readable import readable
+from interp.files.reading import opened
 from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
 from interp.subjects.quiet import quiet_transformers
 from interp.subjects.weight_cache import filled, identity, is_whole, source_sha256, weights_home
@@ -62,7 +63,7 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
 
 
 def _require_gguf(source: Path) -> None:
-    with readable(source, "weights file", "the .gguf file", WeightsError), source.open("rb") as file:
+    with os.fdopen(opened(source, "weights file", WeightsError), "rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise WeightsError(f"{source} is not a GGUF file: it begins with {magic!r}, not {MAGIC!r}; name a .gguf file")

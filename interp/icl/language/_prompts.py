@@ -58,12 +58,13 @@ def rows_of_text(
     if most < 1 or not len(text):
         raise InterpError(f"{asked_by} has nothing to read; pass some text and ask for one row of it at least.")
     if isinstance(text, str):
-        tokens, first = lens.to_tokens(text)[0], special_tokens(lens)
+        first = special_tokens(lens)
+        tokens = lens.to_tokens(text, truncate=len(first) + most * max(1, length - len(first)))[0]
         stretches = tokens[len(first) :].split(length - len(first))
         whole = [stretch for stretch in stretches if len(first) + len(stretch) == length]
         rows = [torch.cat([first, stretch]) for stretch in (whole or stretches)[:most]]
     else:
-        rows = [row[0] for row in lens.rows(text)[0][:most]]
+        rows = [row[0] for row in lens.rows(text, truncate=length)[0][:most]]
     if short := next(((i, len(row)) for i, row in enumerate(rows) if len(row) < length), None):
         raise InterpError(
             f"{asked_by} needs {length} tokens of each text and text {short[0]} has {short[1]}; pass longer texts."
