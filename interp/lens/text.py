@@ -10,6 +10,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens import reading_input, token_text
+from interp.lens.foreign import asking, ids_of
 from interp.lens.reading_input import Given
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
 from interp.seam.config import LensConfig
@@ -80,15 +81,15 @@ class TextMixin:
         if given.kind != "tokens":
             raise InterpError("to_string takes token ids, and this is text already.")
         self._check_ids(given.tokens)
-        texts: list[str] = tokenizer.batch_decode(given.tokens)
+        with asking(tokenizer):
+            texts: list[str] = tokenizer.batch_decode(given.tokens)
         return texts[0] if given.single else texts
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text alone, without the special tokens that the tokenizer puts around one."""
         if not isinstance(text, str):
             raise InterpError(f"token_ids takes one text, not {type(text).__name__}; to_tokens takes the rest.")
-        tokenizer = self._need_tokenizer()
-        return list(tokenizer(reading_input.encodable(text), add_special_tokens=False).input_ids)
+        return ids_of(self._need_tokenizer(), reading_input.encodable(text))
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token. Raises InterpError for any other."""
@@ -116,19 +117,20 @@ class TextMixin:
         if given.kind == "texts":
             for text in given.texts:
                 tokens = self._encode([text], None, spelled=spelled)[0][0].tolist()
-                pieces = token_text.of_text(self.tokenizer, text)
-                if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
-                    pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
-                found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
+                with asking(self.tokenizer):
+                    pieces = token_text.of_text(self.tokenizer, text)
+                    if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
+                        pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
+                    found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
         else:
             read = self._tokens_of(given, False, None, spelled=spelled)
             rows = [read.tokens] if read.tokens.shape[0] == 1 else read.tokens.split(1)
             for ids in (row[0].tolist() for row in rows):
-                found.append(
-                    [f"<{token}>" for token in ids]
-                    if self.tokenizer is None
-                    else token_text.of_ids(self._need_tokenizer(), ids)
-                )
+                if self.tokenizer is None:
+                    found.append([f"<{token}>" for token in ids])
+                    continue
+                with asking(self._need_tokenizer()):
+                    found.append(token_text.of_ids(self.tokenizer, ids))
         return found[0] if given.single or (given.kind == "tokens" and len(found) == 1) else found
 
     def tokens_and_mask(
@@ -179,7 +181,9 @@ class TextMixin:
         before: list[Any] = list(known.texts) if len(known.texts) == len(after.texts) else [None] * len(after.texts)
         rows = []
         for first, text in zip(before, after.texts, strict=True):
-            ids = token_text.continuing(self._need_tokenizer(), first, reading_input.encodable(text)) if text else []
+            tokenizer, text = self._need_tokenizer(), reading_input.encodable(text)
+            with asking(tokenizer):
+                ids = token_text.continuing(tokenizer, first, text) if text else []
             rows.append(self._check_ids(torch.tensor(ids, dtype=torch.long, device=self.device)))
         return rows
 
@@ -287,18 +291,17 @@ class TextMixin:
         return tokens
 
     def _name_of(self, token: int) -> str:
-        try:
+        with suppress(InterpError), asking(self.tokenizer):
             name = self.tokenizer.convert_ids_to_tokens(token)
-        except (AttributeError, IndexError, OverflowError, ValueError, TypeError):
-            return ""
-        return f", {name!r} of this tokenizer," if name else ""
+            return f", {name!r} of this tokenizer," if name else ""
+        return ""
 
     def _encode(
         self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES
     ) -> tuple[Tensor, Tensor | None]:
         tokenizer = self._need_tokenizer()
         texts = [reading_input.encodable(text) for text in texts]
-        rows = [list(tokenizer(text, add_special_tokens=special).input_ids) for text in texts]
+        rows = [ids_of(tokenizer, text, special) for text in texts]
         rows = [spelled.row(row, tokenizer)[:truncate] for row in rows]
         if not rows or any(not row for row in rows):
             raise InterpError("the text has no tokens; pass some text.")

@@ -17,6 +17,7 @@ from interp.icl.tasks.regression import Tasks
 from interp.lens.encoder_view import reading_text
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import finite, refuse_weights
+from interp.lens.foreign import ids_of
 from interp.lens.protocol import reads_text
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 from interp.seam.precision import autocast_dtype, plain_numbers
@@ -156,7 +157,7 @@ def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tu
 
 def _special_tokens(lens: TextLens) -> str:
     """JSON list of the ids that the tokenizer adds by default, or "none"."""
-    ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
+    ids = [] if lens.tokenizer is None else ids_of(lens.tokenizer, "", special=True)
     return json.dumps(ids) if ids else "none"
 
 

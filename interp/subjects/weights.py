@@ -17,7 +17,8 @@ import torch
 from interp.errors import InterpError, StorageError
 from interp.subjects._readable import readable
 from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
-from interp.subjects.quiet import quiet_transformers
+from interp.subjects.panics import panics_caught
+from interp.subjects.quiet import loading, quiet_transformers
 from interp.subjects.weight_cache import filled, identity, is_whole, source_sha256, weights_home
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = {"trust_remote_code": False, "local_files_only": True, **kind}
-    with quiet_transformers():
+    with quiet_transformers(), loading():
         model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **local)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        with panics_caught():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
     return model, tokenizer
