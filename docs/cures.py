@@ -104,6 +104,8 @@ CURES = {
     "attention_mask has shape": "Pass a mask of the tokens' shape.",
     "attention_mask has a hole": "Cut the text at the hole, and pass two.",
     "has no chat template": "Pass plain text, without `chat=True`, or set `lens.tokenizer.chat_template`.",
+    "so it was stopped; pass plain text": "Set `lens.tokenizer.chat_template` to one that you trust.",
+    "characters of this conversation": "Set `lens.tokenizer.chat_template` to one that you trust.",
     "does not take this conversation": "The reason is the template's own; mend the order or the roles of the messages.",
     "breaks on this: ‹": "The reason is the tokenizer's own; mend its files, or pass tokens.",
     "reads a text otherwise between special tokens": "Pass tokens.",

@@ -13,6 +13,7 @@ from interp.lens import reading_input, token_text
 from interp.lens.foreign import asking, ids_of
 from interp.lens.reading_input import Given
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
+from interp.lens.templates import templated
 from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
@@ -320,14 +321,7 @@ class TextMixin:
             raise InterpError(f"{self.cfg.model_name} has no chat template; pass plain text, without chat=True.")
         begun = talk[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
-        try:
-            text: str = tokenizer.apply_chat_template(talk, tokenize=False, **how)
-        except Exception as error:  # templates are programs of their own, and raise what they like
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InterpError(
-                f"the chat template of {self.cfg.model_name} does not take this conversation: {reason[:200]}"
-            ) from error
-        return text
+        return templated(tokenizer, talk, self.cfg.model_name, **how)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
