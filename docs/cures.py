@@ -88,6 +88,7 @@ CURES = {
     "it should say which file holds which tensor": "Download the model's index again.",
     "which is no file of its folder": "Download the model again, from somebody whom you trust.",
     "which is not there; download": "Download the model again.",
+    "tensors; fetch the file again": "Fetch the file again, from somebody whom you trust.",
     "the weights of ‹name› lack": "Download or save the model again.",
     "cannot read the": "See that the file is there and that you may read it.",
     "which scores, pattern and observables cannot read": "Load the model with `attn_implementation='sdpa'`.",

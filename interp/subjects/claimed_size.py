@@ -190,6 +190,6 @@ class _Count:
         found = self._held()
         there = f"its weights have {found.tensors:,} tensors of {found.numbers:,} numbers" if found else "no model has"
         raise InterpError(
-            f"the config of {self.name} asks for a model of {much}, and {there}; mend its config.json (layers, heads, "
-            "widths, vocabulary)."
+            f"the config of {self.name} asks for a model of {much}, and {there}; one of its layers, heads, widths or "
+            "its vocabulary is wrong, so fetch it again."
         )

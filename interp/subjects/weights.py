@@ -16,7 +16,8 @@ import torch
 
 from interp.errors import InterpError, StorageError
 from interp.subjects._readable import readable
-from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
+from interp.subjects.claimed_size import bounded
+from interp.subjects.gguf_contents import held_in_gguf, noting_dropped_tensors, skipped_settings
 from interp.subjects.panics import panics_caught
 from interp.subjects.quiet import loading, quiet_transformers
 from interp.subjects.weight_cache import filled, identity, is_whole, source_sha256, weights_home
@@ -71,8 +72,11 @@ def _require_gguf(source: Path) -> None:
 
 def _unpack(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        with noting_dropped_tensors() as dropped:
+        held = held_in_gguf(source)
+        with noting_dropped_tensors() as dropped, bounded(str(source), lambda: held, quantised=False):
             model, tokenizer = _from_pretrained(source.parent, dtype, gguf_file=source.name)
+    except InterpError:
+        raise
     except Exception as error:  # a damaged file breaks the reader in many ways (numpy, struct, unicode, keys)
         raise WeightsError(
             f"transformers cannot read the weights in {source} ({_first_line(error)}); "
