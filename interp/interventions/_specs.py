@@ -77,8 +77,8 @@ def from_toml(text: str) -> Intervention:
     """The intervention, or the composition of several, that `to_toml` wrote. Settings left out have their defaults."""
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InterpError(f"this is not TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:  # not only its own: Python reads no number of over 4,300 digits
+        raise InterpError(f"this is not TOML: {' '.join(str(error).split()).rstrip('.')}.") from None
     tables = content.pop(TABLE, None)
     if content or not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         found = f", found {', '.join(content)}" if content else ""

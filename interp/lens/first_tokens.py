@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from interp.lens.foreign import ids_of
+
 LONG = 50_000
 """Characters from which on it is worth while: below, the whole text takes some 0.1 s."""
 A_TOKEN = 8
@@ -39,19 +41,15 @@ def first_tokens(tokenizer: Any, text: str, n: int, special: bool = True) -> lis
     """
     size = max(SHORTEST, A_TOKEN * n)
     if len(text) < max(LONG, 2 * GROWTH * size) or not (cuts := _cuts(tokenizer)):
-        return _ids(tokenizer, text, special)
+        return ids_of(tokenizer, text, special)
     while 2 * GROWTH * size <= len(text):
         here, further = (_cut(cuts, text, end // 2, end) for end in (size, 2 * GROWTH * size))
         if here and further:
-            begun = _ids(tokenizer, text[:here], False)
-            if len(begun) > n and _ids(tokenizer, text[:further], False)[: len(begun)] == begun:
-                return _ids(tokenizer, text[:here], True) if special else begun
+            begun = ids_of(tokenizer, text[:here], False)
+            if len(begun) > n and ids_of(tokenizer, text[:further], False)[: len(begun)] == begun:
+                return ids_of(tokenizer, text[:here], True) if special else begun
         size *= GROWTH
-    return _ids(tokenizer, text, special)
-
-
-def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special).input_ids)
+    return ids_of(tokenizer, text, special)
 
 
 def _cut(cuts: re.Pattern[str], text: str, start: int, end: int) -> int:

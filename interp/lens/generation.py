@@ -19,6 +19,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens.activations import LensActivations
+from interp.lens.foreign import asking
 from interp.lens.strict_hooks import Hook
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def as_text(tokenizer: Any, sequences: Tensor, prompt: Read, alone: bool) -> str
         width, padding = 0, [0] * len(padding)
     begins = [width if prompt.conversation else n for n in itertools.chain(*([n] * each for n in padding))]
     rows = [row[begin:] for row, begin in zip(sequences.tolist(), begins, strict=True)]
-    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    with asking(tokenizer):
+        texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return texts[0] if prompt.single and len(texts) == 1 else texts
 
 

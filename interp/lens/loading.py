@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import nn
 
 from interp.errors import InterpError
 from interp.files.reading import expect_regular
 from interp.lens.unwrapping import refuse_adapter, unwrapped
-from interp.subjects.quiet import LOADING
+from interp.subjects.claimed_size import Held, bounded, held_in, refuse_impossible
+from interp.subjects.panics import PanicError, panics_caught
+from interp.subjects.quiet import loading
 
 if TYPE_CHECKING:
     from interp.lens.bridge import BridgeLens
     from interp.lens.lens import Lens
 
+NUMBERED = re.compile(r"(.*?\D)\.(\d+)\.")
+"""The name of a weight up to the number of its layer."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -180,31 +188,99 @@ def _placed(model: Any, device_map: Any, attn_implementation: str | None, trust_
 def _from_pretrained(
     name: str, dtype: torch.dtype, tokenizer: Any, local: bool, trust_remote_code: bool, **options: Any
 ) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     options = {key: value for key, value in options.items() if value is not None}
     where = {"trust_remote_code": trust_remote_code, "local_files_only": local}
-    try:
-        with LOADING.held():
-            config = AutoConfig.from_pretrained(name, **where)
+    said = (
+        f"the folder {name}"
+        if local
+        else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
+    )
+    with _in_one_sentence(said), loading():
+        refuse_impossible(_config_file(name, local), name)
+        config = AutoConfig.from_pretrained(name, **where)
+        held = held_in(Path(name)) if local else None
+        quantised = getattr(config, "quantization_config", None) is not None
+        with bounded(name, lambda: held or _fetched(name, config), quantised):
             model, found = _auto_class(config).from_pretrained(
                 name, dtype=dtype, use_safetensors=True, output_loading_info=True, **where, **options
             )
-            if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
-                tokenizer = _seeing(name, config, where) or AutoTokenizer.from_pretrained(name, **where)
-    except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
-        reason = " ".join(str(error).split()) or type(error).__name__
-        said = (
-            f"the folder {name}"
-            if local
-            else f"{name!r} (neither 'demo', a file, a folder, nor a hub id that can be reached)"
-        )
-        raise InterpError(f"cannot load {said}: {reason[:300]}") from error
+        if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
+            with _in_one_sentence(f"{said}, its tokenizer"):
+                tokenizer = _seeing(name, config, where) or _read_tokenizer(name, where)
+    _refuse_more_layers(model, found["unexpected_keys"], name)
     if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
         raise InterpError(  # transformers would go on with random numbers in their place
             f"the weights of {name} lack {len(missing)} tensors, {missing[0]} among them; download or save them again."
         )
     return model.eval(), tokenizer
+
+
+def _refuse_more_layers(model: Any, left: Iterable[str], name: str) -> None:
+    """Raise InterpError where weights of further layers were left out: a model cut short computes something else.
+
+    Layers that predict further tokens are no part of the text's own model, and configs that have them say so.
+    """
+    lists = {place for place, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found = {(found[1], int(found[2])) for key in left if (found := NUMBERED.match(key)) and found[1] in lists}
+    allowed = getattr(model.config, "num_nextn_predict_layers", None) or 0
+    for place in {place for place, _ in found}:
+        have = len(model.get_submodule(place))
+        further = {number for other, number in found if other == place and number >= have}
+        if len(further) > allowed:
+            raise InterpError(
+                f"the config of {name} asks for {have} of {place}, and its weights have {have + len(further)}; mend "
+                "its config.json."
+            )
+
+
+def _config_file(name: str, local: bool) -> dict[str, Any]:
+    """What config.json says, before anything is made of it; nothing where that is for transformers to refuse."""
+    from transformers import PreTrainedConfig
+
+    said = PreTrainedConfig.get_config_dict(name, local_files_only=local)[0]
+    return said if isinstance(said, dict) else {}
+
+
+def _fetched(name: str, config: Any) -> Held | None:
+    """What the weights of a hub id hold, which are in the hub's cache beside its config."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
+    return held_in(Path(path).parent) if isinstance(path, str) else None
+
+
+def _read_tokenizer(name: str, where: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    with panics_caught():
+        return AutoTokenizer.from_pretrained(name, **where)
+
+
+@contextmanager
+def _in_one_sentence(what: str) -> Iterator[None]:
+    """What a loader raises, of which each has exceptions of its own, as one sentence."""
+    try:
+        yield
+    except InterpError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            reason = (
+                "it needs code that comes with it, which is not run; if you have read that code and trust it, pass "
+                "trust_remote_code=True to interp.load"
+            )
+        elif "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says; download it again"
+        elif isinstance(error, KeyError):
+            reason = f"this transformers knows nothing called {reason}"
+        elif isinstance(error, PanicError):
+            reason = f"the library that reads it gives up: {reason}"
+        elif isinstance(error, TypeError | AttributeError | IndexError | ArithmeticError):
+            reason = f"something in its files is not what it should be ({reason})"
+        raise InterpError(f"cannot load {what}: {reason[:300]}") from error
 
 
 def _auto_class(config: Any) -> Any:
@@ -254,19 +330,12 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
     """The tokenizer in a folder, or of a hub id."""
-    from transformers import AutoTokenizer
-
     folder = Path(name).expanduser()
     local = folder.is_dir()
     if local:
         _expect_files(folder)
-    try:
-        with LOADING.held():
-            return AutoTokenizer.from_pretrained(
-                str(folder) if local else name, trust_remote_code=trust_remote_code, local_files_only=local
-            )
-    except Exception as error:  # every loader below has its own exceptions; the user gets one sentence
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InterpError(
-            f"cannot load a tokenizer from {name!r}, neither a folder nor a hub id that can be reached: {reason[:300]}"
-        ) from error
+    what = f"a tokenizer from {name!r}, neither a folder nor a hub id that can be reached"
+    with _in_one_sentence(what), loading():
+        return _read_tokenizer(
+            str(folder) if local else name, {"trust_remote_code": trust_remote_code, "local_files_only": local}
+        )

@@ -10,6 +10,7 @@ import torch
 from interp.errors import InterpError
 from interp.lens import reading_input
 from interp.lens.reading_input import Given, Read
+from interp.lens.templates import templated
 from interp.seam.config import LensConfig
 from interp.vision.pictures import nested, opened
 from interp.vision.prompts import check_places, encoded, images_in, marked, with_parts
@@ -106,11 +107,4 @@ def rendered(lens: Seeing, talk: Sequence[Any], goes_on: bool) -> str:
         )
     begun = talk[-1]["role"] == "assistant"
     how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
-    try:
-        text: str = processor.tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, **how)
-    except Exception as error:  # templates are programs of their own, and raise what they like
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InterpError(
-            f"the chat template of {lens.cfg.model_name} does not take this conversation: {reason[:200]}"
-        ) from error
-    return text
+    return templated(processor.tokenizer, list(talk), lens.cfg.model_name, template, **how)

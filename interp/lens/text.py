@@ -10,8 +10,10 @@ import torch
 from interp.errors import InterpError
 from interp.lens import reading_input, seeing, token_text
 from interp.lens.first_tokens import LONG, first_tokens
+from interp.lens.foreign import asking, ids_of
 from interp.lens.reading_input import Given, Read
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
+from interp.lens.templates import templated
 from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
@@ -69,15 +71,15 @@ class TextMixin:
         if given.kind != "tokens":
             raise InterpError("to_string takes token ids, and this is text already.")
         self._check_ids(given.tokens)
-        texts: list[str] = tokenizer.batch_decode(given.tokens)
+        with asking(tokenizer):
+            texts: list[str] = tokenizer.batch_decode(given.tokens)
         return texts[0] if given.single else texts
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text alone, without the special tokens that the tokenizer puts around one."""
         if not isinstance(text, str):
             raise InterpError(f"token_ids takes one text, not {type(text).__name__}; to_tokens takes the rest.")
-        tokenizer = self._need_tokenizer()
-        return list(tokenizer(reading_input.encodable(text), add_special_tokens=False).input_ids)
+        return ids_of(self._need_tokenizer(), reading_input.encodable(text))
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token. Raises InterpError for any other."""
@@ -105,19 +107,20 @@ class TextMixin:
         if given.kind == "texts":
             for text in given.texts:
                 tokens = self._encode([text], None, spelled=spelled)[0][0].tolist()
-                pieces = token_text.of_text(self.tokenizer, text)
-                if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
-                    pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
-                found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
+                with asking(self.tokenizer):
+                    pieces = token_text.of_text(self.tokenizer, text)
+                    if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
+                        pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
+                    found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
         else:
             read = self._tokens_of(given, False, None, spelled=spelled)
             rows = [read.tokens] if read.tokens.shape[0] == 1 else read.tokens.split(1)
             for ids in (row[0].tolist() for row in rows):
-                found.append(
-                    [f"<{token}>" for token in ids]
-                    if self.tokenizer is None
-                    else token_text.of_ids(self._need_tokenizer(), ids)
-                )
+                if self.tokenizer is None:
+                    found.append([f"<{token}>" for token in ids])
+                    continue
+                with asking(self._need_tokenizer()):
+                    found.append(token_text.of_ids(self.tokenizer, ids))
         return found[0] if given.single or (given.kind == "tokens" and len(found) == 1) else found
 
     def tokens_and_mask(
@@ -169,9 +172,11 @@ class TextMixin:
         before: list[Any] = list(known.texts) if len(known.texts) == len(after.texts) else [None] * len(after.texts)
         rows = []
         for first, text in zip(before, after.texts, strict=True):
+            tokenizer, text = self._need_tokenizer(), reading_input.encodable(text)
             if len(text) >= LONG:  # or else it is tokenised twice for nothing
-                self._ids(reading_input.encodable(text), None, False, to_run=True)
-            ids = token_text.continuing(self._need_tokenizer(), first, reading_input.encodable(text)) if text else []
+                self._ids(text, None, False, to_run=True)
+            with asking(tokenizer):
+                ids = token_text.continuing(tokenizer, first, text) if text else []
             rows.append(self._check_ids(torch.tensor(ids, dtype=torch.long, device=self.device)))
         return rows
 
@@ -286,11 +291,10 @@ class TextMixin:
         return tokens
 
     def _name_of(self, token: int) -> str:
-        try:
+        with suppress(InterpError), asking(self.tokenizer):
             name = self.tokenizer.convert_ids_to_tokens(token)
-        except (AttributeError, IndexError, OverflowError, ValueError, TypeError):
-            return ""
-        return f", {name!r} of this tokenizer," if name else ""
+            return f", {name!r} of this tokenizer," if name else ""
+        return ""
 
     def _encode(
         self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES,
@@ -315,7 +319,7 @@ class TextMixin:
         tokenizer = self._need_tokenizer()
         context = self.cfg.n_ctx if to_run and most is None else 0
         if not most and not context:
-            return list(tokenizer(text, add_special_tokens=special).input_ids)
+            return ids_of(tokenizer, text, special)
         ids = first_tokens(tokenizer, text, most or context + 1, special)
         if context and len(ids) > context + 1:
             raise InterpError(
@@ -330,14 +334,7 @@ class TextMixin:
             raise InterpError(f"{self.cfg.model_name} has no chat template; pass plain text, without chat=True.")
         begun = talk[-1]["role"] == "assistant"
         how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
-        try:
-            text: str = tokenizer.apply_chat_template(talk, tokenize=False, **how)
-        except Exception as error:  # templates are programs of their own, and raise what they like
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InterpError(
-                f"the chat template of {self.cfg.model_name} does not take this conversation: {reason[:200]}"
-            ) from error
-        return text
+        return templated(tokenizer, talk, self.cfg.model_name, **how)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -19,6 +19,7 @@ from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 from interp.interventions import Intervention, parts
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.foreign import text_of
 from interp.lens.generation import at_least
 from interp.runs.noting import noting
 
@@ -77,7 +78,7 @@ def generate(
         "prompt_tokens": int(tokens.shape[1]),
         "new_tokens": len(new),
         "new_token_ids": new.tolist(),
-        "text": "" if lens.tokenizer is None else lens.tokenizer.decode(new, skip_special_tokens=True),
+        "text": "" if lens.tokenizer is None else text_of(lens.tokenizer, new),
         "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
         "cache": {
             "bytes": cache.nbytes(),

@@ -17,6 +17,7 @@ from interp.icl.tasks.regression import Tasks
 from interp.lens.encoder_view import reading_text
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import finite, refuse_weights
+from interp.lens.foreign import ids_of
 from interp.lens.image_layout import TokenLayout, layout
 from interp.lens.protocol import reads_text, takes_interventions
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES
@@ -201,7 +202,7 @@ def _with_images(lens: TextLens, inputs: Any, images: Any, chat: bool) -> tuple[
 
 def _special_tokens(lens: TextLens) -> str:
     """JSON list of the ids that the tokenizer adds by default, or "none"."""
-    ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
+    ids = [] if lens.tokenizer is None else ids_of(lens.tokenizer, "", special=True)
     return json.dumps(ids) if ids else "none"
 
 

@@ -17,8 +17,10 @@ import torch
 
 from interp.errors import InterpError, StorageError
 from interp.files.reading import opened
-from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
-from interp.subjects.quiet import quiet_transformers
+from interp.subjects.claimed_size import bounded
+from interp.subjects.gguf_contents import held_in_gguf, noting_dropped_tensors, skipped_settings
+from interp.subjects.panics import panics_caught
+from interp.subjects.quiet import loading, quiet_transformers
 from interp.subjects.weight_cache import filled, identity, is_whole, source_sha256, weights_home
 
 if TYPE_CHECKING:
@@ -71,8 +73,11 @@ def _require_gguf(source: Path) -> None:
 
 def _unpack(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        with noting_dropped_tensors() as dropped:
+        held = held_in_gguf(source)
+        with noting_dropped_tensors() as dropped, bounded(str(source), lambda: held, quantised=False):
             model, tokenizer = _from_pretrained(source.parent, dtype, gguf_file=source.name)
+    except InterpError:
+        raise
     except Exception as error:  # a damaged file breaks the reader in many ways (numpy, struct, unicode, keys)
         raise WeightsError(
             f"transformers cannot read the weights in {source} ({_first_line(error)}); "
@@ -120,9 +125,10 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = {"trust_remote_code": False, "local_files_only": True, **kind}
-    with quiet_transformers():
+    with quiet_transformers(), loading():
         model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **local)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        with panics_caught():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
     return model, tokenizer

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from interp.errors import InterpError
 from interp.icl.language._layers import one_text
+from interp.lens.foreign import ids_of
 from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
@@ -81,8 +82,12 @@ def special_tokens(lens: TextLens) -> Int[Tensor, " pos"]:
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Ids of the special tokens that a tokenizer puts before a text; those that would end it are left out."""
     text = "text"
-    whole, bare = (list(tokenizer(text, add_special_tokens=special).input_ids) for special in (True, False))
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    whole, bare = (ids_of(tokenizer, text, special) for special in (True, False))
+    at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), None)
+    if at is None:
+        raise InterpError(
+            "this tokenizer reads a text otherwise between special tokens than alone; pass tokens instead."
+        )
     return tuple(whole[:at])
 
 
