@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -76,7 +76,9 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
             for text, own in zip(given.texts, held, strict=True)
         ]
     if talks:
-        texts = [rendered(lens, talk, goes_on) for talk in talks]
+        own = getattr(processor, "chat_template", None)  # else its tokenizer's
+        name = lens.cfg.model_name
+        texts = [templated(processor.tokenizer, talk, name, template=own, goes_on=goes_on) for talk in talks]
     else:
         texts = [reading_input.encodable(text) for text in given.texts]
     texts = [marked(processor, lens.model.config, text) for text in texts]
@@ -95,16 +97,3 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
 def _in_dtype(value: Any, dtype: Any) -> Any:
     """Pixels in the dtype of the weights; whole numbers and the rest as they are."""
     return value.to(dtype) if hasattr(value, "is_floating_point") and value.is_floating_point() else value
-
-
-def rendered(lens: Seeing, talk: Sequence[Any], goes_on: bool) -> str:
-    """A conversation with images as one text, by the processor's chat template or else its tokenizer's."""
-    processor = need_processor(lens)
-    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
-    if not template:
-        raise InterpError(
-            f"{lens.cfg.model_name} has no chat template; pass plain text with {'<image>'} in it, without chat=True."
-        )
-    begun = talk[-1]["role"] == "assistant"
-    how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
-    return templated(processor.tokenizer, list(talk), lens.cfg.model_name, template, **how)

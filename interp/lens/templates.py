@@ -8,7 +8,7 @@ and no file can be opened, and text comes back.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,18 +34,24 @@ class TemplateError(InterpError):
     """
 
 
-def templated(tokenizer: Any, talk: list[Any], name: str, template: str | None = None, **how: Any) -> str:
-    """A conversation as one text, by a chat template, or by the tokenizer's own.
+def templated(
+    tokenizer: Any, talk: Sequence[Any], name: str, *, template: str | None = None, goes_on: bool = False
+) -> str:
+    """A conversation as one text, up to where the assistant is to speak, by a chat template or the tokenizer's own.
 
-    name: what errors call the model.
-    how: of transformers' `apply_chat_template`. Raises TemplateError.
+    name: what errors call the model. goes_on: the last words are the assistant's, unfinished, if they are its own.
+    Raises InterpError where there is no template, TemplateError where it does not take the conversation.
     """
+    if not (template or getattr(tokenizer, "chat_template", None)):
+        raise InterpError(f"{name} has no chat template; pass plain text, without chat=True.")
+    begun = talk[-1]["role"] == "assistant"
+    how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
     try:
         if not _is_plain(tokenizer):
-            text: str = tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, **how)
+            text: str = tokenizer.apply_chat_template(list(talk), chat_template=template, tokenize=False, **how)
             return text
         named = {"template": tokenizer.get_chat_template(template), "special": tokenizer.special_tokens_map}
-        asked = json.dumps({**named, "talk": talk, "how": how}, default=_placeholder).encode()
+        asked = json.dumps({**named, "talk": list(talk), "how": how}, default=_placeholder).encode()
         answer = answered(__name__, asked, SECONDS)
     except NoAnswerError as error:
         much = "takes longer than any does" if error.late else "needs more memory than any does"

@@ -328,13 +328,7 @@ class TextMixin:
         return ids
 
     def _templated(self, talk: list[Any], goes_on: bool) -> str:
-        """A conversation as one text, up to where the assistant is to speak; or to go on, if it has begun to."""
-        tokenizer = self._need_tokenizer()
-        if not getattr(tokenizer, "chat_template", None):
-            raise InterpError(f"{self.cfg.model_name} has no chat template; pass plain text, without chat=True.")
-        begun = talk[-1]["role"] == "assistant"
-        how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
-        return templated(tokenizer, talk, self.cfg.model_name, **how)
+        return templated(self._need_tokenizer(), talk, self.cfg.model_name, goes_on=goes_on)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
