@@ -10,7 +10,7 @@ import torch
 from interp.errors import InterpError
 from interp.lens import reading_input
 from interp.lens.reading_input import Given, Read
-from interp.lens.templates import templated
+from interp.lens.templates import prompt_of
 from interp.seam.config import LensConfig
 from interp.vision.pictures import nested, opened
 from interp.vision.prompts import check_places, encoded, images_in, marked, with_parts
@@ -78,7 +78,7 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
     if talks:
         own = getattr(processor, "chat_template", None)  # else its tokenizer's
         name = lens.cfg.model_name
-        texts = [templated(processor.tokenizer, talk, name, template=own, goes_on=goes_on) for talk in talks]
+        texts = [prompt_of(processor.tokenizer, talk, name, goes_on, own) for talk in talks]
     else:
         texts = [reading_input.encodable(text) for text in given.texts]
     texts = [marked(processor, lens.model.config, text) for text in texts]

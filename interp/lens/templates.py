@@ -34,18 +34,26 @@ class TemplateError(InterpError):
     """
 
 
-def templated(
-    tokenizer: Any, talk: Sequence[Any], name: str, *, template: str | None = None, goes_on: bool = False
-) -> str:
-    """A conversation as one text, up to where the assistant is to speak, by a chat template or the tokenizer's own.
+def prompt_of(tokenizer: Any, talk: Sequence[Any], name: str, goes_on: bool, template: str | None = None) -> str:
+    """A conversation as one text, up to where the assistant is to speak; or to go on, if `goes_on` and it has begun to.
 
-    name: what errors call the model. goes_on: the last words are the assistant's, unfinished, if they are its own.
-    Raises InterpError where there is no template, TemplateError where it does not take the conversation.
+    Raises InterpError where there is no template, and what `templated` raises.
     """
     if not (template or getattr(tokenizer, "chat_template", None)):
         raise InterpError(f"{name} has no chat template; pass plain text, without chat=True.")
     begun = talk[-1]["role"] == "assistant"
-    how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
+    how: dict[str, Any] = {"add_generation_prompt": not begun}
+    if begun and goes_on:
+        how = {"continue_final_message": True}
+    return templated(tokenizer, talk, name, template, **how)
+
+
+def templated(tokenizer: Any, talk: Sequence[Any], name: str, template: str | None = None, **how: Any) -> str:
+    """A conversation as one text, by a chat template, or by the tokenizer's own.
+
+    name: what errors call the model.
+    how: of transformers' `apply_chat_template`. Raises TemplateError.
+    """
     try:
         if not _is_plain(tokenizer):
             text: str = tokenizer.apply_chat_template(list(talk), chat_template=template, tokenize=False, **how)

@@ -13,7 +13,7 @@ from interp.lens.first_tokens import LONG, first_tokens
 from interp.lens.foreign import asking, ids_of
 from interp.lens.reading_input import Given, Read
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
-from interp.lens.templates import templated
+from interp.lens.templates import prompt_of
 from interp.seam.config import LensConfig
 
 Tensor = torch.Tensor
@@ -328,7 +328,7 @@ class TextMixin:
         return ids
 
     def _templated(self, talk: list[Any], goes_on: bool) -> str:
-        return templated(self._need_tokenizer(), talk, self.cfg.model_name, goes_on=goes_on)
+        return prompt_of(self._need_tokenizer(), talk, self.cfg.model_name, goes_on)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
