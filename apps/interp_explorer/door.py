@@ -68,7 +68,8 @@ class Door:
 
     def _welcome(self, asked: HTTPConnection) -> Response:
         rest = urlencode([(name, value) for name, value in asked.query_params.multi_items() if name != "token"])
-        path = "/" + quote(asked.url.path.lstrip("/"), safe="/%")  # two slashes would name another machine
+        inside = asked.url.path.lstrip("/")  # two slashes would name another machine
+        path = "/" + quote(inside, safe="/%", errors="replace")
         answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303, {"Cache-Control": "no-store"})
         secure = asked.url.scheme == "https"
         answer.set_cookie(self.cookie, self.token, httponly=True, samesite="lax", secure=secure)

@@ -21,16 +21,6 @@ from interp_explorer.text import plain
 ICONS = {"reproduced": "✓", "not reproduced": "✗"}
 
 
-def study_of(ds: xr.Dataset) -> Any:
-    """The study that made a result. Raises InterpError where what it says about its settings can not be read."""
-    from interp.icl import studies
-
-    try:
-        return studies.of_result(ds)
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or no settings
-        raise InterpError(f"this result does not say which settings its study had ({_short(error)}).") from error
-
-
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 

@@ -17,7 +17,7 @@ from interp.discovery import classes_in
 from interp.errors import InterpError
 from interp.explaining.base import NothingToSay, Question
 from interp.lens.evaluating import in_evaluation_mode
-from interp.settings.reading import made
+from interp.settings.reading import made, several
 
 if TYPE_CHECKING:
     import torch
@@ -100,9 +100,8 @@ def resolve(questions: Iterable[str | Question] | str | Question | None, interve
     """
     if questions is None:
         return [q for q in (cls() for cls in available().values()) if q.applies(intervention)]
-    wanted = [questions] if isinstance(questions, (str, Question)) else questions
     example = "attribution:samples=100"
-    found = [made("question", q, Question, available(), example) for q in wanted]
+    found = [made("question", q, Question, available(), example) for q in several(questions)]
     if not found:
         raise InterpError(f"no question was asked; there are {', '.join(available())}.")
     names = [q.name for q in found]

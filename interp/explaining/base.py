@@ -8,7 +8,9 @@ to, and only once for all questions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InterpError
 from interp.interventions.base import CachePolicy, Intervention, parts
@@ -31,6 +33,12 @@ class Question(Checked, ABC):
     stages: ClassVar[tuple[str, ...]] = ("tokens", "channels")
     """The stages of cache policies that it can be asked about."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Findings of something else than an answer end in a sentence, for every question."""
+        super().__init_subclass__(**kwargs)
+        if "findings" in vars(cls):
+            cls.findings = _of_an_answer(cls.findings)  # type: ignore[assignment, method-assign]  # no method may vary
+
     def applies(self, intervention: Intervention) -> bool:
         """Whether there is anything to ask about this intervention."""
         return any(isinstance(m, CachePolicy) and m.stage in self.stages for m in parts(intervention))
@@ -42,3 +50,14 @@ class Question(Checked, ABC):
     def findings(self, result: xr.Dataset) -> list[str]:
         """Plain-text sentences computed from the answer."""
         return []
+
+
+def _of_an_answer(findings: Callable[[Any, xr.Dataset], list[str]]) -> Callable[[Any, xr.Dataset], list[str]]:
+    @wraps(findings)
+    def of_an_answer(question: Any, result: xr.Dataset) -> list[str]:
+        from interp.results.reading import read_off
+
+        with read_off(f"the findings of {question.name}"):
+            return findings(question, result)
+
+    return of_an_answer

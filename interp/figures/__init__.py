@@ -14,8 +14,9 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable
+from functools import cache, wraps
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,7 +32,20 @@ def names() -> list[str]:
 def figures_of(result: str) -> dict[str, Figure]:
     """All figures that draw the result of the probe called `result`, by name; empty where there is none."""
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names()}
-    return {name: getattr(module, name) for name, module in modules.items() if result == module.RESULT}
+    return {name: _drawing(getattr(module, name)) for name, module in modules.items() if result == module.RESULT}
+
+
+@cache
+def _drawing(figure: Figure) -> Figure:
+    """A figure that says in a sentence that it cannot draw a dataset."""
+    from interp.results.reading import read_off
+
+    @wraps(figure)
+    def draw(*args: Any, **kwargs: Any) -> go.Figure:
+        with read_off(f"figure {figure.__name__}"):
+            return figure(*args, **kwargs)
+
+    return draw
 
 
 def __getattr__(name: str) -> Figure:
@@ -39,8 +53,7 @@ def __getattr__(name: str) -> Figure:
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}."
         raise AttributeError(f"there is no figure {name!r}: {hint}")
-    figure: Figure = getattr(importlib.import_module(f"{__name__}.{name}"), name)
-    return figure
+    return _drawing(getattr(importlib.import_module(f"{__name__}.{name}"), name))
 
 
 def __dir__() -> list[str]:
@@ -52,7 +65,7 @@ class _FiguresModule(ModuleType):
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, ModuleType) and not name.startswith("_"):
-            value = getattr(value, name)
+            value = _drawing(getattr(value, name))
         super().__setattr__(name, value)
 
 

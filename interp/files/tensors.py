@@ -28,7 +28,8 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], key: str, about: Any)
 
 
 def read(path: str | Path, key: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and what is said about them under `key`; None for a file that says nothing there.
+    """The tensors and what is said about them under `key`; None for a file that says nothing there. They are in memory,
+    and no longer the file's: what becomes of it later changes none of them.
 
     Raises InterpError for a damaged file; OSError, SafetensorError or ValueError for one that is none of this kind. A
     file of before there were checksums is read without one.
@@ -36,7 +37,8 @@ def read(path: str | Path, key: str) -> tuple[dict[str, Tensor], Any]:
     expect_regular(path)
     with safe_open(path, "pt") as file:
         said = file.metadata() or {}
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # what it hands out lies in the file: an interp that goes on with it would die where somebody cuts that short
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     text = said.get(key)
     if text is None:
         return tensors, None

@@ -81,23 +81,29 @@ def load_cache(lens: Lens, path: str | Path) -> LensCache:
     """
     tensors, about = _read(path)
     if about["model"] != (own := _model(lens)):
-        differing = ", ".join(
-            f"{k} {about['model'].get(k)!r}, here {v!r}" for k, v in own.items() if about["model"].get(k) != v
-        )
+        said = about["model"] if isinstance(about["model"], dict) else {}
+        differing = ", ".join(f"{k} {said.get(k)!r}, here {v!r}" for k, v in own.items() if said.get(k) != v)
         raise InterpError(f"{path} is a cache of another model: {differing}.")
     device = lens.model.device
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    keeper = None
-    if about["keeper"] is not None:
-        said = about["keeper"]
+    try:
+        return _put_together(lens, about, tensors, device)
+    except _OTHER_WORDS as error:
+        raise InterpError(f"{path} does not hold a cache that this model could go on from: {error}") from None
+
+
+_OTHER_WORDS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
+"""What words that `save_cache` did not write end in."""
+
+
+def _put_together(lens: Lens, about: dict[str, Any], tensors: dict[str, torch.Tensor], device: Any) -> LensCache:
+    said, keeper = about["keeper"], None
+    if said is not None:
         keeper = lens._interventions.keeper_of(lens.policies_of(from_toml(said["policies"])))
     cache = LensCache(lens.model.config, keeper)
-    try:
-        fill(cache, about["layers"], tensors, device)
-        if keeper is not None:
-            _go_on(keeper, about["keeper"], tensors)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InterpError(f"{path} does not hold a cache that this model could go on from: {error}") from None
+    fill(cache, about["layers"], tensors, device)
+    if keeper is not None:
+        _go_on(keeper, said, tensors)
     return cache
 
 

@@ -25,7 +25,7 @@ from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import generation, positions, scoring, two_texts
-from interp.lens.arguments import parameters_of
+from interp.lens.arguments import parameters_of, refuse_misfits
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.first_look import first
 from interp.lens.generating_words import in_their_words
@@ -154,6 +154,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         main = read if not paired else two_texts.written(self, kwargs, read.tokens.shape[0])
         if main.tokens.ndim == 3 and return_type in ("loss", "both"):
             raise InterpError("embeddings have no tokens, and so no loss; pass tokens, or ask for logits.")
+        refuse_misfits(kwargs, main.tokens.shape[1])
         past = self._with_cache(kwargs, kwargs.setdefault("use_cache", False), main.tokens)
         seen = past.get_seq_length() if past is not None else 0
         for one, before in ((main, seen), (read, 0)) if paired else ((read, seen),):
@@ -162,7 +163,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         if "inputs_embeds" not in kwargs:
             kwargs["input_ids"] = read.tokens
         if not paired:
-            positions.put(self._counts, kwargs, attention_mask, seen, read.tokens.shape[1], past)
+            positions.put(self._counts, kwargs, attention_mask, seen, read.tokens, past)
         try:
             with self._session(past), stopping(stop, self.anatomy, self._calls_of.now):
                 logits = self.model(attention_mask=attention_mask, **kwargs).logits

@@ -133,7 +133,7 @@ def dtype_named(dtype: str | torch.dtype) -> torch.dtype:
     """The torch dtype of that name. Raises InterpError for one that models are not loaded in."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InterpError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}.")
     return DTYPES[dtype]
 

@@ -28,11 +28,11 @@ def counting(model: nn.Module) -> Any:
     return next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
 
 
-def put(counts: Any, arguments: dict[str, Any], mask: Any, seen: int, new: int, past: Any) -> None:
+def put(counts: Any, arguments: dict[str, Any], mask: Any, seen: int, new: Tensor, past: Any) -> None:
     """Put position ids into the arguments of a call, where the model would not find the right ones itself.
 
-    counts: see `counting`. mask: of all tokens, or None. seen, new: numbers of tokens in the cache `past`, and in this
-    call.
+    counts: see `counting`. mask: of all tokens, or None. seen: how many tokens are in the cache `past`. new: those of
+    this call, or their embeddings.
     """
     if arguments.get("position_ids") is not None or any(arguments.get(name) is not None for name in GRIDS):
         return
@@ -44,7 +44,7 @@ def put(counts: Any, arguments: dict[str, Any], mask: Any, seen: int, new: int, 
     if plain:
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:]
     elif mask is None:
-        positions = torch.arange(seen, seen + new, device=arguments["input_ids"].device)[None]
+        positions = torch.arange(seen, seen + new.shape[1], device=new.device)[None]
     else:
         return
     arguments["position_ids"] = positions if offset is None else positions + offset.to(positions.device)

@@ -74,6 +74,7 @@ def _nats(
         cache.keeper.reads_back = True
     losses = [nll_of(logits, rest[:, :1])]
     fed = rest[:, :-1]
+    chunk = min(chunk, rest.shape[1])
     first = 1 if cache.waits else chunk
     for part in (fed[:, :first], *fed[:, first:].split(chunk, 1)):
         if part.numel() == 0:
@@ -115,7 +116,7 @@ def cross_entropy(logits: Float[Tensor, "batch token d_vocab"], targets: Int[Ten
 
 
 def check_return_type(return_type: str | None) -> None:
-    if return_type not in ("logits", "loss", "both", None):
+    if not isinstance(return_type, str | None) or return_type not in ("logits", "loss", "both", None):
         raise InterpError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}.")
 
 

@@ -18,9 +18,9 @@ class Spelling:
     """Where shorter texts of a batch are padded, `left` or `right`; None: on the left."""
 
     def __post_init__(self) -> None:
-        if self.prepend_bos not in (None, True, False):
+        if not isinstance(self.prepend_bos, bool | None):
             raise InterpError(f"prepend_bos is True, False or None (as the tokenizer does), not {self.prepend_bos!r}.")
-        if self.padding_side not in (None, "left", "right"):
+        if not isinstance(self.padding_side, str | None) or self.padding_side not in (None, "left", "right"):
             raise InterpError(f"padding_side is 'left' or 'right', not {self.padding_side!r}.")
 
     @classmethod

@@ -19,6 +19,7 @@ from torch import nn
 from interp.errors import InterpError, UnknownNameError
 from interp.lens.activations import LensActivations
 from interp.lens.habits import point_instead
+from interp.lens.hook_arguments import cut_out, pairs, positions, selectors
 from interp.lens.hook_values import Held, fitting
 from interp.lens.packed_rows import PackedPoint, in_one_row
 from interp.lens.patterns_later import Changed, LaterPatterns, of_one_text
@@ -30,7 +31,6 @@ from interp.undoing import Gate, Undo, undoing
 with warnings.catch_warnings():  # the import adds filters that would hide other libraries' warnings from the user
     from transformer_lens.hook_points import HookPoint as HookPoint
     from transformer_lens.HookedRootModule import HookedRootModule
-    from transformer_lens.utilities import Slice
 
 Hook = Callable[..., Any]
 """Called as `hook(value, hook=point)`; what it returns, unless None, replaces the value."""
@@ -100,7 +100,7 @@ class HookedLens(HookedRootModule):
             undo.later(self._close, level, reset_hooks_end, clear_contexts)
             self.context_level = level
             for dir, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
-                for name, hook in hooks:
+                for name, hook in pairs(hooks, f"{dir}_hooks"):
                     self._enable_hook(name, hook, cast(Direction, dir))
             yield self
             if self.hooks_need_lens and (fwd_hooks or bwd_hooks) and self._calls == before:
@@ -163,6 +163,10 @@ class HookedLens(HookedRootModule):
         """
         if kwargs.get("incl_bwd") and not torch.is_grad_enabled():
             raise InterpError("incl_bwd stores gradients, and torch computes none here; leave torch.no_grad() out.")
+        positions(kwargs.get("pos_slice"))
+        first = args[0] if args else None
+        if kwargs.get("remove_batch_dim") and isinstance(first, torch.Tensor) and first.ndim > 1 and len(first) != 1:
+            raise InterpError(f"remove_batch_dim goes with one text, and these are {len(first)}; leave it out.")
         if not return_cache_object:
             return super().run_with_cache(*args, **kwargs)
         later = LaterPatterns()
@@ -215,13 +219,14 @@ class HookedLens(HookedRootModule):
             if not (matching := [n for n in self.hook_dict if name(n)]):
                 raise UnknownNameError(f"the filter matches none of the {len(self.hook_dict)} hook points.")
             return matching
-        return [found for one in name for found in self.point_names(one)]
+        return [found for one in selectors(name) for found in self.point_names(one)]
 
     def _enable_hook(self, name: Any, hook: Hook, dir: Direction) -> None:
         for found in self._hookable(name, dir):
             self.hook_dict[found].add_hook(hook, dir=dir, level=self.context_level)
 
     def add_hook(self, name: Any, hook: Hook, dir: Direction = "fwd", *args: Any, **kwargs: Any) -> None:
+        pairs([(name, hook)], "a hook")
         with self._gate.held():
             for found in self._hookable(name, dir):
                 super().add_hook(found, hook, dir, *args, **kwargs)
@@ -249,7 +254,7 @@ class HookedLens(HookedRootModule):
     ) -> tuple[dict[str, Any], list[tuple[str, Hook]], list[tuple[str, Hook]]]:  # fmt: skip
         """As in TransformerLens: a dictionary to be filled, and the forward and backward hooks that fill it."""
         store: dict[str, Any] = {} if cache is None else cache
-        cut = Slice.unwrap(pos_slice)
+        cut = positions(pos_slice)
 
         def save(value: Any, hook: HookPoint, *, name: str, suffix: str = "") -> None:
             if not isinstance(value, torch.Tensor):
@@ -257,7 +262,7 @@ class HookedLens(HookedRootModule):
                 return
             kept = value.detach().to(device)
             axis = self.point_table[name].position_axis
-            kept = kept if axis is None else cut.apply(kept, dim=axis)
+            kept = kept if axis is None else cut_out(cut, kept, axis, name)
             kept = kept[0] if remove_batch_dim and kept.shape[0] == 1 else kept
             if name.startswith(VISION) and name + suffix in store:
                 kept = in_one_row(name, self.point_table[name], store[name + suffix], kept, cut.mode)

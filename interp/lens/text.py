@@ -15,6 +15,7 @@ from interp.lens.reading_input import Given, Read
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
 from interp.lens.templates import prompt_of
 from interp.seam.config import LensConfig
+from interp.settings.checking import checked
 
 Tensor = torch.Tensor
 
@@ -143,6 +144,7 @@ class TextMixin:
     ) -> Read:  # fmt: skip
         """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished;
         `to_run`: the model reads all of it at once, so what is far beyond its context is refused without being read."""
+        checked("to_tokens", "truncate", truncate, int | None)
         if truncate is not None and truncate < 1:
             raise InterpError(f"truncate should be at least 1, found {truncate}.")
         return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled, to_run)

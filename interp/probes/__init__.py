@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from interp.discovery import classes_in, fetching, homes
 from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe, TaskProbe
-from interp.settings.reading import made
+from interp.settings.reading import made, several
 
 __all__ = ["Context", "Fold", "Probe", "TaskProbe", "available", "resolve"]
 
@@ -37,8 +37,7 @@ def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "te
     known = available(reads)
     if probes is None:
         return [cls() for cls in known.values()]
-    wanted = [probes] if isinstance(probes, (str, Probe)) else list(probes)
-    found = [made("probe", p, Probe, _all(), EXAMPLE) for p in wanted]
+    found = [made("probe", p, Probe, _all(), EXAMPLE) for p in several(probes)]
     if not found:
         raise InterpError(f"no probe was asked for; there are {', '.join(known)}.")
     for probe in found:

@@ -127,8 +127,10 @@ def _of_one_text(findings: Callable[[Any, xr.Dataset], list[str]]) -> Callable[[
     @wraps(findings)
     def of_one_text(probe: Any, result: xr.Dataset) -> list[str]:
         from interp.results.many_texts import single
+        from interp.results.reading import read_off
         from interp.results.wording import with_numbers
 
-        return with_numbers(findings(probe, single(result)))
+        with read_off(f"the findings of {probe.name}"):
+            return with_numbers(findings(probe, single(result)))
 
     return of_one_text

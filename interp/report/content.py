@@ -10,6 +10,7 @@ from interp.errors import InterpError
 from interp.report.table import Table, layer_table
 from interp.results import repeating
 from interp.results.columns import Column, layer_columns
+from interp.results.reading import read_off
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,7 +75,11 @@ def content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes
     for name, result in results.items():
         if "text" in result.dims:
             raise InterpError(f"a report is about one text; choose one with results[{name!r}].isel(text=0).")
-    results = {name: single(result) for name, result in results.items()}
+    with read_off("a report"):
+        return _content_of({name: single(result) for name, result in results.items()}, run, probes)
+
+
+def _content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes: Iterable[Probe] | None) -> Content:
     known = {probe.name: probe for probe in (_all_probes() if probes is None else probes)}
     sections = [
         Section(

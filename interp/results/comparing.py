@@ -24,11 +24,18 @@ def compare(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         >>> interp.compare({"one": seen, "other": seen}).sizes["model"]
         2
     """
-    from interp.results.many_texts import stack
+    from interp.results.reading import read_off
 
     if len(results) < 2:
         raise InterpError(f"comparing takes at least two models' results, not {len(results)}.")
-    titles = {name: dataset.attrs.get("title", "") for name, dataset in results.items()}
+    with read_off("a comparison"):
+        return _compared(results)
+
+
+def _compared(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    from interp.results.many_texts import stack
+
+    titles = {name: str(dataset.attrs.get("title", "")) for name, dataset in results.items()}
     if len(set(titles.values())) > 1:
         raise InterpError(f"these are results of different probes ({titles}); compare one probe at a time.")
     shared = set.intersection(*(set(map(str, d.data_vars)) for d in results.values()))

@@ -28,6 +28,7 @@ import xarray as xr
 
 from interp.errors import InterpError
 from interp.results.ragged import mean_of_known
+from interp.results.reading import read_off
 
 POSITIONS = ("token", "token_bin", "query", "key")  # dimensions that mean something else in every text
 PLACES = {"token", "channel", "text"}  # units of whole numbers that point at something instead of counting it
@@ -79,6 +80,11 @@ def single(result: xr.Dataset) -> xr.Dataset:
 
     Raises InterpError for results of several texts.
     """
+    with read_off("the result of one text"):
+        return _single(result)
+
+
+def _single(result: xr.Dataset) -> xr.Dataset:
     if "text" in result.dims:
         raise InterpError(f"these are results of {_texts(result)}; pick one with .isel(text=0).")
     if "text" not in result.coords:

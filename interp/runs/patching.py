@@ -23,6 +23,7 @@ from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.stacks import ENCODER
 from interp.seam.points import in_block
 from interp.settings.checking import checked
+from interp.settings.reading import several
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -117,6 +118,7 @@ def patch(
     """
     if lens.policies_in_force:
         raise InterpError("patch reads whole prompts without a cache: leave the block of lens.apply first.")
+    checked("patch", "together", together, bool)
     points = _points(lens, where)
     tokens, masks = _prompts(lens, clean, corrupted)
     selection = _Selection.of(lens, points, by, heads, positions, tokens[0].shape[1])
@@ -223,7 +225,7 @@ def _points(lens: TextLens, where: Any) -> list[str]:
     elif callable(where):
         names = [name for name in lens.point_names(where) if lens.point_table[name].mode == "edit"]
     else:
-        names = [name for one in where for name in _named(lens, one)]
+        names = [name for one in several(where) for name in _named(lens, one)]
     if not names:
         raise InterpError("patch: where selects no hook point that can be edited; name one, such as 'hook_resid_pre'.")
     for name in names:
@@ -257,6 +259,8 @@ def _shape_of(lens: TextLens, points: list[str]) -> LensConfig:
 
 def _named(lens: TextLens, name: str) -> list[str]:
     """A point by its full name, or by its name within the block in every layer."""
+    if not isinstance(name, str):
+        raise InterpError(f"patch: where is a name, several names or a function of names, and holds {name!r}.")
     if name in lens.hook_dict or name in lens.absent:
         return lens.point_names(name)
     everywhere = [

@@ -19,7 +19,7 @@ from torch import nn
 from interp.cache.latent import StoredLatent
 from interp.cache.lens_cache import LensCache
 from interp.cache.stored_layer import StoredLayer
-from interp.errors import UnsupportedModelError
+from interp.errors import InterpError, UnsupportedModelError
 from interp.seam.call import AttentionCall
 from interp.seam.edits import Edits
 from interp.seam.event import AttentionEvent
@@ -36,7 +36,7 @@ def show(point: nn.Module, value: Any) -> None:
     """Let hooks look at a value that they may not replace, nor change in place."""
     before = _version(value)
     if point(value) is not value or _version(value) != before:
-        raise ValueError(f"a hook on {point.name} changed a value, but that point is read-only; return None there.")
+        raise InterpError(f"a hook on {point.name} changed a value, but that point is read-only; return None there.")
 
 
 def _version(value: Any) -> int:

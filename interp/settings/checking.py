@@ -41,7 +41,7 @@ def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
 def check_types(instance: Any) -> None:
     """Raise InterpError where a setting is not of its field's type, whoever made the instance."""
     cls = type(instance)
-    name = cls.name if isinstance(cls.name, str) else cls.__name__
+    name = cls.name if isinstance(getattr(cls, "name", None), str) else cls.__name__
     for key, kind in settings_of(cls).items():
         checked(name, key, getattr(instance, key), kind)
 
@@ -147,6 +147,11 @@ def _described(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_described(member) for member in arguments)
     if origin is tuple:
-        return f"a list of {_described(arguments[0]).removeprefix('a ')}s in brackets"
+        one = _described(arguments[0])
+        return (
+            f"a list of {one.removeprefix('a ')}s in brackets"
+            if one.startswith("a ")
+            else f"a list in brackets, each {one}"
+        )
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", NoneType: NONE}
     return names.get(kind, str(kind))

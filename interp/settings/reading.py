@@ -83,6 +83,14 @@ def split(texts: Iterable[str], kind: str) -> list[str]:
     return found
 
 
+def several(wanted: Any) -> list[Any]:
+    """The members of a collection, or what is none as the only member."""
+    try:
+        return [wanted] if isinstance(wanted, str) else list(wanted)
+    except TypeError:
+        return [wanted]
+
+
 def made(kind: str, wanted: str | T, base: type[T], known: Mapping[str, type[T]], example: str) -> T:
     """`wanted` itself, or what it describes. Raises as `read`."""
     if isinstance(wanted, base):

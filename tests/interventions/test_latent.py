@@ -130,7 +130,7 @@ def test_hooks_see_keys_and_values_of_all_heads_with_a_cache_and_without(kind: s
     for name in names:
         assert whole[name].shape[2] == lens.cfg.n_heads
         close(torch.cat([cached[name], last[name]], 1), whole[name])
-    with pytest.raises(ValueError, match="that point is read-only"):
+    with pytest.raises(InterpError, match="that point is read-only"):
         lens.run_with_hooks(tokens, fwd_hooks=[(names[0], lambda k, hook: k * 2)], use_cache=True)
 
 

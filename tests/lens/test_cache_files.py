@@ -135,6 +135,32 @@ def test_words_that_name_something_else_make_nothing(tmp_path: Path) -> None:
             interp.load_cache(lens, path)
 
 
+@pytest.mark.parametrize("part", ["layers", "keeper", "model"])
+@pytest.mark.parametrize("wrong", [3, [], [None], {}, "x", {"held": 1}, {"policies": 3, "plans": {}}, [{"class": []}]])
+def test_words_of_any_kind_are_one_sentence(part: str, wrong: object, tmp_path: Path) -> None:
+    from interp.files import tensors as tensor_file
+    from interp.lens.cache_files import KEY
+
+    lens = interp.load(shared("llama"))
+    path = interp.save_cache(lens, tmp_path / "cache.safetensors", left_alone(lens, None))
+    held, about = tensor_file.read(path, KEY)
+    tensor_file.write(path, held, KEY, {**about, part: wrong})
+    with pytest.raises(InterpError, match=r"could go on from|another model"):
+        interp.load_cache(lens, path)
+
+
+def test_a_cache_is_its_own_whatever_becomes_of_its_file(tmp_path: Path) -> None:
+    """Tensors that lay in the file would change with it, and end the process where it is cut short."""
+    lens = interp.load(shared("llama"))
+    path = interp.save_cache(lens, tmp_path / "cache.safetensors", left_alone(lens, None))
+    cache = interp.load_cache(lens, path)
+    before = [tensor.clone() for _, _, tensor in cache.parts()]
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.truncate(0)
+    assert all(map(torch.equal, before, (tensor for _, _, tensor in cache.parts())))
+
+
 def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
     lens, ids = interp.load(shared("llama")), tokens(length=PROMPT)
     path = tmp_path / "cache.safetensors"

@@ -47,7 +47,7 @@ def test_points_an_architecture_cannot_have_say_why() -> None:
 
 @pytest.mark.parametrize("point", ["attn.hook_column_mass", "attn.hook_lse", "attn.hook_cached_k"])
 def test_read_only_points_refuse_edits(lens: interp.Lens, point: str) -> None:
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(interp.InterpError, match="read-only"):
         lens.run_with_hooks(tokens(), fwd_hooks=[(f"blocks.1.{point}", lambda x, hook: x * 2)])
 
 
@@ -61,7 +61,7 @@ def test_edits_on_a_foreign_cache_are_refused_and_reads_are_not(lens: interp.Len
         more, past_key_values=cache, use_cache=True, fwd_hooks=[(point, lambda x, hook: seen.append(x))]
     )
     assert seen[0].shape[1] == 3
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(interp.InterpError, match="read-only"):
         lens.run_with_hooks(more, past_key_values=cache, use_cache=True, fwd_hooks=[(point, lambda x, hook: x * 2)])
 
 
@@ -122,7 +122,7 @@ def test_read_only_points_refuse_changes_in_place(lens: interp.Lens, point: str)
     def zero(x: torch.Tensor, hook: object) -> None:
         x.zero_()
 
-    with torch.no_grad(), pytest.raises(ValueError, match="read-only"):
+    with torch.no_grad(), pytest.raises(interp.InterpError, match="read-only"):
         lens.run_with_hooks(tokens(), fwd_hooks=[(f"blocks.1.{point}", zero)])
 
 

@@ -2,13 +2,14 @@
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from interp.errors import InterpError, UnknownNameError
+from interp.files import tensors as tensor_file
 from interp.icl.models.attention_regressor import AttentionRegressor, RegressorConfig, sinusoids
 from interp.icl.tasks.regression import make_regression, tokenise
 
@@ -234,6 +235,16 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
         AttentionRegressor(RegressorConfig()).load_weights(AttentionRegressor(RegressorConfig(d_in=3)).weights())
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"d_head": 2**31}, {"d_in": 2**31}, {"d_mlp": 2**31}, {"n_layers": 900}, {"d_out": 2}, {"n_heads": 2**31}]
+)
+def test_words_of_a_file_do_not_decide_how_much_memory_is_taken(wrong, tmp_path):
+    model = AttentionRegressor(RegressorConfig())
+    tensor_file.write(tmp_path / "m.safetensors", model.weights(), "config", asdict(replace(model.cfg, **wrong)))
+    with pytest.raises(InterpError, match="weights of another model than its config says"):
+        AttentionRegressor.load(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("shape", [{}, {"attention": "softmax"}, {"layout": "interleaved"}, {"n_layers": 2}])
 def test_without_a_pair_the_query_is_all_there_is(shape):
     model = AttentionRegressor(RegressorConfig(d_in=4, init_std=0.5, **shape)).double()
@@ -258,14 +269,17 @@ def test_prompts_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"attention": "sparse"}, "'linear' or 'softmax'"),
+        ({"attention": "sparse"}, "attention should be one of linear, softmax or a list"),
         ({"n_layers": 2, "attention": ("linear",)}, "names 1 layers"),
         ({"n_layers": 2, "attention": ("linear", "softmax"), "recurrent": True}, "one kind"),
-        ({"layout": "stacked"}, "'concat' or 'interleaved'"),
+        ({"layout": "stacked"}, "layout should be one of concat, interleaved"),
         ({"layout": "interleaved", "d_in": 2, "d_out": 3}, "cannot hold 3"),
-        ({"readout": "first"}, "'y' or 'last'"),
-        ({"readout_sign": 2}, "-1 or 1"),
+        ({"readout": "first"}, "readout should be one of y, last"),
+        ({"readout_sign": 2}, "readout_sign should be one of -1, 1"),
         ({"n_heads": 0}, "at least 1"),
+        ({"n_heads": None}, "n_heads should be a whole number"),
+        ({"clamp": "a"}, "clamp should be a finite number or none"),
+        ({"n_layers": 2**31}, "n_layers is at most 1,000"),
         ({"d_head": 0}, "d_head is at least 1"),
         ({"d_mlp": -1}, "d_mlp and n_pos_enc at least 0"),
         ({"n_pos_enc": -1}, "at least 0"),

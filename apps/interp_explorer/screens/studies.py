@@ -8,6 +8,7 @@ import streamlit as st
 
 from interp import figures
 from interp.errors import InterpError
+from interp.icl import studies
 from interp.results import repeating, storage
 from interp_explorer import charts, study_view, tables, view, waiting
 from interp_explorer.text import plain
@@ -80,7 +81,7 @@ def open_result(file: Path) -> None:
     view.code(*repeating.opened(name, file))
     shown.data[name] = ds
     if "study" in ds.attrs:
-        study = study_view.study_of(ds)
+        study = studies.of_result(ds)
         st.subheader(plain(study.title))
         view.code(*repeating.study_made(study))
         study_view.show(study, ds, f"results[{name!r}]")

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 
 from interp.errors import InterpError
 from interp.icl.tasks.regression import HALF_WIDTH, INPUT_LAWS
+from interp.settings.checking import Checked
 
 
 @dataclass(frozen=True)
-class GDLaw:
+class GDLaw(Checked):
     """A law of linear regression tasks; the defaults are von Oswald et al.'s released code, U(-0.5, 0.5).
 
     Args:

@@ -126,6 +126,11 @@ def relu_network_step(n: int, d: int, hidden: int, noise_var: float = 0.0) -> fl
         >>> 0 < interp.icl.relu_network_step(n=10, d=3, hidden=16) < 1
         True
     """
+    for name, size in (("n", n), ("d", d), ("hidden", hidden)):
+        if checked("relu_network_step", name, size, int) < 1:
+            raise InterpError(f"relu_network_step takes {name} of at least 1; found {size}.")
+    if checked("relu_network_step", "noise_var", noise_var, float) < 0:
+        raise InterpError(f"relu_network_step takes noise_var of at least 0; found {noise_var}.")
     return nonlinear_step(n, correlation=hidden * d / 4, energy=hidden * d * (d + 2) / 2 + noise_var * d)
 
 
@@ -147,6 +152,9 @@ def nonlinear_step(n: int, correlation: float, energy: float) -> float:
         >>> interp.icl.nonlinear_step(n=5, correlation=1.0, energy=4.0)
         0.125
     """
+    checked("nonlinear_step", "n", n, int)
+    for name, value in (("correlation", correlation), ("energy", energy)):
+        checked("nonlinear_step", name, value, float)
     if n < 1 or correlation < 0 or energy <= 0:
         raise InterpError(
             "nonlinear_step takes n of at least 1, correlation of at least 0 and energy above 0; found "

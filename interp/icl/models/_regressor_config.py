@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from interp.errors import InterpError
+from interp.settings.checking import Checked
 
 AttentionKind = Literal["linear", "softmax"]
+MOST_LAYERS = 1000
+"""So many a recurrent model may have, whose file is no larger for it."""
 
 
 @dataclass(frozen=True)
-class RegressorConfig:
+class RegressorConfig(Checked):
     """Shape of an `AttentionRegressor`. Field names are TransformerLens' where it has one.
 
     Raises InterpError for a combination that cannot be built.
@@ -30,7 +32,7 @@ class RegressorConfig:
     n_heads: int = 1
     d_head: int | None = None
     """Size of keys and values of one head; None: `d_model`, as in the paper."""
-    attention: AttentionKind | Sequence[AttentionKind] = "linear"
+    attention: AttentionKind | tuple[AttentionKind, ...] = "linear"
     """One kind for all layers, or one per layer."""
     recurrent: bool = False
     """One set of weights applied `n_layers` times."""
@@ -55,6 +57,8 @@ class RegressorConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.attention, str):  # a list, as a file has it
             object.__setattr__(self, "attention", tuple(self.attention))
+        if self.n_layers > MOST_LAYERS:
+            raise InterpError(f"n_layers is at most {MOST_LAYERS:,}, found {self.n_layers}.")
         if min(self.d_in, self.d_out, self.n_ctx, self.n_layers, self.n_heads) < 1:
             raise InterpError("d_in, d_out, n_ctx, n_layers and n_heads are at least 1.")
         if (self.d_head is not None and self.d_head < 1) or min(self.d_mlp, self.n_pos_enc) < 0:
@@ -62,20 +66,12 @@ class RegressorConfig:
         for name in ("clamp", "init_std"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InterpError(f"{name} is positive (or None), not {value}.")
-        if unknown := set(self.kinds) - {"linear", "softmax"}:
-            raise InterpError(f"attention is 'linear' or 'softmax', not {sorted(unknown)[0]!r}.")
         if len(self.kinds) != self.n_layers:
             raise InterpError(f"attention names {len(self.kinds)} layers, but the model has {self.n_layers}.")
         if self.recurrent and len(set(self.kinds)) > 1:
             raise InterpError("a recurrent model applies one layer again and again, so its layers are of one kind.")
-        if self.layout not in ("concat", "interleaved"):
-            raise InterpError(f"layout is 'concat' or 'interleaved', not {self.layout!r}.")
         if self.layout == "interleaved" and self.d_out > self.d_in:
             raise InterpError(f"interleaved tokens are {self.d_in} wide and cannot hold {self.d_out} targets.")
-        if self.readout not in ("y", "last"):
-            raise InterpError(f"readout is 'y' or 'last', not {self.readout!r}.")
-        if self.readout_sign not in (-1, 1):
-            raise InterpError(f"readout_sign is -1 or 1, not {self.readout_sign}.")
 
     @property
     def kinds(self) -> tuple[AttentionKind, ...]:

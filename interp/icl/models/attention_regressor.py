@@ -216,7 +216,10 @@ class AttentionRegressor(HookedLens):
         known = {field.name for field in fields(RegressorConfig)}
         if unknown := sorted(settings.keys() - known):
             raise InterpError(f"{path} was written with {unknown[0]}, which this version does not know.")
-        model: Self = cls(RegressorConfig(**settings)).to(stored["W0"].dtype)
+        cfg = RegressorConfig(**settings)
+        if not _fits(cfg, stored):  # before a model is made whose size a few words decide
+            raise InterpError(f"{path} holds weights of another model than its config says: {cfg}.")
+        model: Self = cls(cfg).to(stored["W0"].dtype)
         model.load_weights(stored)
         return model
 
@@ -227,6 +230,17 @@ class AttentionRegressor(HookedLens):
             raise InterpError(f"these weights are of another model; this one has {', '.join(mine)} as {self.cfg}.")
         for name, weight in mine.items():
             weight.copy_(weights[name])
+
+
+def _fits(cfg: RegressorConfig, weights: dict[str, Tensor]) -> bool:
+    """Whether a model of this config is as large as these weights."""
+    attention = (cfg.n_heads, cfg.d_model, cfg.head_size)
+    shapes = {"W0": (cfg.d_out, cfg.d_in), "blocks.0.attn.W_Q": attention}
+    if not cfg.recurrent:
+        shapes[f"blocks.{cfg.n_layers - 1}.attn.W_Q"] = attention
+    if cfg.d_mlp:
+        shapes["blocks.0.mlp.W_in"] = (cfg.d_model, cfg.d_mlp)
+    return all(name in weights and weights[name].shape == shape for name, shape in shapes.items())
 
 
 def sinusoids(n_positions: int, size: int) -> Float[Tensor, "pos size"]:

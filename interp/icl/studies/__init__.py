@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,19 @@ def make(name: str, **settings: Any) -> Study:
     known = [field.name for field in dataclasses.fields(cls)]
     if wrong := [setting for setting in settings if setting not in known]:
         raise InterpError(f"the study {name} has no setting {wrong[0]!r}; it has {', '.join(known)}.")
-    seeds = settings.get("seeds", 1)
-    if not isinstance(seeds, int) or seeds < 1:
-        raise InterpError(f"{name} is run from 1 seed or more, not {seeds!r}.")
-    if settings.get("quick") and cls.quick_seeds is not None:
+    if settings.get("quick") is True and cls.quick_seeds is not None:
         settings = {"seeds": cls.quick_seeds, **settings}
     return cls(**settings)
 
 
 def of_result(result: xr.Dataset) -> Study:
-    """The study that made a result, with the settings it had. Raises InterpError for a dataset that is no study's."""
+    """The study that made a result, with the settings it had. Raises InterpError for a dataset that is no study's, or
+    does not say which settings its study had."""
     name, settings = result.attrs.get("study"), result.attrs.get("settings", {})
     if name is None:
         raise InterpError("this dataset is no result of a study: it does not say which study made it.")
-    settings = json.loads(settings) if isinstance(settings, str) else settings
+    with suppress(ValueError, RecursionError):  # no JSON
+        settings = json.loads(settings) if isinstance(settings, str) else settings
+    if not isinstance(settings, dict):
+        raise InterpError(f"this result does not say which settings its study had: {str(settings)[:60]!r}.")
     return make(str(name), **{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})

@@ -24,6 +24,7 @@ from interp.errors import InterpError
 from interp.icl.studies._code import code_of
 from interp.icl.studies.parts import StudyParts
 from interp.icl.studies.verdicts import Verdict
+from interp.settings.checking import Checked
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -73,7 +74,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Study(ABC):
+class Study(Checked, ABC):
     """A named, resumable experiment. Subclasses are frozen dataclasses; their fields are the settings of a run."""
 
     quick: bool = False
@@ -92,11 +93,8 @@ class Study(ABC):
     """The seeds of a quick run where `make` is given none; None: as many as otherwise."""
 
     def __post_init__(self) -> None:
-        variant = getattr(self, "variant", "code")
-        if variant not in ("code", "paper"):
-            raise InterpError(
-                f"{self.name} has the variants 'code' (the released code's settings) and 'paper', not {variant!r}."
-            )
+        if (seeds := getattr(self, "seeds", 1)) < 1:
+            raise InterpError(f"{self.name} is run from 1 seed or more, not {seeds}.")
 
     def run(self, folder: str | Path, progress: Progress = no_progress, outputs: Outputs | None = None) -> xr.Dataset:
         """Train or load, and measure; the result is also written to `folder/result.nc`.

@@ -79,10 +79,11 @@ class LanguageModel(Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.tasks or self.seeds < 1:
-            raise InterpError(
-                f"{self.name} takes one task and one seed at least; found {len(self.tasks)} and {self.seeds}."
-            )
+        if not self.tasks:
+            raise InterpError(f"{self.name} takes one task at least, and tasks is empty.")
+        for key in ("demos", "queries", "permutations"):
+            if (value := getattr(self, key)) < 1:
+                raise InterpError(f"{self.name}: {key} should be at least 1, found {value}.")
         for task in self.tasks:
             label_task(task)  # an unknown name is refused before anything is measured
 

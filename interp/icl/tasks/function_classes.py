@@ -20,12 +20,14 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.tasks.regression import Draws
+from interp.settings.checking import Checked
 
+DEEPEST = 24  # 17 million leaves for each task
 Functions = Callable[[Float[Tensor, "B M d"]], Float[Tensor, "B M"]]
 
 
 @dataclass(frozen=True)
-class SparseLinear:
+class SparseLinear(Checked):
     """w . x with only `nonzero` coordinates of w, chosen at random for each task, different from 0 and N(0, 1)."""
 
     nonzero: int = 3
@@ -49,7 +51,7 @@ class Quadratic:
 
 
 @dataclass(frozen=True)
-class ReLUNetwork:
+class ReLUNetwork(Checked):
     """scale * v . relu(W x), all weights N(0, 1).
 
     Args:
@@ -60,6 +62,10 @@ class ReLUNetwork:
     hidden: int = 100
     scale: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise InterpError(f"A network has 1 hidden unit or more, not {self.hidden}.")
+
     def draw(self, B: int, d: int, draws: Draws) -> Functions:
         W, v = draws.normal(B, self.hidden, d), draws.normal(B, self.hidden, 1)
         scale = math.sqrt(2 / self.hidden) if self.scale is None else self.scale
@@ -67,10 +73,14 @@ class ReLUNetwork:
 
 
 @dataclass(frozen=True)
-class DecisionTree:
+class DecisionTree(Checked):
     """A full binary tree: every node tests the sign of one random coordinate, every leaf is N(0, 1)."""
 
     depth: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.depth <= DEEPEST:
+            raise InterpError(f"A tree is 1 to {DEEPEST} deep, not {self.depth}.")
 
     def draw(self, B: int, d: int, draws: Draws) -> Functions:
         tested = draws.integers(d, B, 2**self.depth - 1)
@@ -88,7 +98,7 @@ class DecisionTree:
 
 
 @dataclass(frozen=True)
-class Sines:
+class Sines(Checked):
     """a sin(x + phase) of one input, a uniform on `amplitude`, the phase on (0, pi); with x on (-5, 5):
     `make_regression(B, 10, 1, 5.0, teacher=Sines())`.
 

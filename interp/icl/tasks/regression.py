@@ -290,13 +290,14 @@ def _inputs(
         variance = float(matrix.diagonal().mean() if matrix.ndim else matrix)
         return inputs, {"x_law": "normal", "x_variance": variance, "x_kurtosis": 3.0, "x_cov": _plain(cov)}
     name = x or "uniform"
-    if name not in INPUT_LAWS:
+    if not isinstance(name, str) or name not in INPUT_LAWS:
         raise InterpError(f"There is no law of inputs {name!r}: choose one of {', '.join(INPUT_LAWS)}.")
     if name == "uniform" and scale is not None:
         raise InterpError("The uniform law has no scale: give half_width.")
     if name != "uniform" and half_width is not None:
         raise InterpError(f"half_width belongs to the uniform law, and x is {name!r}: give scale.")
     for what, value in (("half_width", half_width), ("scale", scale)):
+        checked("make_regression", what, value, float | None)
         if value is not None and not value > 0:
             raise InterpError(f"{what} is positive, not {value}.")
     if name == "uniform":
@@ -330,7 +331,7 @@ def _refuse_what_is_linear(prior_cov: Covariance | None, d_y: int, teacher: str 
 
 def _check_sizes(B: Any, N: Any, d: Any, d_y: Any, noise: float) -> None:
     for name, size, least in (("B", B, 1), ("N", N, 0), ("d", d, 1), ("d_y", d_y, 1)):
-        if not isinstance(size, Integral) or size < least:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < least:
             raise InterpError(f"{name} is a whole number, {least} or more, and not {size!r}.")
     if checked("make_regression", "noise", noise, float) < 0:
         raise InterpError(f"noise is a standard deviation, 0 or more, and not {noise}.")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.icl.tasks.regression import Draws, Tasks, make_regression
+from interp.settings.checking import Checked, checked
 
 Inputs = tuple[Float[Tensor, "B N d"], Float[Tensor, "B d"]]
 
@@ -45,14 +46,10 @@ class HalfSubspace:
 
 
 @dataclass(frozen=True)
-class Quadrants:
+class Quadrants(Checked):
     """The context of each task in one random quadrant; the query where it was, or in the opposite one."""
 
     query: Literal["anywhere", "opposite"] = "anywhere"
-
-    def __post_init__(self) -> None:
-        if self.query not in ("anywhere", "opposite"):
-            raise InterpError(f"query={self.query!r}: choose 'anywhere' or 'opposite'.")
 
     def __call__(self, X: Float[Tensor, "B N d"], xq: Float[Tensor, "B d"], draws: Draws) -> Inputs:
         sign = 2.0 * draws.integers(2, len(X), X.shape[-1]).to(X) - 1
@@ -82,7 +79,7 @@ class CopiedQuery:
 
 
 @dataclass(frozen=True)
-class UnitContext:
+class UnitContext(Checked):
     """Context and query of each task divided by the Frobenius norm of its context [N, d], then times alpha."""
 
     alpha: float = 1.0
@@ -110,9 +107,10 @@ def out_of_distribution(
     Args:
         settings: Passed on to `make_regression`: noise, teacher, seed, dtype, ...
     """
-    if variant not in ("code", "paper"):
+    if not isinstance(variant, str) or variant not in ("code", "paper"):
         raise InterpError(f"variant={variant!r}: choose 'code' or 'paper'.")
-    if family == "uniform":
+    checked("out_of_distribution", "alpha", alpha, float)
+    if isinstance(family, str) and family == "uniform":
         tasks = make_regression(B, N, d, alpha / 2 if variant == "code" else alpha, **settings)
     elif variant == "code":
         tasks = make_regression(B, N, d, x=family, shift=UnitContext(alpha), **settings)

@@ -29,6 +29,7 @@ from interp.icl.learners.algorithms import LinearAlgorithm
 from interp.icl.measures._means import Mean, mean, mean_of_defined
 from interp.icl.tasks.regression import Draws, Tasks
 from interp.results.described import Row, described, with_error
+from interp.settings.checking import checked
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(A [B, n, d], b [B, n], word [B, d]) -> score of the word [B]."""
@@ -45,6 +46,10 @@ def make_softmax_regression(
     device: str | torch.device | None = None,
 ) -> Tasks:
     """B tasks with a_i ~ N(0, I/d), x* ~ N(0, radius² I/d) and b = softmax(A x*)."""
+    for name, size in (("B", B), ("n", n), ("d", d)):
+        if checked("make_softmax_regression", name, size, int) < 1:
+            raise InterpError(f"make_softmax_regression: {name} should be at least 1, found {size}.")
+    checked("make_softmax_regression", "radius", radius, float)
     draws = Draws.of(seed, dtype, device)
     words = draws.normal(B, n + 1, d) / math.sqrt(d)
     x = draws.normal(B, d) * (radius / math.sqrt(d))

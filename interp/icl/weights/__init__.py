@@ -38,7 +38,7 @@ def pretrained(name: str) -> AttentionRegressor:
     from interp.discovery import unknown
     from interp.icl.models.attention_regressor import AttentionRegressor
 
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise unknown("pretrained model", name, MODELS)
     return AttentionRegressor.load(FOLDER / f"{name}.safetensors")
 

@@ -96,12 +96,18 @@ def test_a_quick_study_has_the_seeds_that_it_says(name):
     assert studies.make(name, quick=True, seeds=7).settings()["seeds"] == 7
 
 
-@pytest.mark.parametrize("seeds", [0, -1, "2"])
+@pytest.mark.parametrize("seeds", [0, -1, "2", 2.5, True])
 def test_seeds_that_are_no_number_of_seeds_are_refused(seeds):
-    with pytest.raises(studies.InterpError, match="depth is run from 1 seed or more, not"):
+    with pytest.raises(studies.InterpError, match=r"depth is run from 1 seed or more, not|depth: seeds should be a"):
         studies.make("depth", seeds=seeds)
 
 
+@pytest.mark.parametrize("name", studies.available())
+def test_settings_of_other_types_are_refused(name):
+    with pytest.raises(studies.InterpError, match="quick should be true or false"):
+        studies.make(name, quick="no")
+
+
 def test_a_variant_that_is_none_is_refused():
-    with pytest.raises(studies.InterpError, match=r"'code' .* and 'paper', not 'papr'"):
+    with pytest.raises(studies.InterpError, match="variant should be one of code, paper, found 'papr'"):
         studies.make("single-layer", variant="papr")

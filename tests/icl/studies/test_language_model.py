@@ -162,8 +162,11 @@ def test_quick_takes_what_there_is(model, tmp_path):
 
 
 def test_settings_that_measure_nothing_are_refused():
-    for settings in ({"tasks": ()}, {"seeds": 0}):
-        with pytest.raises(InterpError, match="takes one task and one seed at least"):
+    for settings, said in (
+        ({"tasks": ()}, "takes one task at least"), ({"seeds": 0}, "run from 1 seed or more"),
+        ({"permutations": 0}, "permutations should be at least 1"), ({"tasks": 0.5}, "tasks should be a list of texts"),
+    ):  # fmt: skip
+        with pytest.raises(InterpError, match=said):
             LanguageModel(**settings)
     with pytest.raises(UnknownNameError, match="did you mean 'sentiment'"):
         LanguageModel(tasks=("sentimant",))

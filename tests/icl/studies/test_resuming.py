@@ -116,3 +116,6 @@ def test_a_result_tells_which_study_made_it(tmp_path):
     assert studies.of_result(load(save(ds, tmp_path / "result.nc"))) == study
     with pytest.raises(InterpError, match="no result of a study"):
         studies.of_result(xr.Dataset())
+    for said in ("{", "[]", "3", "[" * 100_000):
+        with pytest.raises(InterpError, match="does not say which settings"):
+            studies.of_result(ds.assign_attrs(settings=said))
