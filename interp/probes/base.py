@@ -70,8 +70,8 @@ class Probe(Checked, ABC):
     """A named observation with its parameters. Subclasses are frozen dataclasses with a class attribute `name`."""
 
     name: ClassVar[str]
-    reads: ClassVar[Literal["text", "tasks"]] = "text"
-    """What a model is shown while it is observed."""
+    reads: ClassVar[Literal["text", "tasks", "images"]] = "text"
+    """What a model is shown while it is observed: a text, regression tasks, or a text with images."""
     reads_logits: ClassVar[bool] = False
     """Whether it turns the residual stream into logits, which an encoder makes none of."""
 

@@ -62,7 +62,8 @@ def probe(
             have a `text` dimension and, for what does not depend on positions, `<variable>_mean` with bootstrap limits
             `<variable>_low` and `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text
             out again).
-        probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all.
+        probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all,
+            those of images where there are any.
         tokens: read only the first so many tokens of each text.
         attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
             is cut away. Without it every token is read as text, padding tokens too.
@@ -90,7 +91,7 @@ def probe(
         if tokens is not None or attention_mask is not None or images is not None:
             raise InterpError("tokens, attention_mask and images are for text; of tasks take a part with tasks[:n].")
         return _probe_tasks(lens, inputs, cast("list[TaskProbe]", resolve(probes, "tasks")), progress)
-    wanted = resolve(probes)
+    wanted = resolve(probes, "text" if images is None else "images")
     if not reads_text(lens):
         raise InterpError(
             f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
