@@ -81,7 +81,9 @@ def _of_this_process(why: str, names: tuple[str, ...]) -> Path:
         folder = _temporary(why).joinpath(*names)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{why.rstrip('.')} ({error.strerror or error}).") from None
+        raise StorageError(
+            f"no folder can be made to keep anything in ({why} {error.strerror or error}); set INTERP_CACHE to one."
+        ) from None
     return folder
 
 
