@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError
+from interp.files.private import expanded
 from interp.files.reading import expect_regular
 from interp.lens.unwrapping import refuse_adapter, unwrapped
 from interp.subjects.claimed_size import Held, bounded, held_in, refuse_impossible
@@ -142,7 +143,7 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     from interp.subjects.demo import demo_gguf
     from interp.subjects.weights import load_gguf
 
-    path = Path(name).expanduser()
+    path = _place(name, "the model")
     if name == "demo" or name.endswith(".gguf"):
         if ignored := sorted(options.keys() - {"device_map", "attn_implementation", "trust_remote_code"}):
             raise InterpError(f"{', '.join(ignored)} would be ignored: a .gguf file takes no such arguments.")
@@ -158,6 +159,19 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     if path.is_dir():
         _expect_files(path)
     return _from_pretrained(str(path) if path.is_dir() else name, dtype, tokenizer, path.is_dir(), **options)
+
+
+def _place(name: str, what: str) -> Path:
+    """Where a name leads if it is a path. Raises InterpError where no path can be called so, or none that may be
+    looked at."""
+    path = expanded(name, what)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # the name of something else
+        return path
+    except (OSError, ValueError) as error:
+        raise InterpError(f"cannot look for {what} {name}: {getattr(error, 'strerror', None) or error}.") from None
+    return path
 
 
 def _expect_files(folder: Path) -> None:
@@ -330,7 +344,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
     """The tokenizer in a folder, or of a hub id."""
-    folder = Path(name).expanduser()
+    folder = _place(name, "the tokenizer")
     local = folder.is_dir()
     if local:
         _expect_files(folder)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import interp
 from interp.errors import InterpError
@@ -15,10 +15,29 @@ from interp.icl.language import icl_score
 from interp.lens import first_tokens as reading
 from interp.lens.first_tokens import first_tokens
 from interp.subjects import demo_text
-from tests.lens.tokenizers_of_each_kind import KINDS, _finished
+from tests.lens.tokenizers_of_each_kind import KINDS, READ, SPECIAL, _finished
 from tests.models import shared, tokenizer
 
-MADE = {kind: make() for kind, make in KINDS.items()}
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def llama_3(bos: bool = True) -> Any:
+    """Rules of their own before the bytes, as in Llama 3, Qwen and GPT-4."""
+    made = Tokenizer(models.BPE())
+    rules = [pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    made.pre_tokenizer = pre_tokenizers.Sequence(rules)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False
+    )  # fmt: skip
+    made.train_from_iterator([*READ, *["a)\n\n b.\r\n\n", "naïve)\n  x"] * 3], trainer)
+    return _finished(made, bos)
+
+
+MADE = {kind: make() for kind, make in (KINDS | {"llama_3": llama_3}).items()}
 PIECES = st.one_of(
     st.sampled_from(["The capital of France", "is free", "w4 w5", "hello", "naïve", "😀", "、", "首都はパリです。"]),
     st.sampled_from([" ", "  ", " " * 40, "\t", "\n", "\n\n", "\r\n", "\N{NO-BREAK SPACE}"]),
@@ -55,14 +74,14 @@ def agree(tokenizer: Any, text: str, n: int, special: bool = True) -> None:
     assert first_tokens(tokenizer, text.encode("utf-8", "replace").decode(), n, special)[:n] == whole[:n]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MADE)
 @settings(max_examples=60, deadline=None)
 @given(text=TEXTS, n=st.integers(1, 20), special=st.booleans())
 def test_they_are_those_of_the_whole_text(kind: str, text: str, n: int, special: bool) -> None:
     agree(MADE[kind], text, n, special)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MADE)
 def test_of_prose_little_is_read(kind: str) -> None:
     counting, text = Counting(MADE[kind]), "Rome is free, and the capital.\nUnaffable people " * 400
     assert first_tokens(counting, text, 16)[:16] == list(MADE[kind](text).input_ids)[:16]
