@@ -28,6 +28,7 @@ from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
 from interp.lens import generation, scoring, two_texts
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.finite import finite
 from interp.lens.generating_words import in_their_words
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
@@ -163,7 +164,10 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         except Stopped as stopped:
             return stopped.resid
         labels = kwargs.get("labels") if paired else None
-        return scoring.as_asked(return_type, logits, main.tokens, main.mask, labels, per_token=per_token)
+        again = None if seen else (read.tokens, read.mask)
+        return scoring.as_asked(
+            self, return_type, logits, main.tokens, main.mask, labels, per_token=per_token, read=again
+        )
 
     @whole
     def generate(
@@ -227,7 +231,10 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         recorder = None if names_filter is None else generation.Recorder(self, names_filter)
         hooks = [] if recorder is None else recorder.hooks
         ids = () if embedded else (tokens,)
+        looking = generation.Looking(tokens, attention_mask, paired)
+        kwargs["logits_processor"] = looking.beside(kwargs.get("logits_processor"))
         with (
+            finite(self, None if embedded else looking.rows(), looking.numbers),
             self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past), without_gradients(),
             generation.in_one_sentence(),
         ):  # fmt: skip
