@@ -109,6 +109,8 @@ CURES = {
     "characters of this conversation": "Set `lens.tokenizer.chat_template` to one that you trust.",
     "does not take this conversation": "The reason is the template's own; mend the order or the roles of the messages.",
     "computes numbers that are not finite here, in": "Load the model in float32, and see that its weights are whole.",
+    "so it is not loaded; pass tokens": "Take the tokenizer from the model's own makers.",
+    "more than any tokenizer": "Download it again.",
     "breaks on this: ‹": "The reason is the tokenizer's own; mend its files, or pass tokens.",
     "reads a text otherwise between special tokens": "Pass tokens.",
     "does not generate with these settings": "The reason is that of transformers; change the setting that it names.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError
+from interp.lens.trying_tokenizers import try_apart
 from interp.lens.unwrapping import refuse_adapter, unwrapped
 from interp.subjects.claimed_size import Held, bounded, held_in, refuse_impossible
 from interp.subjects.panics import PanicError, panics_caught
@@ -237,7 +238,10 @@ def _fetched(name: str, config: Any) -> Held | None:
 
 def _read_tokenizer(name: str, where: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
+    with suppress(OSError):  # there is none, or none to be reached: for transformers to say
+        try_apart(Path(cached_file(name, "tokenizer.json", local_files_only=where["local_files_only"])))
     with panics_caught():
         return AutoTokenizer.from_pretrained(name, **where)
 

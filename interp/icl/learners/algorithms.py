@@ -361,7 +361,7 @@ def check_prompts(X: Tensor, y: Tensor, xq: Tensor | None = None) -> None:
 
 
 def _check_steps(steps: Any, name: str) -> None:
-    if not isinstance(steps, Integral) or not 0 <= steps <= LARGEST:
+    if not isinstance(steps, Integral) or not 0 <= int(steps) <= LARGEST:
         raise InterpError(f"{name} takes a whole number of steps, 0 or more, not {shown(steps)}.")
 
 
