@@ -135,7 +135,7 @@ class BridgeLens(WeightsMixin, HookedLens):
                 if wanted:
                     self._collect(layer, undo, partial(self._show, layer, wanted, attention_mask))
             logits = self.bridge(tokens, **kwargs)
-        return as_asked(return_type, logits, tokens, attention_mask)
+        return as_asked(self, return_type, logits, tokens, attention_mask, read=(tokens, attention_mask))
 
     def generate(self, input: Any = None, **kwargs: Any) -> Any:
         """The bridge's own `generate`, with its own arguments and hooks; observables are refused there.

@@ -19,7 +19,9 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens.activations import LensActivations
+from interp.lens.finite import LostError, Numbers
 from interp.lens.foreign import asking
+from interp.lens.reading_input import without_padding
 from interp.lens.strict_hooks import Hook
 
 if TYPE_CHECKING:
@@ -150,6 +152,40 @@ def in_one_sentence() -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         said = reason[:300].rstrip(".")
         raise InterpError(f"transformers does not generate with these settings: {said}.") from error
+
+
+class Looking:
+    """A processor of logits that changes nothing: it looks whether they are finite, and remembers what was read.
+
+    On a CPU, which need not be waited for, a step that is lost is the last one; a GPU is asked at the end.
+    """
+
+    def __init__(self, tokens: Tensor, mask: Tensor | None, paired: bool) -> None:
+        self._tokens, self._mask, self._paired = tokens, mask, paired
+        self._ids: Tensor | None = None
+        self.numbers = Numbers()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._ids = input_ids
+        self.numbers.take_logits(scores)
+        if scores.device.type == "cpu" and self.numbers.lost_last:
+            raise LostError
+        return scores
+
+    def beside(self, others: Any) -> Any:
+        """A list of it and, after it, the caller's own processors."""
+        from transformers import LogitsProcessorList
+
+        return LogitsProcessorList([self, *(others or ())])
+
+    def rows(self) -> Iterator[Tensor]:
+        """The texts so far without their padding; of an encoder-decoder what the encoder read."""
+        if self._ids is None or self._paired:
+            yield from without_padding(self._tokens, self._mask)
+            return
+        each = len(self._ids) // len(self._tokens)
+        for i, row in enumerate(self._ids.split(1)):
+            yield row[:, 0 if self._mask is None else int((self._mask[i // each] == 0).sum()) :]
 
 
 def as_text(tokenizer: Any, sequences: Tensor, prompt: Read, alone: bool) -> str | list[str]:

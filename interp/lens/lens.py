@@ -27,7 +27,9 @@ from interp.interventions.keeper import cache_policies
 from interp.lens import generation, positions, scoring, two_texts
 from interp.lens.arguments import parameters_of, refuse_misfits
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.finite import finite
 from interp.lens.first_look import first
+from interp.lens.freshness import refuse_lossy_delegates
 from interp.lens.generating_words import in_their_words
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
@@ -91,7 +93,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         return self._known.anatomy.decoder is not None
 
     def _check_config(self, cfg: LensConfig) -> None:
-        _refuse_lossy_delegates(cfg)
+        refuse_lossy_delegates(cfg)
 
     def _build(self, anatomy: Anatomy, cfg: LensConfig) -> None:
         """Hook points and the rest that depends on the model's parts; points that were there keep their hooks."""
@@ -171,7 +173,10 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             return stopped.resid
         positions.remember(self._counts, kwargs, past)
         labels = kwargs.get("labels") if paired else None
-        return scoring.as_asked(return_type, logits, main.tokens, main.mask, labels, per_token=per_token)
+        again = None if seen else (read.tokens, read.mask)
+        return scoring.as_asked(
+            self, return_type, logits, main.tokens, main.mask, labels, per_token=per_token, read=again
+        )
 
     @whole
     def generate(
@@ -239,7 +244,10 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         hooks = [] if recorder is None else recorder.hooks
         ids = () if embedded else (tokens,)
         positions.go_on(self._counts, past)
+        looking = generation.Looking(tokens, attention_mask, paired)
+        kwargs["logits_processor"] = looking.beside(kwargs.get("logits_processor"))
         with (
+            finite(self, None if embedded else looking.rows(), looking.numbers),
             self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past), without_gradients(),
             generation.in_one_sentence(),
         ):  # fmt: skip
@@ -386,15 +394,3 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                     site.cache = cache
             if self.edits_in_force:
                 self._interventions.attach_edits(sites, cache, undo)
-
-
-def _refuse_lossy_delegates(cfg: LensConfig) -> None:
-    """SDPA knows neither logit softcaps nor learned sinks; some transformers releases drop them without a word."""
-    for feature, present in (
-        ("an attention softcap", cfg.attn_softcap is not None),
-        ("learned sinks", cfg.learned_sinks),
-    ):
-        if present and cfg.attention == "sdpa":
-            raise UnsupportedModelError(
-                f"{cfg.architecture} has {feature}, which sdpa ignores; load it with attn_implementation='eager'."
-            )

@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +16,7 @@ from torch import nn
 from interp.errors import InterpError
 from interp.files.private import expanded
 from interp.files.reading import expect_regular
+from interp.lens.trying_tokenizers import try_apart
 from interp.lens.unwrapping import refuse_adapter, unwrapped
 from interp.subjects.claimed_size import Held, bounded, held_in, refuse_impossible
 from interp.subjects.panics import PanicError, panics_caught
@@ -222,7 +223,7 @@ def _from_pretrained(
             )
         if tokenizer is None and not (local and not _has_tokenizer(Path(name))):
             with _in_one_sentence(f"{said}, its tokenizer"):
-                tokenizer = _seeing(name, config, where) or _read_tokenizer(name, where)
+                tokenizer = _read_tokenizer(name, where, config)
     _refuse_more_layers(model, found["unexpected_keys"], name)
     if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
         raise InterpError(  # transformers would go on with random numbers in their place
@@ -265,11 +266,15 @@ def _fetched(name: str, config: Any) -> Held | None:
     return held_in(Path(path).parent) if isinstance(path, str) else None
 
 
-def _read_tokenizer(name: str, where: dict[str, Any]) -> Any:
+def _read_tokenizer(name: str, where: dict[str, Any], config: Any = None) -> Any:
+    """A tokenizer or, of a model with this config that sees, the processor that has one, tried before it is read."""
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
+    with suppress(OSError):  # there is none, or none to be reached: for transformers to say
+        try_apart(Path(cached_file(name, "tokenizer.json", local_files_only=where["local_files_only"])))
     with panics_caught():
-        return AutoTokenizer.from_pretrained(name, **where)
+        return _seeing(name, config, where) or AutoTokenizer.from_pretrained(name, **where)
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
-from interp.lens.finite import finite
+from interp.lens.finite import Measured, finite
 from interp.lens.protocol import InterventionLens, TextLens
-from interp.lens.reading_input import left_padded
+from interp.lens.reading_input import left_padded, without_padding
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.settings.checking import checked
 
@@ -121,18 +121,30 @@ def check_return_type(return_type: str | None) -> None:
 
 
 def as_asked(
-    return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None,
-    labels: Tensor | None = None, *, per_token: bool = False,
+    lens: Measured, return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None,
+    labels: Tensor | None = None, *, per_token: bool = False, read: tuple[Tensor, Any] | None = None,
 ) -> Any:  # fmt: skip
     """What `return_type` names: logits, the loss (of labels, where there are any), both, or None; with `per_token` the
-    loss of each token."""
+    loss of each token.
+
+    read: the text and its padding mask, to see why a loss is none; None where it cannot be read again. Raises
+    NonFiniteError instead of a loss of logits that are not finite.
+    """
     if return_type in ("loss", "both"):
         if labels is None:
             loss = next_token_loss(logits, tokens, attention_mask, per_token=per_token)
         else:
             loss = loss_of_labels(logits, labels, per_token=per_token)
+        if bool(loss.detach().isnan().any()):  # as it is where nothing counts, too
+            with finite(lens, None if read is None else without_padding(*read)) as numbers:
+                numbers.take_logits(logits if attention_mask is None else logits[_last(attention_mask, tokens)])
         return loss if return_type == "loss" else (logits, loss)
     return logits if return_type == "logits" else None
+
+
+def _last(mask: Tensor, tokens: Tensor) -> Bool[Tensor, "batch pos"]:
+    """Which of the tokens a mask lets through that covers those before them, too."""
+    return mask[:, -tokens.shape[1] :].bool()
 
 
 def loss_of_labels(

@@ -85,7 +85,7 @@ def checked(name: str, key: str, value: Any, kind: Any, *readings: Any) -> Any:
             return _typed(reading, kind)
         except _MisfitError:
             continue
-    raise InterpError(f"{name}: {key} should be {_described(kind)}, found {_shown(value)}.")
+    raise InterpError(f"{name}: {key} should be {_described(kind)}, found {shown(value)}.")
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -132,7 +132,8 @@ def _finite(value: numbers.Real) -> bool:
         return False
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as an error shows it, which need not be short."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no whole number of over 4,300 digits

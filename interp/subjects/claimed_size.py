@@ -22,21 +22,25 @@ from interp.errors import InterpError
 from interp.undoing import undoing
 
 AT_LEAST_ONE = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
-    "hidden_size", "n_embd", "d_model", "num_attention_heads", "n_head", "n_heads", "num_heads",
-    "encoder_attention_heads", "decoder_attention_heads", "num_key_value_heads", "head_dim", "d_kv", "vocab_size",
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "hidden_size", "n_embd", "d_model", "num_attention_heads",
+    "n_head", "n_heads", "num_heads", "vocab_size",
 )  # fmt: skip
 """Fields of configs that count something of which a model with attention has one or more; absent or null says
 nothing, and a list says it layer by layer."""
-NOT_NEGATIVE = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "num_experts", "num_local_experts")
+NOT_NEGATIVE = (
+    "encoder_layers", "decoder_layers", "num_decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
+    "num_key_value_heads", "head_dim", "d_kv", "intermediate_size", "ffn_dim", "d_ff", "n_inner", "num_experts",
+    "num_local_experts",
+)  # fmt: skip
+"""Those that some models have none of, or leave at 0 where another field says it."""
 SMALL = ("eps", "epsilon")
 INSIDE = ("text_config", "decoder", "encoder")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODULES_PER_TENSOR, MODULES = 10, 1_000
 """A block has some 1.5 modules a tensor; of experts, more tensors than modules."""
-NUMBERS_PER_NUMBER, NUMBERS = 4, 10_000_000
-"""Shared weights are counted twice, and once more when they are tied."""
+NUMBERS_PER_NUMBER, NUMBERS = 16, 10_000_000
+"""Weights that several layers share are counted as often, and once more when they are tied."""
 PACKED = 8
 """Numbers of a quantised model in one number of its file."""
 MODULES_OF_ANY = 300_000

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING
 
 import interp
 from interp.subjects import claimed_size
@@ -51,7 +52,7 @@ def refused(folder: Path) -> str:
         ({"num_hidden_layers": 10**400}, r"num_hidden_layers = 1000|Exceeds|not what it should be|asks for a model"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0"),
         ({"num_attention_heads": 7}, "not a multiple"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads = 0"),
+        ({"num_key_value_heads": 0}, "not what it should be"),
         ({"num_key_value_heads": 3}, "other shapes"),
         ({"head_dim": 10**9}, "asks for a model of"),
         ({"head_dim": -8}, "head_dim = -8"),
@@ -75,6 +76,13 @@ def test_a_config_that_no_model_has(folder: Path, fields: dict[str, object], say
     with pytest.raises(interp.InterpError, match=says):
         interp.load(folder)
     refused(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "gpt_oss", "mixtral", "deepseek_v3", "t5", "bart", "qwen3_next", "zamba2"]
+)
+def test_what_real_models_say_is_no_fault(kind: str) -> None:
+    claimed_size.refuse_impossible(CONFIG_MAPPING[kind]().to_dict(), kind)
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", "null", "[" * 10_000, '{"model_type": "none such"}', "\0"])

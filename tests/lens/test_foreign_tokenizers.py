@@ -13,6 +13,7 @@ import torch
 
 import interp
 from interp.icl.language import label_task
+from interp.lens import trying_tokenizers
 from interp.lens.foreign import TokenizerError
 from interp.runs.generating import generate
 from interp.subjects.panics import PanicError, panics_caught, without_panics
@@ -75,6 +76,41 @@ def test_one_that_cannot_be_loaded(folder: Path, fields: dict[str, Any], capfd: 
             call()
         assert "\n" not in str(caught.value)
     assert "panicked" not in capfd.readouterr().err
+
+
+DOUBLINGS = [{"type": "Replace", "pattern": {"String": "w"}, "content": "ww"}] * 40
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": DOUBLINGS}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+        {"decoder": {"type": "Sequence", "decoders": DOUBLINGS}},
+    ],
+)
+def test_one_that_would_end_the_process(folder: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying_tokenizers, "SECONDS", 1)  # less patience than users have
+    said(folder, "tokenizer.json", **fields)
+    for call in (lambda: interp.load(folder), lambda: interp.load(shared("llama"), folder)):
+        with pytest.raises(interp.InterpError, match="so it is not loaded") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_a_tokenizer_does_not_use_is_not_held_against_it(folder: Path) -> None:
+    padding = {
+        "strategy": {"Fixed": 10**12}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }  # fmt: skip
+    said(folder, "tokenizer.json", padding=padding)
+    assert interp.load(folder)("w4").shape == (1, 2, 128)
+
+
+def test_a_file_larger_than_any(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying_tokenizers, "MOST_BYTES", 1_000)
+    with pytest.raises(interp.InterpError, match="more than any tokenizer"):
+        interp.load(folder)
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,9 @@ def test_numbers_that_no_tensor_counts_with(value: int) -> None:
     """Of so many digits that Python itself refuses to write them, or to make floats of them."""
     for call in (
         lambda: interp.TextSinks(position=value),
-        lambda: interp.H2O(budget=value),
+        lambda: interp.H2O(sinks=value),
         lambda: icl.gd(value, 0.1),
     ):
-        with pytest.raises(interp.InterpError, match=r"should be") as caught:
+        with pytest.raises(interp.InterpError, match=r"whole number") as caught:
             call()
         assert len(str(caught.value)) < 300
