@@ -28,7 +28,7 @@ from interp.lens.tower import ROTATED, see_picture
 from interp.lens.trying import Tried, tried, vocabulary
 from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
-from interp.seam.config import AttentionType, LensConfig
+from interp.seam.config import AttentionType, LensConfig, image_token_of
 from interp.seam.softmax_seam import only_open
 
 
@@ -224,6 +224,7 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         latent_layers=tuple(layer for layer, block in anatomy.attending if block.seen["latent"]),
         latent_widths=next((facts["latent"] for facts in seen if facts["latent"]), None),
         indexed_layers=tuple(indexed),
+        image_token_id=image_token_of(model.config),
     )
 
 

@@ -31,7 +31,7 @@ from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
-from interp.seam.config import LensConfig
+from interp.seam.config import LensConfig, image_token_of
 from interp.seam.event import AttentionEvent
 from interp.seam.points import live
 from interp.undoing import Undo, undoing
@@ -311,5 +311,5 @@ def _config(bridge: Any) -> LensConfig:
         attn_softcap=getattr(source, "attn_logit_softcapping", None),
         learned_sinks=hasattr(bridge.blocks[0].attn.original_component, "sinks"),
         parallel_attn_mlp=not hasattr(bridge.blocks[0], "hook_resid_mid"),
-        residual_scale=float(getattr(source, "residual_multiplier", 1.0)),
+        residual_scale=float(getattr(source, "residual_multiplier", 1.0)), image_token_id=image_token_of(source),
     )  # fmt: skip

@@ -248,7 +248,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         kwargs["logits_processor"] = looking.beside(kwargs.get("logits_processor"))
         with (
             finite(self, None if embedded else looking.rows(), looking.numbers),
-            self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past), without_gradients(),
+            self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past, before), without_gradients(),
             generation.in_one_sentence(),
         ):  # fmt: skip
             out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
@@ -356,8 +356,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         return past
 
     @contextmanager
-    def _session(self, cache: Any) -> Iterator[None]:
-        """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
+    def _session(self, cache: Any, prompt: int | None = None) -> Iterator[None]:
+        """All that must be in place while the model runs, and is gone afterwards; what is generated has a `prompt`."""
         with undoing(call := self._calls_of.now) as undo:
             self._turn.take(undo, call)
             with self._watching() as watched:
@@ -365,10 +365,10 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                 check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
                 if watched or keeper is not None or self.edits_in_force:
                     refuse_nesting(self.model, undo, call)
-                    self._attach(watched, cache, undo)
+                    self._attach(watched, cache, prompt, undo)
                 yield
 
-    def _attach(self, watched: dict[str, HookPoint], cache: Any, undo: Undo) -> None:
+    def _attach(self, watched: dict[str, HookPoint], cache: Any, prompt: int | None, undo: Undo) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
         on = partial(forward_hook, undo)
         for part in self.anatomy.stacks:
@@ -393,4 +393,4 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                 for site in sites.values():
                     site.cache = cache
             if self.edits_in_force:
-                self._interventions.attach_edits(sites, cache, undo)
+                self._interventions.attach_edits(sites, cache, prompt, undo)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 
+from interp.cache.paired import of_own_tokens
 from interp.errors import InterpError
+from interp.interventions.edits._edit_memory import EditedCache
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import Measured, finite
 from interp.lens.protocol import InterventionLens, TextLens
@@ -72,6 +74,8 @@ def _nats(
     call["past_key_values"] = cache
     if cache.keeper is not None:
         cache.keeper.reads_back = True
+    if isinstance(own := of_own_tokens(cache), EditedCache):
+        own.memory.prompt = tokens.shape[1]  # the rest is read as if it had been generated
     losses = [nll_of(logits, rest[:, :1])]
     fed = rest[:, :-1]
     chunk = min(chunk, rest.shape[1])

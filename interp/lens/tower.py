@@ -19,6 +19,7 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.first_look import Look, look_before
 from interp.lens.stacks import VISION, Listed, block_of
 from interp.lens.writers import ModuleCall
+from interp.seam.config import image_token_of
 from interp.vision.prompts import PLACE, encoded, marked
 
 Tensor = torch.Tensor
@@ -83,12 +84,8 @@ def on(model: Any, value: Any) -> Any:
 
 def image_token(model: Any, processor: Any) -> int:
     """The id of an image's tokens, in the config or else in the processor."""
-    for owner, name in (
-        (model.config, "image_token_id"),
-        (model.config, "image_token_index"),
-        (processor, "image_token_id"),
-    ):
-        if isinstance(token := getattr(owner, name, None), int):
+    for token in (image_token_of(model.config), getattr(processor, "image_token_id", None)):
+        if isinstance(token, int):
             return token
     raise InterpError(f"{type(model).__name__} does not say which token stands for an image.")
 
