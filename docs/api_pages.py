@@ -57,7 +57,7 @@ def families() -> dict[str, tuple[str, list[Entry]]]:
     found = interventions.available().values()
     policies = [cls for cls in found if issubclass(cls, CachePolicy)]
     edits = [cls for cls in found if not issubclass(cls, CachePolicy)]
-    read = probes.available() | probes.available("tasks")
+    read = probes.available() | probes.available("images") | probes.available("tasks")
     drawn = [importlib.import_module(f"interp.figures.{name}") for name in figures.names()]
     return {
         "Probes": (

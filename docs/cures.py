@@ -19,7 +19,6 @@ CURES = {
     "sets ‹key› twice": "Leave one of the two out.",
     "a cache policy keeps tokens ‹int(index.min())›":
         "Count places in `stored.whole()`; the newest `recent` tokens are kept without being named.",
-    "is not UTF-8, so it is no TOML": "Convert the file to UTF-8; `interp.interventions.save` writes it so.",
     "this is not TOML": "Mend the line that the parser names, or write the file with `interp.interventions.save`.",
     "TOML holds tables":
         'Begin each with `[[intervention]]` and `name = "think"`; `interp.interventions.save` writes it.',
@@ -56,6 +55,13 @@ CURES = {
     ", or is damaged: ‹why›": "Run again what wrote it.",
     "cannot write": "Choose a folder that exists, has room, and that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
+    # images
+    "have no place: each is made": "Take a model whose image tokens are patches; a resampler's or Q-Former's are not.",
+    "tokens, and the text has": "Pass the sizes of the images that the text was read with.",
+    "does not say which token stands for an image": "Give the processor that came with the weights.",
+    "is no file that an image could be in": "Pass the path of a PNG or JPEG file.",
+    "there is no image ‹path›": "Check the path; it is read from the folder that the program runs in.",
+    "‹what› has no pixels": "Pass an image of at least one pixel.",
     # models and loading
     "‹refusal(model, attends=bool(watcher.unread))›":
         "The sentence names the model and the feature of its attention that would be lost or wrong. Load it "
@@ -79,7 +85,16 @@ CURES = {
     "would be ignored: this model is loaded already":
         "Leave those arguments out, or give them where the model is loaded.",
     "a .gguf model goes to one device": "Pass `device='cpu'` or `device='cuda:0'` in place of a map.",
-    "cannot load ‹said›": "The reason is that of transformers; check the name, the folder and the network.",
+    "cannot load ‹what›": "The reason is that of transformers; check the name, the folder and the network.",
+    "says that ‹place› is not a number": "Download the model's config.json again, or mend it.",
+    "should be a whole number of at least ‹least›; mend": "Download the model's config.json again, or mend it.",
+    "where a small number stands": "Download the model's config.json again, or mend it.",
+    "asks for a model of": "Download config.json and weights again; they are not of one model.",
+    "asks for ‹have› of": "Download config.json and weights again; they are not of one model.",
+    "it should say which file holds which tensor": "Download the model's index again.",
+    "which is no file of its folder": "Download the model again, from somebody whom you trust.",
+    "which is not there; download": "Download the model again.",
+    "tensors; fetch the file again": "Fetch the file again, from somebody whom you trust.",
     "the weights of ‹name› lack": "Download or save the model again.",
     "cannot read the": "See that the file is there and that you may read it.",
     "which scores, pattern and observables cannot read": "Load the model with `attn_implementation='sdpa'`.",
@@ -96,8 +111,14 @@ CURES = {
     "attention_mask has shape": "Pass a mask of the tokens' shape.",
     "attention_mask has a hole": "Cut the text at the hole, and pass two.",
     "has no chat template": "Pass plain text, without `chat=True`, or set `lens.tokenizer.chat_template`.",
+    "so it was stopped; pass plain text": "Set `lens.tokenizer.chat_template` to one that you trust.",
+    "characters of this conversation": "Set `lens.tokenizer.chat_template` to one that you trust.",
     "does not take this conversation": "The reason is the template's own; mend the order or the roles of the messages.",
-    "cannot load a tokenizer from": "The reason is that of transformers; check the name, the folder and the network.",
+    "computes numbers that are not finite here, in": "Load the model in float32, and see that its weights are whole.",
+    "so it is not loaded; pass tokens": "Take the tokenizer from the model's own makers.",
+    "more than any tokenizer": "Download it again.",
+    "breaks on this: ‹": "The reason is the tokenizer's own; mend its files, or pass tokens.",
+    "reads a text otherwise between special tokens": "Pass tokens.",
     "does not generate with these settings": "The reason is that of transformers; change the setting that it names.",
     "the attention mask leaves nothing of row": "Leave that row out.",
     "a padding mask is 1 at tokens": "Pass zeros and ones; masks that are added to scores have four axes.",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import xarray as xr
+from PIL import Image
 
 import interp
 from docs.sections import cell, markdown, settings
@@ -26,8 +27,9 @@ A probe listens at hook points during one forward pass and keeps a few numbers o
 `interp.probe(lens, text, names)` runs any number of them in the same pass and returns an `xarray.Dataset` for each.
 Pass a probe object instead of a name to change its parameters, `interp.TextSinks(epsilon=(0.3, 0.8))`, or write them
 behind the name: `"text_sinks:epsilon=[0.3,0.8]"`, on the command line `--probes text_sinks:epsilon=[0.3,0.8]`.
-Probes of models that read regression tasks instead of text come last: `interp.probe(regressor, tasks, names)`. This
-page is written by `python -m docs.write_probes`.
+Probes of texts with images, `interp.probe(lens, text, names, images=...)`, follow those of text, and those of models
+that read regression tasks come last: `interp.probe(regressor, tasks, names)`. This page is written by
+`python -m docs.write_probes`.
 """
 
 
@@ -43,6 +45,13 @@ def tiny_lens() -> interp.Lens:
 def tiny_regressor() -> interp.icl.AttentionRegressor:
     """One layer of gradient descent."""
     return interp.icl.construct_gd(interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=3, n_ctx=4)), 1.0)
+
+
+def tiny_seeing() -> interp.Lens:
+    """A random LLaVA with its processor."""
+    from tests.vision_models import built
+
+    return interp.Lens(*built("llava"))
 
 
 def section(probe: type[Probe], result: xr.Dataset) -> str:
@@ -63,7 +72,8 @@ def section(probe: type[Probe], result: xr.Dataset) -> str:
 def page() -> str:
     results = interp.probe(tiny_lens(), torch.arange(1, 31))
     results |= interp.probe(tiny_regressor(), interp.icl.make_regression(40, 4, 3))
-    probes = available() | available("tasks")
+    results |= interp.probe(tiny_seeing(), "w1 <image> w2", [*available("images")], images=Image.new("RGB", (56, 56)))
+    probes = available() | available("images") | available("tasks")
     return HEAD + "".join(section(probe, results[name]) for name, probe in probes.items())
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from interp.runs.patching import patch
     from interp.runs.probing import probe
     from interp.runs.side_by_side import side_by_side
+    from interp.runs.sink_channels import sink_channels
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ _WHERE = {
     "compare": "interp.results.comparing",
     "explain": "interp.explaining",
     "side_by_side": "interp.runs.side_by_side",
+    "sink_channels": "interp.runs.sink_channels",
     "load_cache": "interp.lens.cache_files",
     "save_cache": "interp.lens.cache_files",
     "Lens": "interp.lens.lens",
@@ -79,6 +81,7 @@ __all__ = [
     "report",
     "save_cache",
     "side_by_side",
+    "sink_channels",
 ]
 
 
@@ -102,9 +105,11 @@ def _classes() -> dict[str, str]:
 
 if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.interventions.edits.attention_bias import AttentionBias as AttentionBias
+    from interp.interventions.edits.group_knock_out import GroupKnockOut as GroupKnockOut
     from interp.interventions.edits.knock_out import KnockOut as KnockOut
     from interp.interventions.edits.sink_removal import SinkRemoval as SinkRemoval
     from interp.interventions.edits.temperature import Temperature as Temperature
+    from interp.interventions.edits.var import VAR as VAR
     from interp.interventions.policies.attention_matching import AttentionMatching as AttentionMatching
     from interp.interventions.policies.d2o import D2O as D2O
     from interp.interventions.policies.expected_attention import ExpectedAttention as ExpectedAttention
@@ -124,3 +129,4 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.probes.icl_gd import IclGd as IclGd
     from interp.probes.logit_lens import LogitLens as LogitLens
     from interp.probes.text_sinks import TextSinks as TextSinks
+    from interp.probes.visual_sinks import VisualSinks as VisualSinks

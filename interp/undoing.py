@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from collections import OrderedDict
+
 T = TypeVar("T")
+RECORDING = "transformers.utils.output_capturing"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 MARKS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
@@ -76,6 +80,16 @@ class Undo:
 
         self.later(_unhook, module, here)
         (module.register_forward_pre_hook if pre else module.register_forward_hook)(here, **how)
+        if not pre:
+            _before_recorders(module)
+
+
+def _before_recorders(module: nn.Module) -> None:
+    """Let hooks that transformers has left on a module to record its outputs come last, so that what it records, and
+    models read on from (LLaVA takes the output of a block in the middle of its tower), is what hooks made of it."""
+    held = cast("OrderedDict[int, Any]", module._forward_hooks)
+    for number in [number for number, hook in held.items() if getattr(hook, "__module__", None) == RECORDING]:
+        held.move_to_end(number)
 
 
 def _unhook(module: nn.Module, hook: Callable[..., Any]) -> None:

@@ -23,7 +23,7 @@ FLOORS = (
     ("interp.errors", "interp.moved", "interp_kernels"),
     ("interp.discovery", "interp.files", "interp.undoing"),
     ("interp.cache", "interp.results", "interp.settings", "interp.subjects"),
-    ("interp.seam", "interp.figures"),
+    ("interp.seam", "interp.figures", "interp.vision"),
     ("interp.interventions",),
     ("interp.lens",),
     ("interp.icl",),

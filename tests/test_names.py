@@ -19,7 +19,7 @@ from interp.discovery import homes, named_classes
 
 def found() -> dict[str, type]:
     """What discovery finds by importing everything."""
-    classes = (*interventions.available().values(), *probes.available().values(), *probes.available("tasks").values())
+    classes = (*interventions.available().values(), *probes.every().values())
     assert classes
     return {cls.__name__: cls for cls in classes}
 
@@ -36,7 +36,7 @@ def test_files_tell_what_discovery_finds() -> None:
 
 
 def test_no_two_bear_one_name() -> None:
-    assert len(found()) == len(interventions.available()) + len(probes.available()) + len(probes.available("tasks"))
+    assert len(found()) == len(interventions.available()) + len(probes.every())
 
 
 @pytest.mark.parametrize(
@@ -125,5 +125,5 @@ def test_an_editor_knows_their_parameters(package: str) -> None:
 
 
 def test_an_editor_knows_a_lens() -> None:
-    assert parameters("import interp\ninterp.load('demo').score(") == ["prompt", "continuation", "chunk"]
+    assert parameters("import interp\ninterp.load('demo').score(") == ["prompt", "continuation", "chunk", "images"]
     assert parameters("import interp\ninterp.load('demo').apply(") == ["intervention", "ledger"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ NUMBERS_A_TOKEN = 40  # fp32 numbers of a layer's width that probing holds for e
 
 def check_weights(path: Path, dtype: str) -> None:
     """Raise InterpError where a local model's weights are larger than what is free. A hub id is not looked up."""
-    if path.is_dir():
-        held = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    elif path.suffix == ".gguf" and path.is_file():
+    if os.path.isdir(path):  # unlike Path's own, it takes any name
+        held = sum(file.stat().st_size for file in path.glob("*.safetensors") if os.path.isfile(file))
+    elif path.suffix == ".gguf" and os.path.isfile(path):
         held = path.stat().st_size * 8  # at most: 4-bit weights become fp32
     else:
         return

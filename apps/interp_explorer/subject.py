@@ -10,13 +10,13 @@ import hashlib
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from interp.errors import InterpError
+from interp.files.private import expanded
 from interp_explorer import address, memory, waiting
 from interp_explorer.text import plain
 
@@ -204,7 +204,7 @@ def lens(read: Reading) -> Any:
         import interp
         from interp.subjects.quiet import quiet_transformers
 
-        memory.check_weights(Path(read.model).expanduser(), read.dtype)
+        memory.check_weights(expanded(read.model, "the model"), read.dtype)
         with quiet_transformers():
             return interp.load(read.model, dtype=read.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from interp.errors import InterpError
 from interp.figures._text import escape, visible
 from interp.figures._theme import BLUE, GREY, ORANGE, finish
 from interp.files.apart import decoded
+from interp.files.reading import read_bytes
 
 KINDS = (".nc", ".parquet", ".csv")
 MOST = 200  # files listed
@@ -50,9 +52,8 @@ def _folder(name: str) -> Path:
 def read(path: Path) -> pd.DataFrame:
     """A table from a parquet or CSV file. Raises InterpError where it is none, or is too large to be shown."""
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise InterpError(f"{path.name} has {size:,} bytes, and tables of up to {MOST_BYTES:,} are shown.")
-        return _parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, comment="#")
+        content = read_bytes(path, "table", most=MOST_BYTES)
+        return _parquet(path, content) if path.suffix == ".parquet" else pd.read_csv(io.BytesIO(content), comment="#")
     except InterpError:
         raise
     except (OSError, ValueError, LookupError, TypeError) as error:  # pyarrow's and pandas' own errors derive from these
@@ -61,11 +62,11 @@ def read(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def _parquet(path: Path) -> pd.DataFrame:
+def _parquet(path: Path, content: bytes) -> pd.DataFrame:
     """Decoded in a process of its own: a small file may hold a large table."""
     import pyarrow as pa
 
-    (stream,) = decoded("interp_explorer.parquet_in", path.read_bytes(), f"{path.name} is not a table").pieces
+    (stream,) = decoded("interp_explorer.parquet_in", content, f"{path.name} is not a table").pieces
     table = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
     table.validate(full=True)
     found: pd.DataFrame = table.to_pandas()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import ipaddress
+import os
 import secrets
 import socket
+from pathlib import Path
 
 from interp.errors import InterpError
+from interp.files.private import private_folder
 
 PORT = 8501
 LARGEST_UPLOAD = 10  # MB; pages take less, but it is the server that refuses
@@ -41,9 +44,18 @@ def start(port: int | None = None, address: str = "localhost", browser: bool = T
         "client.toolbarMode": "minimal",
         "logger.hideWelcomeMessage": True,
     }
+    _expect_home()
     url = f"http://{_from_here(host)}:{chosen}"
     importlib.import_module(SERVING).serve(options, url, secrets.token_urlsafe(32), browser)
     return 0
+
+
+def _expect_home() -> None:
+    """Streamlit looks for its settings in a home folder, which a user that is a mere number does not have."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(private_folder("home"))
 
 
 def _host(address: str) -> str:

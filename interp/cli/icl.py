@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.terminal import command_line
+from interp.cli.terminal import at_home, command_line, printable, progress_bars
 from interp.errors import InterpError
 from interp.files.writing import Outputs, expect_writable
 
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 
 def icl(
     name: Annotated[str | None, typer.Argument(help="a study; without it, lists them")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="folder for report, result and trained parts")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=at_home, help="folder for report, result and trained parts")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="under a minute; some claims are then not judged")] = False,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="how many seeds, where the study has any")] = None,
     variant: Annotated[
@@ -61,7 +62,10 @@ def icl(
     print(f"{study.title}\n{study.paper}\n")
     for row in rows:
         print(f"  {row.verdict:22} {row.claim}: expected {row.expected}, found {row.found}")
-    print("\n" + "\n".join([report.tally(rows), *study.notes(ds), *(f"wrote {path}" for path in paths.values())]))
+    print(
+        "\n"
+        + "\n".join([report.tally(rows), *study.notes(ds), *(f"wrote {printable(path)}" for path in paths.values())])
+    )
 
 
 def _list(as_json: bool) -> None:
@@ -77,10 +81,6 @@ def _list(as_json: bool) -> None:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Progress]:
-    """A progress bar on standard error, shown only on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda fraction, doing: bar.update(task, completed=fraction, description=f"{what}: {doing}")
+    with progress_bars() as bars:
+        task = bars.add_task(what, total=1.0)
+        yield lambda fraction, doing: bars.update(task, completed=fraction, description=f"{what}: {doing}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.icl import icl
-from interp.cli.terminal import DEBUG, bar, command_line, printable
+from interp.cli.terminal import DEBUG, ReaderGoneError, at_home, bar, command_line, plain_streams, printable
 from interp.errors import InterpError
 from interp.files.writing import Outputs, expect_writable
 
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 DEFAULT_TOKENS = 1024
+READER_GONE = 141  # what a shell says of a program that a closed pipe ended: 128 and SIGPIPE
 
 Model = Annotated[str, typer.Argument(help="'demo', a hub id, a folder, or a .gguf file")]
-Text = Annotated[Path | None, typer.Option("--text", help="a UTF-8 text file; without it Python's own help topics")]
+Text = Annotated[
+    Path | None, typer.Option("--text", callback=at_home, help="a UTF-8 text file; without it Python's own help topics")
+]
 Tokens = Annotated[
     int | None, typer.Option("--tokens", min=1, help=f"read the first so many tokens; without it {DEFAULT_TOKENS:,}")
 ]
@@ -71,14 +75,16 @@ def models(as_json: Json = False) -> None:
         print(json.dumps(rows))
         return
     for row in rows:
-        print(f"{row['name']:40} {row['what']}")
+        print(printable(f"{row['name']:40} {row['what']}"))
     print("Besides these, MODEL may be a folder, a .gguf file, or a hub id.")
 
 
 @app.command()
 def probe(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="folder for the results, one NetCDF file a probe")],
+    out: Annotated[
+        Path, typer.Option("--out", callback=at_home, help="folder for the results, one NetCDF file a probe")
+    ],
     text: Text = None,
     tokens: Tokens = None,
     probes: Probes = None,
@@ -99,9 +105,9 @@ def probe(
 @app.command()
 def report(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="the HTML file; Markdown and NetCDF go beside it")] = Path(
-        "report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", callback=at_home, help="the HTML file; Markdown and NetCDF go beside it")
+    ] = Path("report.html"),
     text: Text = None,
     tokens: Tokens = None,
     probes: Probes = None,
@@ -127,7 +133,9 @@ def report(
 def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Option("--prompt", help="the text to continue")] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="a UTF-8 text file to continue")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", callback=at_home, help="a UTF-8 text file to continue")
+    ] = None,
     interventions: Annotated[
         list[str] | None,
         typer.Option("--with", help="an intervention, as in think:ratio=0.5, or a .toml file of them; may be repeated"),
@@ -171,7 +179,7 @@ def generate(
     for note in told["notes"]:
         print(f"note: {printable(note)}", file=sys.stderr)
     print("\n".join(printable(line) for line in told["text"].split("\n")))
-    print("\n" + "\n".join(_account(lens.cfg.model_name, told)))
+    print("\n" + "\n".join(map(printable, _account(lens.cfg.model_name, told))))
 
 
 @app.command()
@@ -319,35 +327,42 @@ def _tell(run: Reading, extra: dict[str, Any], as_json: bool) -> None:
         if about["n_tokens"] >= about["tokens_asked"]
         else f" (the text has no more than that; {about['tokens_asked']} were asked for)"
     )
-    print(f"{about['model']} read the first {about['n_tokens']} tokens of {about['text']}{short}.")
+    print(printable(f"{about['model']} read the first {about['n_tokens']} tokens of {about['text']}{short}."))
     for name, sentences in findings.items():
         print(f"\n{name}")
         for sentence in sentences:
             print(f"  - {printable(sentence)}")
-    print("\n" + "\n".join(f"wrote {path}" for path in extra["files"].values()))
+    print("\n" + "\n".join(printable(f"wrote {path}") for path in extra["files"].values()))
 
 
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
     debug = DEBUG in sys.argv
     sys.argv = [a for a in sys.argv if a != DEBUG] if debug else sys.argv
-    try:
-        app()
-    except InterpError as error:
-        _fail(error, debug, f"error: {' '.join(str(error).split())}", 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        _fail(
-            error,
-            debug,
-            f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)",
-            1,
-        )
+    with plain_streams():
+        try:
+            try:
+                app()
+            finally:
+                sys.stdout.flush()  # what cannot be written is found out now, and not when Python ends
+        except InterpError as error:
+            _fail(error, debug, f"error: {' '.join(str(error).split())}", 2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except ReaderGoneError:
+            sys.exit(READER_GONE)
+        except Exception as error:
+            _fail(
+                error,
+                debug,
+                f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)",
+                1,
+            )
 
 
 def _fail(error: Exception, debug: bool, line: str, code: int) -> None:
     if debug:
-        raise error
-    print(line, file=sys.stderr)
+        traceback.print_exception(error)
+    else:
+        print(line, file=sys.stderr)
     sys.exit(code)

@@ -35,27 +35,52 @@ class Answer(NamedTuple):
     pieces: list[bytearray]
 
 
+class NoAnswerError(Exception):
+    """The process ended, or took too long."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late = late
+
+
 def decoded(module: str, content: bytes, name: str) -> Answer:
     """What `module.decode(content)` returns in another process: a dict for JSON, and pieces of bytes.
 
     name: what errors call the file and what it should be, as in "x.nc is not a result".
     Raises `StorageError` where the decoder refuses it, dies, or takes too much time or memory.
     """
+    try:
+        answer = answered(module, content, SECONDS)
+    except NoAnswerError as error:
+        why = "it takes longer to read than any does" if error.late else "it breaks the library that reads it"
+        raise StorageError(f"{name}, or is damaged: {why}.") from None
+    if (said := refused(answer)) is not None:
+        raise StorageError(f"{name}, or is cut short: {said}.")
+    return answer
+
+
+def answered(module: str, content: bytes, seconds: int) -> Answer:
+    """What `module.decode(content)` says in another process, within so many seconds of computing.
+
+    Raises `NoAnswerError` where it dies, or takes too much time or memory; one that refuses says so in its answer.
+    """
     child = _Child.for_(module)
     try:
-        answer = child.ask(content, SECONDS + len(content) // 5_000_000, MEMORY + 4 * len(content))
+        answer = child.ask(content, seconds + len(content) // 5_000_000, MEMORY + 4 * len(content))
     except (EOFError, OSError, ValueError, OverflowError):
-        late = child.end() == TOO_LONG
-        why = "it takes longer to read than any does" if late else "it breaks the library that reads it"
-        raise StorageError(f"{name}, or is damaged: {why}.") from None
+        raise NoAnswerError(child.end() == TOO_LONG) from None
     except BaseException:  # Ctrl-C: an answer that nobody takes must not be the next one's
         child.end()
         raise
     _IDLE[child.key].append(child)
-    if "refused" in answer.about:
-        said = "".join(c for c in str(answer.about["refused"])[:200] if c.isprintable()).rstrip(".")
-        raise StorageError(f"{name}, or is cut short: {said}.")
     return answer
+
+
+def refused(answer: Answer) -> str | None:
+    """Why a decoder refused what it was given; None where it did not."""
+    if "refused" not in answer.about:
+        return None
+    return "".join(c for c in str(answer.about["refused"])[:200] if c.isprintable()).rstrip(".")
 
 
 _IDLE: defaultdict[tuple[int, str], list[_Child]] = defaultdict(list)

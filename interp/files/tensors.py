@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.files.reading import expect_regular
 from interp.files.writing import write as write_file
 
 
@@ -33,8 +34,7 @@ def read(path: str | Path, key: str) -> tuple[dict[str, Tensor], Any]:
     Raises InterpError for a damaged file; OSError, SafetensorError or ValueError for one that is none of this kind. A
     file of before there were checksums is read without one.
     """
-    if not Path(path).is_file():  # a pipe would be waited for
-        raise FileNotFoundError(f"there is no file {path}")
+    expect_regular(path)
     with safe_open(path, "pt") as file:
         said = file.metadata() or {}
         # what it hands out lies in the file: an interp that goes on with it would die where somebody cuts that short

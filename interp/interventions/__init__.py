@@ -44,9 +44,11 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.interventions.edits.attention_bias import AttentionBias as AttentionBias
+    from interp.interventions.edits.group_knock_out import GroupKnockOut as GroupKnockOut
     from interp.interventions.edits.knock_out import KnockOut as KnockOut
     from interp.interventions.edits.sink_removal import SinkRemoval as SinkRemoval
     from interp.interventions.edits.temperature import Temperature as Temperature
+    from interp.interventions.edits.var import VAR as VAR
     from interp.interventions.policies.attention_matching import AttentionMatching as AttentionMatching
     from interp.interventions.policies.d2o import D2O as D2O
     from interp.interventions.policies.expected_attention import ExpectedAttention as ExpectedAttention

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.files import reading
 from interp.files.writing import write
 from interp.interventions import catalogue
 from interp.interventions.base import Intervention, parts
@@ -27,6 +28,7 @@ from interp.settings.reading import build, read
 
 TABLE = "intervention"
 EXAMPLE = "think:ratio=0.5"
+MOST_BYTES = 1_000_000  # of a file of settings
 
 
 def parse(text: str) -> Intervention:
@@ -75,8 +77,8 @@ def from_toml(text: str) -> Intervention:
     """The intervention, or the composition of several, that `to_toml` wrote. Settings left out have their defaults."""
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InterpError(f"this is not TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:  # not only its own: Python reads no number of over 4,300 digits
+        raise InterpError(f"this is not TOML: {' '.join(str(error).split()).rstrip('.')}.") from None
     tables = content.pop(TABLE, None)
     if content or not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         found = f", found {', '.join(content)}" if content else ""
@@ -96,12 +98,7 @@ def save(intervention: Intervention, path: str | Path) -> Path:
 
 def load(path: str | Path) -> Intervention:
     """The intervention that `save` wrote to `path`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InterpError(f"{path} is not UTF-8, so it is no TOML.") from None
-    except OSError as error:
-        raise InterpError(f"cannot read the intervention file {path}: {error.strerror or error}.") from None
+    text = reading.read_text(path, "intervention file", most=MOST_BYTES)
     try:
         return from_toml(text)
     except InterpError as error:

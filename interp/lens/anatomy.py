@@ -24,16 +24,17 @@ from interp.lens.head import final_norm, find_head
 from interp.lens.parts import Anatomy, BlockParts, Stack
 from interp.lens.projection import heads_written, out_projection
 from interp.lens.stacks import Listed, lists_of, told_apart
+from interp.lens.tower import ROTATED, see_picture
 from interp.lens.trying import Tried, tried, vocabulary
 from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
-from interp.seam.config import AttentionType, LensConfig
+from interp.seam.config import AttentionType, LensConfig, image_token_of
 from interp.seam.softmax_seam import only_open
 
 
 @torch.no_grad()
-def dissect(model: Any) -> Anatomy:
-    """Run `model` on a few tokens and find its parts.
+def dissect(model: Any, processor: Any = None) -> Anatomy:
+    """Run `model` on a few tokens and find its parts; given its processor, on a small picture too.
 
     Raises UnsupportedModelError for models that text alone does not run, models without attention or with one that no
     seam reaches, and models with attention in several lists of layers that are no encoder and its decoder, or several
@@ -58,7 +59,14 @@ def dissect(model: Any) -> Anatomy:
         (call.out for call in seen.seen if embedding is not None and seen.names[embedding] == call.name), None
     )
     by_token = put_out is None or put_out.shape[:2] == (1, TOKENS)
-    return Anatomy(tuple(blocks), norm, unembed, kept.own, by_token, embedding, others, decoder)
+    tower = see_picture(model, processor, main.name) if decoder is None else "a Lens looks at images of decoders alone"
+    unseen = tower if isinstance(tower, str) else None
+    if not isinstance(tower, str):
+        vision = Stack(
+            tower.listed.prefix, tuple(_blocks(model, tower.look, tower.listed)), None, None, tower.projected
+        )
+        others = (*others, vision)
+    return Anatomy(tuple(blocks), norm, unembed, kept.own, by_token, embedding, others, decoder, unseen)
 
 
 def _to_try(blocks: Sequence[BlockParts], others: Sequence[Stack]) -> list[Tried]:
@@ -102,8 +110,9 @@ def _blocks(model: Any, look: Look, listed: Listed) -> list[BlockParts]:
 
 
 def _block(
-    model: Any, block: nn.Module, name: str, own: nn.Module | None, cross: nn.Module | None, look: Look, tokens: int
-) -> BlockParts:
+    model: Any, block: nn.Module, name: str, own: nn.Module | None, cross: nn.Module | None, look: Look,
+    tokens: int | None,
+) -> BlockParts:  # fmt: skip
     """The parts of the block of that name, whose attention modules are `own` and `cross`, if it has any."""
     calls = [call for call in look.seen if call.name == name]
     inside = [call for call in look.seen if call.name.startswith(f"{name}.")]
@@ -145,8 +154,9 @@ def _block(
 
 
 def _attention(
-    model: Any, attention: nn.Module, inside: list[ModuleCall], look: Look, found: Writers, attn_out: Any, tokens: int
-) -> dict[str, Any]:
+    model: Any, attention: nn.Module, inside: list[ModuleCall], look: Look, found: Writers, attn_out: Any,
+    tokens: int | None,
+) -> dict[str, Any]:  # fmt: skip
     """What is known of one attention module of a block, as fields of its parts."""
     name, facts = look.names[attention], look.calls[attention][0]
     inner = [call for call in inside if call.name.startswith(f"{name}.")]
@@ -164,7 +174,11 @@ def _attention(
         "gated": gated,
         "heads_written": itself or (heads_written(inside, name, found) and projection is not None),
         "seam": seam,
-        "rotation": only_open(attention) if seam == "softmax" else rotation_of(attention, facts["k"], tables, written),
+        "rotation": ROTATED
+        if tokens is None
+        else only_open(attention)
+        if seam == "softmax"
+        else rotation_of(attention, facts["k"], tables, written),
         "seen": seen,
         "whole": facts["n_keys"] != tokens and is_encoder_decoder(model),
     }
@@ -210,6 +224,7 @@ def config_of(model: Any, anatomy: Anatomy, name: str | None) -> LensConfig:
         latent_layers=tuple(layer for layer, block in anatomy.attending if block.seen["latent"]),
         latent_widths=next((facts["latent"] for facts in seen if facts["latent"]), None),
         indexed_layers=tuple(indexed),
+        image_token_id=image_token_of(model.config),
     )
 
 

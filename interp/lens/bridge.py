@@ -19,6 +19,7 @@ from interp.interventions.base import CachePolicy
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.evaluating import check_mode, evaluating
 from interp.lens.finite import refuse_lost
+from interp.lens.generation import expect_counts
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.parts import Anatomy, BlockParts
 from interp.lens.reading_input import unpacked, without_types
@@ -30,7 +31,7 @@ from interp.lens.weights_by_name import WeightsMixin
 from interp.lens.writers import Writer, Writers
 from interp.seam import points as table
 from interp.seam.attention import OBSERVABLES, show
-from interp.seam.config import LensConfig
+from interp.seam.config import LensConfig, image_token_of
 from interp.seam.event import AttentionEvent
 from interp.seam.points import live
 from interp.undoing import Undo, undoing
@@ -134,7 +135,7 @@ class BridgeLens(WeightsMixin, HookedLens):
                 if wanted:
                     self._collect(layer, undo, partial(self._show, layer, wanted, attention_mask))
             logits = self.bridge(tokens, **kwargs)
-        return as_asked(return_type, logits, tokens, attention_mask)
+        return as_asked(self, return_type, logits, tokens, attention_mask, read=(tokens, attention_mask))
 
     def generate(self, input: Any = None, **kwargs: Any) -> Any:
         """The bridge's own `generate`, with its own arguments and hooks; observables are refused there.
@@ -146,6 +147,7 @@ class BridgeLens(WeightsMixin, HookedLens):
             raise UnsupportedModelError(
                 f"{watched[0]} is computed in single passes of a TransformerBridge, not in generate."
             )
+        expect_counts(kwargs)
         input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
         without_types(kwargs, ())
         if "inputs_embeds" in kwargs:
@@ -309,5 +311,5 @@ def _config(bridge: Any) -> LensConfig:
         attn_softcap=getattr(source, "attn_logit_softcapping", None),
         learned_sinks=hasattr(bridge.blocks[0].attn.original_component, "sinks"),
         parallel_attn_mlp=not hasattr(bridge.blocks[0], "hook_resid_mid"),
-        residual_scale=float(getattr(source, "residual_multiplier", 1.0)),
+        residual_scale=float(getattr(source, "residual_multiplier", 1.0)), image_token_id=image_token_of(source),
     )  # fmt: skip

@@ -38,6 +38,10 @@ class NonFiniteError(InterpError):
     """
 
 
+class LostError(Exception):
+    """Of numbers that were taken some are not finite, so that what goes on with them may stop."""
+
+
 class Measured(Protocol):
     """What measures run: a Lens, or a bridge's."""
 
@@ -77,25 +81,43 @@ class Numbers:
             self.take(x)
 
     @property
+    def lost_last(self) -> bool:
+        """Whether what was taken last is lost."""
+        return not all(map(_finite, self._limits[-2:]))
+
+    @property
     def lost(self) -> bool:
         return not all(map(_finite, self._limits))
 
 
 @contextmanager
-def finite(lens: Measured, rows: Iterable[Int[Tensor, "1 pos"]]) -> Iterator[Numbers]:
+def finite(
+    lens: Measured, rows: Iterable[Int[Tensor, "1 pos"]] | None, numbers: Numbers | None = None
+) -> Iterator[Numbers]:
     """For a block that measures a model on texts: raises NonFiniteError where numbers that it takes are not finite.
 
-    An exception of the block, too, is put down to that where the model's own numbers are not.
+    rows: the texts, to see why; None where they cannot be read again (embeddings, a cache from before).
+    numbers: those to look at, where something else takes them and says by a LostError that they are lost.
+    An exception of the block, too, is put down to that where the model's own numbers are not finite.
     """
-    numbers = Numbers()
+    given, numbers = numbers, numbers or Numbers()
     try:
         yield numbers
         lost = numbers.lost
+    except LostError:
+        lost = True
     except Exception as error:
+        if given is not None and not given.lost:
+            raise
         if (lost_at := _where(lens, rows)) is not None:
             raise NonFiniteError(lost_at) from error
         raise
     if lost:
+        if rows is None:
+            raise NonFiniteError(
+                f"{lens.cfg.architecture} computes numbers that are not finite here, in {lens.cfg.dtype}; probe "
+                "the same as a text to see in which layer, or load the model in float32."
+            )
         raise NonFiniteError(
             _where(lens, rows)
             or f"{lens.cfg.architecture} computes numbers that are not finite here, and finite ones when it is left "
@@ -109,7 +131,9 @@ def refuse_lost(lens: Measured, row: Int[Tensor, "1 pos"], logits: Tensor) -> No
         numbers.take_logits(logits)
 
 
-def _where(lens: Measured, rows: Iterable[Tensor]) -> str | None:
+def _where(lens: Measured, rows: Iterable[Tensor] | None) -> str | None:
+    if rows is None:
+        return None
     bridge = getattr(lens, "bridge", None)
     if bridge is not None:
         return where_lost(bridge, rows, bridge)

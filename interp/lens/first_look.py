@@ -6,8 +6,8 @@ tell by their number whose tokens they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class Look:
     """The calls of all modules, in the order in which they finish."""
     names: dict[nn.Module, str]
     logits: Tensor
+    """What the run ended in."""
     in_code: bool
     """Whether attention is what modelling files compute in their own code."""
 
@@ -111,7 +112,9 @@ def look(model: Any) -> Look:
     Raises UnsupportedModelError for models that text alone does not run, models without attention or with one that no
     seam reaches, and models without a language-model head.
     """
-    watcher, seen, logits = _watched(model, in_code=False)
+    written = some_tokens(model, TOKENS)[None]
+    given = arguments(model, some_tokens(model, READ)[None].flip(-1) if is_encoder_decoder(model) else written, written)
+    watcher, seen, logits = _watched(model, given, in_code=False)
     if logits is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head; load the ...ForCausalLM class of this architecture."
@@ -119,19 +122,50 @@ def look(model: Any) -> Look:
     if (lost_at := said_of(model, seen, logits)) is not None:  # then nothing is found by arithmetic
         raise NonFiniteError(lost_at)
     if in_code := not watcher.calls:
-        watcher, seen, _ = _watched(model, in_code)
+        watcher, seen, _ = _watched(model, given, in_code)
     if not watcher.calls or watcher.unread.intersection(watcher.calls):
         raise UnsupportedModelError(refusal(model, attends=bool(watcher.unread)))
     return Look(watcher.calls, seen, {module: name for name, module in model.named_modules()}, logits, in_code)
 
 
-def _watched(model: Any, in_code: bool) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
+def look_before(model: Any, given: Mapping[str, Any], until: nn.Module) -> tuple[Look, Tensor]:
+    """The same of a run on other arguments that ends where a module begins; and what that module was to read.
+
+    Raises whatever the model raises.
+    """
+    watcher = _Watcher(False, False)
+    sites = dict.fromkeys(model.modules(), watcher)
+    with evaluation_mode(model), attention_through(model, sites), _recorded(model) as seen:
+        stream = entering(model, given, until)
+    return Look(watcher.calls, seen, {module: name for name, module in model.named_modules()}, stream, False), stream
+
+
+def entering(model: Any, given: Mapping[str, Any], module: nn.Module) -> Tensor:
+    """What a module reads first in a run on these arguments, which ends there."""
+    arrived: list[Tensor] = []
+
+    def end(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        arrived.append(args[0] if args else kwargs["hidden_states"])
+        raise _Arrived
+
+    with undoing() as undo, suppress(_Arrived):
+        undo.hook(module, end, pre=True, with_kwargs=True)
+        model(**given, use_cache=False)
+    (stream,) = arrived
+    return stream
+
+
+class _Arrived(Exception):
+    """A run has come to where it was to end."""
+
+
+def _watched(
+    model: Any, given: Mapping[str, Tensor], in_code: bool
+) -> tuple[_Watcher, list[ModuleCall], Tensor | None]:
     """What the model's attention and its modules do, and its logits.
 
     in_code: look at what modelling files compute themselves, rather than at the attention registry.
     """
-    written = some_tokens(model, TOKENS)[None]
-    given = arguments(model, some_tokens(model, READ)[None].flip(-1) if is_encoder_decoder(model) else written, written)
     watcher = _Watcher(in_code, is_encoder_decoder(model))
     modules = list(model.modules())
     inside = [module for module in modules if in_code and any(module.children())]  # an nn.Softmax is not what attends

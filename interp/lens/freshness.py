@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from interp.errors import UnsupportedModelError
+from interp.lens.positions import OFFSET
+from interp.seam.config import LensConfig
 
 PLAIN = (int, float, str, bool, type(None))
 # Of a module's own numbers those that say nothing about its maths.
-MOODS = frozenset({"training", "gradient_checkpointing", "_is_full_backward_hook"})
+MOODS = frozenset({"training", "gradient_checkpointing", "_is_full_backward_hook", OFFSET})
 NAMED = ("_compiled_call_impl", "config")
 COMPILED = "_torchdynamo_orig_callable"
 
@@ -98,4 +100,16 @@ def refuse_unrunnable(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{name or type(module).__name__} is compiled, and compiled code passes hooks by; give interp the "
                 "model as it was before torch.compile, and compile a copy of it."
+            )
+
+
+def refuse_lossy_delegates(cfg: LensConfig) -> None:
+    """SDPA knows neither logit softcaps nor learned sinks; some transformers releases drop them without a word."""
+    for feature, present in (
+        ("an attention softcap", cfg.attn_softcap is not None),
+        ("learned sinks", cfg.learned_sinks),
+    ):
+        if present and cfg.attention == "sdpa":
+            raise UnsupportedModelError(
+                f"{cfg.architecture} has {feature}, which sdpa ignores; load it with attn_implementation='eager'."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from interp.errors import InterpError
@@ -20,8 +20,8 @@ SAYS_NOTHING: Mapping[str, tuple[Any, ...]] = {
 """Values with which a setting that transformers does not know asks for what happens anyway."""
 
 
-def in_their_words(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a call of `generate` as transformers knows them.
+def in_their_words(said: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
+    """The keywords of a call of `generate` as transformers knows them; `known` are the model's own.
 
     `temperature=0` is greedy search there too, `stop_at_eos=False` writes on, `use_past_kv_cache` is `use_cache`;
     `verbose` asks for a progress bar, of which there is none. Raises InterpError for what would be ignored.
@@ -29,6 +29,8 @@ def in_their_words(said: Mapping[str, Any]) -> dict[str, Any]:
     told = dict(said)
     told.pop("verbose", None)
     for name, nothing in SAYS_NOTHING.items():
+        if name in known:
+            continue
         value = told.pop(name, None)
         if not any(value is one or value == one for one in nothing):
             raise InterpError(f"generate takes no {name} here: {OF_GENERATION[name]}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import numbers
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +19,26 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens.activations import LensActivations
+from interp.lens.finite import LostError, Numbers
+from interp.lens.foreign import asking
+from interp.lens.reading_input import without_padding
 from interp.lens.strict_hooks import Hook
 
 if TYPE_CHECKING:
+    from interp.lens.reading_input import Read
     from interp.lens.strict_hooks import HookedLens
-    from interp.lens.text import Read
 
 Tensor = torch.Tensor
 NEW_TOKENS = 64
+COUNTS = {
+    "max_new_tokens": 1,
+    "max_length": 1,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+}
+"""Settings that are whole numbers, and the least that each may be: NaN passes every comparison."""
 GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
@@ -58,9 +71,9 @@ class Settings:
         """How many tokens to write at most. A `max_length` counts the prompt too."""
         for source in (self.said.get, partial(_field, self.passed)):
             if (count := source("max_new_tokens")) is not None:
-                return _at_least_one("max_new_tokens", count)
+                return at_least(1, "max_new_tokens", count)
             if (length := source("max_length")) is not None:
-                if _at_least_one("max_length", length) <= prompt_tokens:
+                if at_least(1, "max_length", length) <= prompt_tokens:
                     raise InterpError(
                         f"max_length={length} counts the prompt, which has {prompt_tokens} tokens already; raise it, "
                         "or pass max_new_tokens."
@@ -105,9 +118,22 @@ def _field(config: Any, name: str) -> Any:
     return getattr(config, name, None)
 
 
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InterpError(f"generate: {name} should be a number of at least 1, found {value!r}.")
+def expect_counts(said: Mapping[str, Any], max_new_tokens: Any = None) -> None:
+    """Raises InterpError for settings that would never end, or that mean nothing, before anything is read."""
+    keywords = said if max_new_tokens is None else {**said, "max_new_tokens": max_new_tokens}
+    for source in (keywords.get, partial(_field, said.get("generation_config"))):
+        for name, least in COUNTS.items():
+            if (value := source(name)) is not None:
+                at_least(least, name, value)
+        seconds = source("max_time")
+        if seconds is not None and not (isinstance(seconds, numbers.Real) and 0 < float(seconds) < math.inf):
+            raise InterpError(f"generate: max_time should be a finite number of seconds above 0, found {seconds!r}.")
+
+
+def at_least(least: int, name: str, value: Any) -> int:
+    """A whole number. Raises InterpError for anything else, and for a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise InterpError(f"generate: {name} should be a number of at least {least}, found {value!r}.")
     return int(value)
 
 
@@ -128,6 +154,40 @@ def in_one_sentence() -> Iterator[None]:
         raise InterpError(f"transformers does not generate with these settings: {said}.") from error
 
 
+class Looking:
+    """A processor of logits that changes nothing: it looks whether they are finite, and remembers what was read.
+
+    On a CPU, which need not be waited for, a step that is lost is the last one; a GPU is asked at the end.
+    """
+
+    def __init__(self, tokens: Tensor, mask: Tensor | None, paired: bool) -> None:
+        self._tokens, self._mask, self._paired = tokens, mask, paired
+        self._ids: Tensor | None = None
+        self.numbers = Numbers()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._ids = input_ids
+        self.numbers.take_logits(scores)
+        if scores.device.type == "cpu" and self.numbers.lost_last:
+            raise LostError
+        return scores
+
+    def beside(self, others: Any) -> Any:
+        """A list of it and, after it, the caller's own processors."""
+        from transformers import LogitsProcessorList
+
+        return LogitsProcessorList([self, *(others or ())])
+
+    def rows(self) -> Iterator[Tensor]:
+        """The texts so far without their padding; of an encoder-decoder what the encoder read."""
+        if self._ids is None or self._paired:
+            yield from without_padding(self._tokens, self._mask)
+            return
+        each = len(self._ids) // len(self._tokens)
+        for i, row in enumerate(self._ids.split(1)):
+            yield row[:, 0 if self._mask is None else int((self._mask[i // each] == 0).sum()) :]
+
+
 def as_text(tokenizer: Any, sequences: Tensor, prompt: Read, alone: bool) -> str | list[str]:
     """Text of sequences `[prompt * returned, pos]` without special tokens and padding; of a conversation the reply
     alone. One string where one prompt came alone and one sequence came back. `alone`: they hold no prompt."""
@@ -139,7 +199,8 @@ def as_text(tokenizer: Any, sequences: Tensor, prompt: Read, alone: bool) -> str
         width, padding = 0, [0] * len(padding)
     begins = [width if prompt.conversation else n for n in itertools.chain(*([n] * each for n in padding))]
     rows = [row[begin:] for row, begin in zip(sequences.tolist(), begins, strict=True)]
-    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    with asking(tokenizer):
+        texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return texts[0] if prompt.single and len(texts) == 1 else texts
 
 

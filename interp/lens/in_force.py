@@ -140,12 +140,18 @@ class InForce:
         norms = lambda layer: output_norms(self.cfg, self.anatomy.blocks[layer], layer)  # noqa: E731
         return Keeper(policies, self.cfg, self.cfg.full_attention_layers, norms, ledger)
 
-    def attach_edits(self, sites: Mapping[int, Site], cache: Any, undo: Undo) -> None:
-        """Let the edits in force act at the attention of a call's layers, until the end of `undo`."""
+    def attach_edits(self, sites: Mapping[int, Site], cache: Any, prompt: int | None, undo: Undo) -> None:
+        """Let the edits in force act at the attention of a call's layers, until the end of `undo`.
+
+        prompt: how many columns are the prompt of what is generated; None in other calls.
+        """
         own = of_own_tokens(cache)
         memory = own.memory if isinstance(own, EditedCache) else EditMemory()
         seen = (lambda: 0) if cache is None else cache.get_seq_length
-        editing = Editing(self.edits, memory, seen, self._block.account)
+        editing = Editing(self.edits, self.cfg, memory, seen, self._block.account)
+        if prompt is not None:
+            undo.later(setattr, memory, "prompt", None)
+            memory.prompt = prompt
 
         def arrive(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if cache is not None and kwargs.get("past_key_values") is not cache:

@@ -16,8 +16,6 @@ from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
-from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from interp.cache.lens_cache import LensCache
@@ -26,24 +24,29 @@ from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.base import CachePolicy, Intervention, parts
 from interp.interventions.edits.base import AttentionEdit
 from interp.interventions.keeper import cache_policies
-from interp.lens import generation, scoring, two_texts
-from interp.lens.arguments import refuse_misfits
+from interp.lens import generation, positions, scoring, two_texts
+from interp.lens.arguments import parameters_of, refuse_misfits
 from interp.lens.evaluating import check_mode, evaluating
+from interp.lens.finite import finite
+from interp.lens.first_look import first
+from interp.lens.freshness import refuse_lossy_delegates
 from interp.lens.generating_words import in_their_words
 from interp.lens.habits import keywords_instead
 from interp.lens.in_force import InForce
 from interp.lens.parts import Anatomy
 from interp.lens.point_building import PointsMixin
 from interp.lens.reading_input import left_padded, unpacked, without_types
+from interp.lens.seeing import IMAGES
 from interp.lens.spelling import Spelling
 from interp.lens.staying_current import CurrentMixin
 from interp.lens.stopping import Stopped, layer_asked, stopping
 from interp.lens.strict_hooks import HookPoint
 from interp.lens.turns import refuse_nesting, turn_of, whole
-from interp.lens.watching import attach_residual, attend_through, forward_hook
+from interp.lens.watching import attach_residual, attend_through, forward_hook, replaced
 from interp.lens.weights_by_name import WeightsMixin
 from interp.seam.config import LensConfig
 from interp.undoing import Undo, undoing, without_gradients
+from interp.vision.processors import sees
 
 Tensor = torch.Tensor
 
@@ -57,7 +60,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
 
     Args:
         model: a loaded transformers model; it is used as it is, never copied or changed.
-        tokenizer: its tokenizer, or None to work with token tensors only.
+        tokenizer: its tokenizer, or the processor of a model that sees, or None to work with token tensors only.
         name: what results call the model.
 
     Raises:
@@ -74,7 +77,9 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
 
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
-        self.model, self.tokenizer, self._name = model, tokenizer, name
+        self.model, self._name = model, name
+        self.processor = tokenizer if sees(tokenizer) else None
+        self.tokenizer = tokenizer if self.processor is None else self.processor.tokenizer
         self._last_cache: LensCache | None = None
         self.last_logits_only: dict[str, Any] = {}
         """Keywords with which `forward` returns the logits of the last position only, where the model can."""
@@ -88,7 +93,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         return self._known.anatomy.decoder is not None
 
     def _check_config(self, cfg: LensConfig) -> None:
-        _refuse_lossy_delegates(cfg)
+        refuse_lossy_delegates(cfg)
 
     def _build(self, anatomy: Anatomy, cfg: LensConfig) -> None:
         """Hook points and the rest that depends on the model's parts; points that were there keep their hooks."""
@@ -105,6 +110,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         acting = self._interventions
         acting.model, acting.cfg, acting.anatomy = self.model, cfg, anatomy
         acting.caches = "past_key_values" in named
+        self._counts = positions.counting(self.model)
 
     @whole
     def forward(
@@ -122,6 +128,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         unless asked for, and then the cache used is `lens.last_cache`. Position ids follow the mask.
         What a tokenizer returned may come as it is or as keywords (`lens(**encoded)`), and `inputs_embeds=...` in the
         place of an input; those have no tokens, and so no loss.
+        With `images=` a model that sees reads them where `<image>` stands in a text: paths, PIL images or arrays, one
+        or several for a text, of several texts one or a list for each.
         Of an encoder-decoder the encoder reads the input, padded on the right, and the decoder its start token, or what
         `decoder_input=` says: a text, which gets the start token before it, or tokens as they are; logits and loss are
         of these. `decoder_input_ids` and `labels` are transformers' own.
@@ -140,7 +148,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         spelled, per_token = Spelling.taken(kwargs), kwargs.pop("loss_per_token", False)
         stop = layer_asked(kwargs.pop("stop_at_layer", None), self.cfg.n_layers, return_type, kwargs)
         paired = self.anatomy.decoder is not None
-        if unknown := sorted(kwargs.keys() - self._keywords - ({"decoder_input"} if paired else set())):
+        if unknown := sorted(kwargs.keys() - self._keywords - {IMAGES} - ({"decoder_input"} if paired else set())):
             named = ", ".join(unknown) + keywords_instead(unknown)
             raise InterpError(f"{self.cfg.architecture} knows no argument {named}; it would be ignored.")
         read = self.read_arguments(input, attention_mask, kwargs, spelled)
@@ -154,18 +162,21 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         for one, before in ((main, seen), (read, 0)) if paired else ((read, seen),):
             self.check_length(before + one.tokens.shape[1])
             self.check_mask(one.mask, one.tokens, before)
-        padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not bool(attention_mask.all())
-        if padded and not paired:
-            kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, seen:])
         if "inputs_embeds" not in kwargs:
             kwargs["input_ids"] = read.tokens
+        if not paired:
+            positions.put(self._counts, kwargs, attention_mask, seen, read.tokens, past)
         try:
             with self._session(past), stopping(stop, self.anatomy, self._calls_of.now):
                 logits = self.model(attention_mask=attention_mask, **kwargs).logits
         except Stopped as stopped:
             return stopped.resid
+        positions.remember(self._counts, kwargs, past)
         labels = kwargs.get("labels") if paired else None
-        return scoring.as_asked(return_type, logits, main.tokens, main.mask, labels, per_token=per_token)
+        again = None if seen else (read.tokens, read.mask)
+        return scoring.as_asked(
+            self, return_type, logits, main.tokens, main.mask, labels, per_token=per_token, read=again
+        )
 
     @whole
     def generate(
@@ -187,6 +198,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         encoder-decoder what its decoder has: its start token, or the `decoder_input=` that it goes on from, and what
         follows.
 
+        `images=` as in a call of the Lens; with `chat=True` they come before the text unless `<image>` stands in it.
+
         64 new tokens and greedy, unless a keyword or a `generation_config` says otherwise (`max_length` counts the
         prompt too). Keywords go to transformers; every other default is that of `lens.model.generation_config`, its
         `use_cache` too, except that a cache policy in force asks for a cache.
@@ -203,6 +216,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             >>> cache["resid_post", 0].shape[:2]
             torch.Size([1, 42])
         """
+        generation.expect_counts(kwargs, max_new_tokens)
         input, attention_mask, kwargs = unpacked(input, kwargs.pop("attention_mask", None), kwargs)
         without_types(kwargs, self._keywords)
         spelled, embedded = Spelling.taken(kwargs), "inputs_embeds" in kwargs
@@ -214,7 +228,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             kwargs["inputs_embeds"] = tokens
         if not hasattr(self.model, "generate"):
             raise UnsupportedModelError(f"{self.cfg.architecture} does not generate text; call the Lens itself.")
-        asked = generation.Settings(self.model, in_their_words(kwargs), max_new_tokens)
+        asked = generation.Settings(self.model, in_their_words(kwargs, self._keywords), max_new_tokens)
         guessing = [name for name in generation.GUESSING if asked.held(name) is not None]
         self._interventions.refuse_guessing(guessing, kwargs.get("past_key_values"))
         use_cache = asked.use_cache(acting=bool(self.policies_in_force)) and self._interventions.caches
@@ -229,16 +243,23 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         recorder = None if names_filter is None else generation.Recorder(self, names_filter)
         hooks = [] if recorder is None else recorder.hooks
         ids = () if embedded else (tokens,)
+        positions.go_on(self._counts, past)
+        looking = generation.Looking(tokens, attention_mask, paired)
+        kwargs["logits_processor"] = looking.beside(kwargs.get("logits_processor"))
         with (
-            self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past), without_gradients(),
+            finite(self, None if embedded else looking.rows(), looking.numbers),
+            self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past, before), without_gradients(),
             generation.in_one_sentence(),
         ):  # fmt: skip
             out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
+        positions.remember(self._counts, kwargs, past)
         if read.as_text and isinstance(out, Tensor):
             out = generation.as_text(self.tokenizer, out, read, paired)
         return out if recorder is None else (out, recorder.activations(cached=use_cache))
 
-    def score(self, prompt: Any, continuation: Any, *, chunk: int = 256) -> Float[Tensor, "batch token"]:
+    def score(
+        self, prompt: Any, continuation: Any, *, chunk: int = 256, images: Any = None
+    ) -> Float[Tensor, "batch token"]:
         """Negative log-likelihood (nats) of every token of `continuation` after `prompt`: `[batch, token]`, fp32.
 
         The prompt is read first, cache policies in force act, and then the true continuation is fed `chunk` tokens at a
@@ -252,7 +273,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         continuation's tokens are those that it has in prompt + continuation, where the prompt's tokens are not changed
         by what follows; else those of the continuation alone, without the space that some tokenizers put before a text.
         Of an encoder-decoder the encoder reads the prompt and the decoder the continuation after its start token, in
-        one pass; its tokens are those of a text of its own, without special tokens.
+        one pass; its tokens are those of a text of its own, without special tokens. `images=` are the prompt's.
 
         Examples:
             >>> nats = lens.score(prompt, "w9 w8 w7")
@@ -262,7 +283,7 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
             True
         """
         how = scoring.score if self.anatomy.decoder is None else two_texts.score
-        return how(self, prompt, continuation, chunk)
+        return how(self, prompt, continuation, chunk, images)
 
     # torch's own `apply(fn)` would run `fn` over hook points, which nobody needs
     def apply(  # type: ignore[override]  # for the same reason
@@ -335,8 +356,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         return past
 
     @contextmanager
-    def _session(self, cache: Any) -> Iterator[None]:
-        """Everything that must be in place while the model runs, and is gone afterwards whatever happens."""
+    def _session(self, cache: Any, prompt: int | None = None) -> Iterator[None]:
+        """All that must be in place while the model runs, and is gone afterwards; what is generated has a `prompt`."""
         with undoing(call := self._calls_of.now) as undo:
             self._turn.take(undo, call)
             with self._watching() as watched:
@@ -344,10 +365,10 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                 check_mode(self._known.seen.modules, bool(watched or self.edits_in_force), cache is not None)
                 if watched or keeper is not None or self.edits_in_force:
                     refuse_nesting(self.model, undo, call)
-                    self._attach(watched, cache, undo)
+                    self._attach(watched, cache, prompt, undo)
                 yield
 
-    def _attach(self, watched: dict[str, HookPoint], cache: Any, undo: Undo) -> None:
+    def _attach(self, watched: dict[str, HookPoint], cache: Any, prompt: int | None, undo: Undo) -> None:
         """Hooks on the model's modules for the residual stream, the attention seam for everything in `attn`."""
         on = partial(forward_hook, undo)
         for part in self.anatomy.stacks:
@@ -355,6 +376,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                 on(part.embedding, lambda m, a, out, point=watched[embed]: point(out))
             if (final := f"{part.prefix}ln_final.hook_normalized") in watched:
                 on(part.final_norm, lambda m, a, out, point=watched[final]: point(out))
+            if (tokens := f"{part.prefix}hook_projected") in watched:
+                on(part.projected, lambda m, a, out, point=watched[tokens]: replaced(out, point(first(out))))
             rooms = getattr(self, part.prefix.removesuffix("."), self).blocks
             for room, block in zip(rooms, part.blocks, strict=True):
                 attach_residual(block, room, undo)
@@ -370,23 +393,4 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
                 for site in sites.values():
                     site.cache = cache
             if self.edits_in_force:
-                self._interventions.attach_edits(sites, cache, undo)
-
-
-def parameters_of(model: nn.Module) -> set[str]:
-    """The arguments that a model's forward pass names, itself or in the decoder that it hands them down to."""
-    inside: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else None
-    parts = [part for part in (model, getattr(model, "base_model", model), inside) if part is not None]
-    return set().union(*(inspect.signature(part.forward).parameters for part in parts))
-
-
-def _refuse_lossy_delegates(cfg: LensConfig) -> None:
-    """SDPA knows neither logit softcaps nor learned sinks; some transformers releases drop them without a word."""
-    for feature, present in (
-        ("an attention softcap", cfg.attn_softcap is not None),
-        ("learned sinks", cfg.learned_sinks),
-    ):
-        if present and cfg.attention == "sdpa":
-            raise UnsupportedModelError(
-                f"{cfg.architecture} has {feature}, which sdpa ignores; load it with attn_implementation='eager'."
-            )
+                self._interventions.attach_edits(sites, cache, prompt, undo)

@@ -67,6 +67,8 @@ class Stack:
     embedding: nn.Module | None = None
     """What makes vectors of its tokens."""
     final_norm: nn.Module | None = None
+    projected: nn.Module | None = None
+    """What puts a tower's patches out as the language model reads them."""
 
     @property
     def attending(self) -> Iterator[tuple[int, BlockParts]]:
@@ -92,6 +94,8 @@ class Anatomy:
     """Other stacks than the one that the numbers of blocks count: the encoder of an encoder-decoder."""
     decoder: nn.Module | None = None
     """The module that reads the decoder's tokens, of an encoder-decoder; None in other models."""
+    unseen: str | None = None
+    """Why there is no tower among the further stacks."""
 
     @property
     def main(self) -> Stack:

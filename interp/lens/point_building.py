@@ -9,7 +9,7 @@ from torch import nn
 from interp.lens.offered import elsewhere, missing, points_of_attention
 from interp.lens.parts import Anatomy, BlockParts, Stack
 from interp.lens.readout import FinalNorm
-from interp.lens.stacks import ENCODER
+from interp.lens.stacks import ENCODER, VISION
 from interp.lens.strict_hooks import HookedLens, HookTree
 from interp.lens.watching import named
 from interp.seam import points as table
@@ -28,8 +28,12 @@ class PointsMixin(HookedLens):
         def anatomy(self) -> Anatomy: ...
 
     def why_absent(self, name: str) -> str | None:
-        if (reason := super().why_absent(name)) is not None or not name.startswith(ENCODER) or self.anatomy.further:
+        if (reason := super().why_absent(name)) is not None or name in self.hook_dict:
             return reason
+        if name.startswith(VISION):
+            return self.anatomy.unseen
+        if not name.startswith(ENCODER) or self.anatomy.further:
+            return None
         return "it has no encoder" if self.anatomy.decoder is None else "no seam reaches the attention of its encoder"
 
     def _build_points(self, parts: Anatomy) -> None:
@@ -43,10 +47,16 @@ class PointsMixin(HookedLens):
             setattr(self, stack.prefix.removesuffix("."), tree)
             self._embed(tree, stack, parts)
             self._fill(tree, stack)
+            if stack.projected is not None:
+                tree.add_module("hook_projected", self._place(table.PROJECTED, f"{stack.prefix}hook_projected"))
+            elif stack.prefix == VISION:
+                self.absent[f"{stack.prefix}hook_projected"] = "what puts out its image tokens could not be found"
 
     def _embed(self, tree: Any, stack: Stack, parts: Anatomy) -> None:
         name = f"{stack.prefix}hook_embed"
-        if stack.embedding is None:
+        if stack.prefix == VISION:
+            self.absent[name] = f"patches are no tokens of a vocabulary; hook {VISION}blocks.0.hook_resid_pre"
+        elif stack.embedding is None:
             self.absent[name] = "the embedding of these tokens could not be found"
         elif sum(other.embedding is stack.embedding for other in parts.stacks) > 1:
             self.absent[name] = "one module embeds the tokens of encoder and decoder"

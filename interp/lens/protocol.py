@@ -17,7 +17,9 @@ from interp.cache.lens_cache import LensCache
 from interp.interventions.base import CachePolicy, Intervention
 from interp.interventions.edits.base import AttentionEdit
 from interp.lens.parts import Anatomy
+from interp.lens.reading_input import Read
 from interp.lens.readout import FinalNorm
+from interp.lens.spelling import Spelling
 from interp.lens.strict_hooks import HookPoint, Hooks
 from interp.seam.config import LensConfig
 from interp.seam.points import Point
@@ -31,6 +33,8 @@ class TextLens(Protocol):
     model: Any
     """The transformers model, whose classes have no types that mypy could follow."""
     tokenizer: Any
+    processor: Any
+    """What makes of images what the model reads; None where it sees none."""
     point_table: dict[str, Point]
     absent: dict[str, str]
     ln_final: FinalNorm
@@ -107,7 +111,13 @@ class InterventionLens(TextLens, Protocol):
 
     def policies_of(self, intervention: Intervention) -> tuple[CachePolicy, ...]: ...
 
-    def score(self, prompt: Any, continuation: Any, *, chunk: int = 256) -> Float[Tensor, "batch token"]: ...
+    def score(
+        self, prompt: Any, continuation: Any, *, chunk: int = 256, images: Any = None
+    ) -> Float[Tensor, "batch token"]: ...
+
+    def read_arguments(
+        self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling, chat: bool = False
+    ) -> Read: ...
 
     def generate(
         self, input: Any = None, max_new_tokens: int | None = None, chat: bool = False, **kwargs: Any

@@ -34,6 +34,21 @@ class Given:
     """Of tokens: None, `[batch, tokens seen]`, or what the model itself makes of a mask."""
 
 
+@dataclass(frozen=True)
+class Read:
+    """An input as tokens `[batch, pos]` on the model's device, with its padding mask or None."""
+
+    tokens: Tensor
+    mask: Tensor | None
+    as_text: bool
+    """Whether text was passed, so that text is what comes back."""
+    single: bool
+    """Whether one text, conversation or flat row of ids was passed, not a batch of one."""
+    conversation: bool
+    sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Width and height of each text's images."""
+
+
 def unpacked(input: Any, attention_mask: Any, keywords: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """The input, its mask, and the other arguments for the model, whether they came as keywords, in a mapping such as a
     tokenizer returns, or both. An input of embeddings is None, and `inputs_embeds` among the arguments."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 
+from interp.cache.paired import of_own_tokens
 from interp.errors import InterpError
+from interp.interventions.edits._edit_memory import EditedCache
 from interp.lens.evaluating import in_evaluation_mode
-from interp.lens.finite import finite
+from interp.lens.finite import Measured, finite
 from interp.lens.protocol import InterventionLens, TextLens
-from interp.lens.reading_input import left_padded
+from interp.lens.reading_input import left_padded, without_padding
+from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.settings.checking import checked
 
 Tensor = torch.Tensor
@@ -22,17 +25,24 @@ IGNORED = -100
 
 @in_evaluation_mode
 @torch.no_grad()
-def score(lens: InterventionLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
+def score(
+    lens: InterventionLens, prompt: Any, continuation: Any, chunk: int, images: Any = None
+) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does, in terms of what any lens with a cache can do."""
     if checked("score", "chunk", chunk, int) < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
-    tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
+    seen: dict[str, Any] = {}
+    if images is None:
+        tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
+    else:
+        read = lens.read_arguments(prompt, None, seen := {"images": images}, AS_THE_TOKENIZER_DOES)
+        tokens, attention_mask = read.tokens, read.mask
     if isinstance(attention_mask, Tensor) and attention_mask.ndim != 2:
         raise InterpError("score reads the prompt and then its continuation: pass a padding mask [batch, tokens].")
     rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
     rows = _rows(tokens, attention_mask, rest, there)
-    return looked_at(lens, rows, there, lambda: _nats(lens, tokens, attention_mask, rest, chunk))
+    return looked_at(lens, rows, there, lambda: _nats(lens, tokens, attention_mask, rest, chunk, seen))
 
 
 def looked_at(
@@ -55,16 +65,19 @@ def _rows(tokens: Tensor, mask: Tensor | None, rest: Tensor, there: Tensor | Non
 
 
 def _nats(
-    lens: InterventionLens, tokens: Tensor, attention_mask: Tensor | None, rest: Tensor, chunk: int
-) -> Float[Tensor, "batch token"]:
-    """What the tokens of `rest` cost after `tokens`."""
+    lens: InterventionLens, tokens: Tensor, attention_mask: Tensor | None, rest: Tensor, chunk: int,
+    seen: Mapping[str, Any],
+) -> Float[Tensor, "batch token"]:  # fmt: skip
+    """What the tokens of `rest` cost after `tokens`, and images that the model was given as `seen`."""
     call: dict[str, Any] = {"use_cache": True, "attention_mask": attention_mask}
-    logits = lens(tokens, **call, **lens.last_logits_only)[:, -1:]
+    logits = lens(tokens, **call, **seen, **lens.last_logits_only)[:, -1:]
     cache = lens.last_cache
     assert cache is not None  # made by the call before
     call["past_key_values"] = cache
     if cache.keeper is not None:
         cache.keeper.reads_back = True
+    if isinstance(own := of_own_tokens(cache), EditedCache):
+        own.memory.prompt = tokens.shape[1]  # the rest is read as if it had been generated
     losses = [nll_of(logits, rest[:, :1])]
     fed = rest[:, :-1]
     chunk = min(chunk, rest.shape[1])
@@ -115,18 +128,30 @@ def check_return_type(return_type: str | None) -> None:
 
 
 def as_asked(
-    return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None,
-    labels: Tensor | None = None, *, per_token: bool = False,
+    lens: Measured, return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None,
+    labels: Tensor | None = None, *, per_token: bool = False, read: tuple[Tensor, Any] | None = None,
 ) -> Any:  # fmt: skip
     """What `return_type` names: logits, the loss (of labels, where there are any), both, or None; with `per_token` the
-    loss of each token."""
+    loss of each token.
+
+    read: the text and its padding mask, to see why a loss is none; None where it cannot be read again. Raises
+    NonFiniteError instead of a loss of logits that are not finite.
+    """
     if return_type in ("loss", "both"):
         if labels is None:
             loss = next_token_loss(logits, tokens, attention_mask, per_token=per_token)
         else:
             loss = loss_of_labels(logits, labels, per_token=per_token)
+        if bool(loss.detach().isnan().any()):  # as it is where nothing counts, too
+            with finite(lens, None if read is None else without_padding(*read)) as numbers:
+                numbers.take_logits(logits if attention_mask is None else logits[_last(attention_mask, tokens)])
         return loss if return_type == "loss" else (logits, loss)
     return logits if return_type == "logits" else None
+
+
+def _last(mask: Tensor, tokens: Tensor) -> Bool[Tensor, "batch pos"]:
+    """Which of the tokens a mask lets through that covers those before them, too."""
+    return mask[:, -tokens.shape[1] :].bool()
 
 
 def loss_of_labels(

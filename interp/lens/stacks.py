@@ -19,6 +19,8 @@ from interp.lens.first_look import READ, TOKENS, Look
 
 ENCODER = "encoder."
 """What stands before the names of the points of an encoder."""
+VISION = "vision."
+"""What stands before the names of the points of the tower that sees images."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Listed:
 
     name: str
     prefix: str = ""
-    tokens: int = TOKENS
+    tokens: int | None = TOKENS
+    """None where they are patches, as many as there are."""
     attention: tuple[tuple[str, nn.Module], ...] = ()
     """Modules that attend, each with the name of its block."""
 
@@ -44,7 +47,7 @@ def lists_of(model: Any, look: Look) -> tuple[Listed, ...]:
     """
     held: dict[str, list[tuple[str, nn.Module]]] = {}
     for module in look.calls:
-        block = _block_of(look.names[module], model)
+        block = block_of(look.names[module], model)
         held.setdefault(block.rpartition(".")[0], []).append((block, module))
     found = _in_order(model, look, held)
     for module, calls in look.calls.items():
@@ -99,7 +102,7 @@ def told_apart(
     return next(iter(own), None), next(iter(crossing), None)
 
 
-def _block_of(attention_name: str, model: nn.Module) -> str:
+def block_of(attention_name: str, model: nn.Module) -> str:
     """Name of the ancestor that sits in a ModuleList; an attention module that does itself is one of several.
 
     Of lists inside one another the innermost counts, but in encoder-decoders the outermost: T5 keeps the parts of each

@@ -35,6 +35,7 @@ class CurrentMixin:
     """`cfg` and `anatomy` of the model as it is."""
 
     model: Any
+    processor: Any
     hook_dict: dict[str, HookPoint]
     absent: dict[str, str]
     _turn: Turn
@@ -49,7 +50,7 @@ class CurrentMixin:
         refuse_unrunnable(self.model)
         forget(self.model)
         with plain_numbers(self.model.device):  # parts are found by arithmetic
-            anatomy = dissect(self.model)
+            anatomy = dissect(self.model, self.processor)
         self._know(anatomy, config_of(self.model, anatomy, self._name))
 
     def _know(self, anatomy: Anatomy, cfg: LensConfig) -> None:

@@ -21,7 +21,9 @@ from interp.lens.activations import LensActivations
 from interp.lens.habits import point_instead
 from interp.lens.hook_arguments import cut_out, pairs, positions, selectors
 from interp.lens.hook_values import Held, fitting
+from interp.lens.packed_rows import PackedPoint, in_one_row
 from interp.lens.patterns_later import Changed, LaterPatterns, of_one_text
+from interp.lens.stacks import VISION
 from interp.lens.turns import Calls, whole
 from interp.seam.points import Point, live
 from interp.undoing import Gate, Undo, undoing
@@ -73,7 +75,7 @@ class HookedLens(HookedRootModule):
 
     def _place(self, point: Point, name: str) -> HookPoint:
         """A hook point that knows its full name and its row of the table; one of that name keeps its hooks."""
-        made = getattr(self, "hook_dict", {}).get(name) or HookPoint()
+        made = getattr(self, "hook_dict", {}).get(name) or (PackedPoint() if name.startswith(VISION) else HookPoint())
         made.name = name
         made.pos_dim = point.position_axis
         self.point_table[name] = point
@@ -261,7 +263,10 @@ class HookedLens(HookedRootModule):
             kept = value.detach().to(device)
             axis = self.point_table[name].position_axis
             kept = kept if axis is None else cut_out(cut, kept, axis, name)
-            store[name + suffix] = kept[0] if remove_batch_dim and kept.shape[0] == 1 else kept
+            kept = kept[0] if remove_batch_dim and kept.shape[0] == 1 else kept
+            if name.startswith(VISION) and name + suffix in store:
+                kept = in_one_row(name, self.point_table[name], store[name + suffix], kept, cut.mode)
+            store[name + suffix] = kept
 
         names = self.point_names(names_filter)
         self.is_caching = True

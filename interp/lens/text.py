@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InterpError
-from interp.lens import reading_input, token_text
-from interp.lens.reading_input import Given
+from interp.lens import reading_input, seeing, token_text
+from interp.lens.first_tokens import LONG, first_tokens
+from interp.lens.foreign import asking, ids_of
+from interp.lens.reading_input import Given, Read
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES, Spelling
+from interp.lens.templates import prompt_of
 from interp.seam.config import LensConfig
 from interp.settings.checking import checked
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class Read:
-    """An input as tokens `[batch, pos]` on the model's device, with its padding mask or None."""
-
-    tokens: Tensor
-    mask: Tensor | None
-    as_text: bool
-    """Whether text was passed, so that text is what comes back."""
-    single: bool
-    """Whether one text, conversation or flat row of ids was passed, not a batch of one."""
-    conversation: bool
 
 
 class TextMixin:
@@ -36,6 +25,8 @@ class TextMixin:
 
     tokenizer: Any
     model: Any
+    processor: Any = None
+    """What makes of images what the model reads, where it sees and one came with it."""
     if TYPE_CHECKING:
 
         @property
@@ -81,15 +72,15 @@ class TextMixin:
         if given.kind != "tokens":
             raise InterpError("to_string takes token ids, and this is text already.")
         self._check_ids(given.tokens)
-        texts: list[str] = tokenizer.batch_decode(given.tokens)
+        with asking(tokenizer):
+            texts: list[str] = tokenizer.batch_decode(given.tokens)
         return texts[0] if given.single else texts
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text alone, without the special tokens that the tokenizer puts around one."""
         if not isinstance(text, str):
             raise InterpError(f"token_ids takes one text, not {type(text).__name__}; to_tokens takes the rest.")
-        tokenizer = self._need_tokenizer()
-        return list(tokenizer(reading_input.encodable(text), add_special_tokens=False).input_ids)
+        return ids_of(self._need_tokenizer(), reading_input.encodable(text))
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token. Raises InterpError for any other."""
@@ -117,19 +108,20 @@ class TextMixin:
         if given.kind == "texts":
             for text in given.texts:
                 tokens = self._encode([text], None, spelled=spelled)[0][0].tolist()
-                pieces = token_text.of_text(self.tokenizer, text)
-                if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
-                    pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
-                found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
+                with asking(self.tokenizer):
+                    pieces = token_text.of_text(self.tokenizer, text)
+                    if pieces is not None and (more := len(tokens) - len(pieces)):  # a bos token put there, or left out
+                        pieces = [self.tokenizer.bos_token, *pieces] if more > 0 else pieces[1:]
+                    found.append(token_text.of_ids(self.tokenizer, tokens) if pieces is None else pieces)
         else:
             read = self._tokens_of(given, False, None, spelled=spelled)
             rows = [read.tokens] if read.tokens.shape[0] == 1 else read.tokens.split(1)
             for ids in (row[0].tolist() for row in rows):
-                found.append(
-                    [f"<{token}>" for token in ids]
-                    if self.tokenizer is None
-                    else token_text.of_ids(self._need_tokenizer(), ids)
-                )
+                if self.tokenizer is None:
+                    found.append([f"<{token}>" for token in ids])
+                    continue
+                with asking(self._need_tokenizer()):
+                    found.append(token_text.of_ids(self.tokenizer, ids))
         return found[0] if given.single or (given.kind == "tokens" and len(found) == 1) else found
 
     def tokens_and_mask(
@@ -143,18 +135,19 @@ class TextMixin:
         them, through the chat template. With `chat` each text is a conversation of one message.
         """
         input, attention_mask = reading_input.tokens_alone(input, attention_mask)
-        read = self.read(input, attention_mask, chat, spelled=spelled)
+        read = self.read(input, attention_mask, chat, spelled=spelled, to_run=True)
         return read.tokens, read.mask
 
     def read(
         self, input: Any, attention_mask: Any = None, chat: bool = False, *, truncate: int | None = None,
-        goes_on: bool = False, spelled: Spelling = AS_THE_TOKENIZER_DOES,
+        goes_on: bool = False, spelled: Spelling = AS_THE_TOKENIZER_DOES, to_run: bool = False,
     ) -> Read:  # fmt: skip
-        """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished."""
+        """An input with what it was; `goes_on`: the last words of a conversation are the assistant's, unfinished;
+        `to_run`: the model reads all of it at once, so what is far beyond its context is refused without being read."""
         checked("to_tokens", "truncate", truncate, int | None)
         if truncate is not None and truncate < 1:
             raise InterpError(f"truncate should be at least 1, found {truncate}.")
-        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled)
+        return self._tokens_of(self._told_apart(input, attention_mask), chat, truncate, goes_on, spelled, to_run)
 
     def rows(self, input: Any, attention_mask: Any = None, truncate: int | None = None) -> tuple[list[Tensor], bool]:
         """Each text or row of ids by itself as tokens `[1, pos]`, without padding, and whether only one was passed."""
@@ -162,7 +155,7 @@ class TextMixin:
         if given.kind != "tokens":
             texts = given.texts or [self._templated(one, False) for one in given.conversations]
             special = given.kind == "texts"
-            return [self._encode([text], truncate, special)[0] for text in texts], given.single
+            return [self._encode([text], truncate, special, to_run=True)[0] for text in texts], given.single
         read = self._tokens_of(given, False, None)
         rows = reading_input.without_padding(read.tokens, read.mask)
         return [row[:, :truncate] for row in rows], given.single
@@ -181,7 +174,11 @@ class TextMixin:
         before: list[Any] = list(known.texts) if len(known.texts) == len(after.texts) else [None] * len(after.texts)
         rows = []
         for first, text in zip(before, after.texts, strict=True):
-            ids = token_text.continuing(self._need_tokenizer(), first, reading_input.encodable(text)) if text else []
+            tokenizer, text = self._need_tokenizer(), reading_input.encodable(text)
+            if len(text) >= LONG:  # or else it is tokenised twice for nothing
+                self._ids(text, None, False, to_run=True)
+            with asking(tokenizer):
+                ids = token_text.continuing(tokenizer, first, text) if text else []
             rows.append(self._check_ids(torch.tensor(ids, dtype=torch.long, device=self.device)))
         return rows
 
@@ -192,7 +189,7 @@ class TextMixin:
         if given.kind == "conversations":
             raise InterpError("a decoder writes a text or tokens, not chat messages; pass what the reply says.")
         if given.kind == "texts":
-            ids = [self.token_ids(text) for text in given.texts]
+            ids = [self._ids(reading_input.encodable(text), None, False, to_run=True) for text in given.texts]
             return [self._check_ids(torch.tensor(row, dtype=torch.long, device=self.device)) for row in ids], True
         read = self._tokens_of(given, False, None)
         return [row[0] for row in reading_input.without_padding(read.tokens, read.mask)], False
@@ -212,9 +209,16 @@ class TextMixin:
         self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling, chat: bool = False, *,
         goes_on: bool = False,
     ) -> Read:  # fmt: skip
-        """What a call reads: embeddings among its arguments, or else its input."""
+        """What a call reads: embeddings among its arguments, its input with images, or its input alone."""
+        given_images = arguments.pop(seeing.IMAGES, None)
+        if given_images is not None or (self.processor is not None and seeing.holds_images(input)):
+            spelled.refuse_for("images")
+            if attention_mask is not None or "inputs_embeds" in arguments:
+                raise InterpError("images go with texts or chat messages; leave masks and embeddings out.")
+            given = self._told_apart(input, None)
+            return seeing.read_images(self, given, given_images, arguments, chat, goes_on)
         if "inputs_embeds" not in arguments:
-            return self.read(input, attention_mask, chat, goes_on=goes_on, spelled=spelled)
+            return self.read(input, attention_mask, chat, goes_on=goes_on, spelled=spelled, to_run=True)
         spelled.refuse_for("embeddings")
         return self.embeddings(arguments, attention_mask)
 
@@ -257,7 +261,7 @@ class TextMixin:
 
     def _tokens_of(
         self, given: Given, chat: bool, truncate: int | None, goes_on: bool = False,
-        spelled: Spelling = AS_THE_TOKENIZER_DOES,
+        spelled: Spelling = AS_THE_TOKENIZER_DOES, to_run: bool = False,
     ) -> Read:  # fmt: skip
         if given.kind == "tokens":
             spelled.refuse_for("tokens")
@@ -277,7 +281,7 @@ class TextMixin:
             spelled.refuse_for("chat messages")
             spelled = AS_THE_TOKENIZER_DOES
         texts = [self._templated(talk, goes_on) for talk in talks] if talks else given.texts
-        tokens, mask = self._encode(texts, truncate, not talks, spelled)
+        tokens, mask = self._encode(texts, truncate, not talks, spelled, to_run)
         return Read(tokens, mask, True, given.single, bool(talks))
 
     def _check_ids(self, tokens: Tensor) -> Tensor:
@@ -289,19 +293,18 @@ class TextMixin:
         return tokens
 
     def _name_of(self, token: int) -> str:
-        try:
+        with suppress(InterpError), asking(self.tokenizer):
             name = self.tokenizer.convert_ids_to_tokens(token)
-        except (AttributeError, IndexError, OverflowError, ValueError, TypeError):
-            return ""
-        return f", {name!r} of this tokenizer," if name else ""
+            return f", {name!r} of this tokenizer," if name else ""
+        return ""
 
     def _encode(
-        self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES
-    ) -> tuple[Tensor, Tensor | None]:
+        self, texts: list[str], truncate: int | None, special: bool = True, spelled: Spelling = AS_THE_TOKENIZER_DOES,
+        to_run: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         tokenizer = self._need_tokenizer()
         texts = [reading_input.encodable(text) for text in texts]
-        rows = [list(tokenizer(text, add_special_tokens=special).input_ids) for text in texts]
-        rows = [spelled.row(row, tokenizer)[:truncate] for row in rows]
+        rows = [spelled.row(self._ids(text, truncate, special, to_run), tokenizer)[:truncate] for text in texts]
         if not rows or any(not row for row in rows):
             raise InterpError("the text has no tokens; pass some text.")
         for row in rows:
@@ -312,21 +315,22 @@ class TextMixin:
         tokens, mask = reading_input.padded(rows, pad if pad < self.readable_ids else 0, right=right)
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
 
-    def _templated(self, talk: list[Any], goes_on: bool) -> str:
-        """A conversation as one text, up to where the assistant is to speak; or to go on, if it has begun to."""
+    def _ids(self, text: str, most: int | None, special: bool, to_run: bool) -> list[int]:
+        """Ids of a text, or of its beginning where only the first `most` are kept; if the model is `to_run` on all of
+        them, raises InterpError for a text that is longer than its context before the rest is read."""
         tokenizer = self._need_tokenizer()
-        if not getattr(tokenizer, "chat_template", None):
-            raise InterpError(f"{self.cfg.model_name} has no chat template; pass plain text, without chat=True.")
-        begun = talk[-1]["role"] == "assistant"
-        how = {"continue_final_message": True} if begun and goes_on else {"add_generation_prompt": not begun}
-        try:
-            text: str = tokenizer.apply_chat_template(talk, tokenize=False, **how)
-        except Exception as error:  # templates are programs of their own, and raise what they like
-            reason = " ".join(str(error).split()) or type(error).__name__
+        context = self.cfg.n_ctx if to_run and most is None else 0
+        if not most and not context:
+            return ids_of(tokenizer, text, special)
+        ids = first_tokens(tokenizer, text, most or context + 1, special)
+        if context and len(ids) > context + 1:
             raise InterpError(
-                f"the chat template of {self.cfg.model_name} does not take this conversation: {reason[:200]}"
-            ) from error
-        return text
+                f"the text has more tokens than the context of {context} of {self.cfg.model_name}; shorten it."
+            )
+        return ids
+
+    def _templated(self, talk: list[Any], goes_on: bool) -> str:
+        return prompt_of(self._need_tokenizer(), talk, self.cfg.model_name, goes_on)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.protocol import TextLens
-from interp.lens.reading_input import as_mask, without_padding
+from interp.lens.reading_input import Read, as_mask, without_padding
 from interp.lens.scoring import ends_in_nan, looked_at, nll_of
-from interp.lens.text import Read, TextMixin
+from interp.lens.text import TextMixin
 from interp.settings.checking import checked
 
 Tensor = torch.Tensor
@@ -91,8 +91,14 @@ def begun(lens: TextMixin, arguments: dict[str, Any], batch: int) -> int:
 
 @in_evaluation_mode
 @torch.no_grad()
-def score(lens: TextLens, prompt: Any, continuation: Any, chunk: int) -> Float[Tensor, "batch token"]:
+def score(
+    lens: TextLens, prompt: Any, continuation: Any, chunk: int, images: Any = None
+) -> Float[Tensor, "batch token"]:
     """What `Lens.score` does: the encoder reads the prompt, the decoder the continuation after its start token."""
+    if images is not None:
+        raise InterpError(
+            f"{lens.cfg.architecture} is an encoder-decoder, of which a Lens reads texts; leave images out."
+        )
     if checked("score", "chunk", chunk, int) < 1:
         raise InterpError(f"score: chunk should be at least 1, found {chunk}.")
     tokens, attention_mask = lens.tokens_and_mask(prompt)

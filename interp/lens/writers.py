@@ -81,19 +81,22 @@ class Writers:
 
 
 def writers(
-    calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixer: str | None, scale: float, tokens: int = 2,
-    crossing: str | None = None,
+    calls: list[ModuleCall], resid_pre: Tensor, resid_post: Tensor, mixer: str | None, scale: float,
+    tokens: int | None = 2, crossing: str | None = None,
 ) -> Writers:  # fmt: skip
     """Find the writers of one block.
 
     calls: of the modules inside, in the order in which they finished. mixer: name of the attention module, None where
-    the block has none. scale: the config's residual scale. tokens: how many the block got. crossing: name of the module
-    that attends to an encoder's tokens, if there is one.
+    the block has none. scale: the config's residual scale. tokens: how many the block got, None where they are patches
+    of images, which some towers pack into one row without a batch. crossing: name of the module that attends to an
+    encoder's tokens, if there is one.
     """
+    if tokens is None and resid_pre.ndim == 2 == resid_post.ndim:
+        resid_pre, resid_post = resid_pre[None], resid_post[None]
     if resid_pre.ndim != 3 or resid_pre.shape != resid_post.shape:
         shape = list(resid_pre.shape)
         return Writers(reason=f"its blocks hand on {shape} numbers, not one vector a token", one_stream=False)
-    if resid_pre.shape[:2] != (1, tokens):
+    if tokens is not None and resid_pre.shape[:2] != (1, tokens):
         shape = list(resid_pre.shape)
         return Writers(reason=f"for {tokens} tokens of one text its blocks hand on {shape} numbers", one_stream=False)
     names = [call.name for call in calls]

@@ -12,14 +12,20 @@ from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe, TaskProbe
 from interp.settings.reading import made, several
 
-__all__ = ["Context", "Fold", "Probe", "TaskProbe", "available", "resolve"]
+__all__ = ["Context", "Fold", "Probe", "TaskProbe", "available", "every", "resolve"]
 
 EXAMPLE = "text_sinks:epsilon=[0.3,0.8]"
 
 
 def available(reads: str = "text") -> dict[str, type[Probe]]:
-    """All probes that read a "text", or those that read regression "tasks", by name, in alphabetical order."""
+    """All probes that read a "text", or those that read regression "tasks", or a text with "images", by name, in
+    alphabetical order."""
     return {name: cls for name, cls in _all().items() if cls.reads == reads}
+
+
+def every() -> dict[str, type[Probe]]:
+    """All probes by name, whatever they read."""
+    return dict(_all())
 
 
 @cache
@@ -29,21 +35,23 @@ def _all() -> dict[str, type[Probe]]:
 
 def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "text") -> list[Probe]:
     """Probe objects from names, with settings (`text_sinks:epsilon=[0.3,0.8]`) or without, and probes; None means all
-    that read a text (or `reads`).
+    that read a text (or `reads`; a text with images is a text too).
 
     Raises UnknownNameError for a name or a setting that is none, InterpError for something else, the same probe twice,
     or a probe that reads something else.
     """
-    known = available(reads)
+    known = available(reads) | (available("text") if reads == "images" else {})
     if probes is None:
         return [cls() for cls in known.values()]
     found = [made("probe", p, Probe, _all(), EXAMPLE) for p in several(probes)]
     if not found:
         raise InterpError(f"no probe was asked for; there are {', '.join(known)}.")
     for probe in found:
-        if isinstance(probe, TaskProbe) and reads == "text":
+        if isinstance(probe, TaskProbe) and reads != "tasks":
             raise probe.refusal()
-        if probe.reads != reads:
+        if probe.reads == "images" and reads == "text":
+            raise InterpError(f"{probe.name} reads texts with images: interp.probe(lens, text, images=...).")
+        if probe.reads != reads and not (reads == "images" and probe.reads == "text"):
             raise InterpError(f"{probe.name} reads text, not regression tasks; those are read by {', '.join(known)}.")
     names = [p.name for p in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -61,3 +69,4 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.probes.icl_gd import IclGd as IclGd
     from interp.probes.logit_lens import LogitLens as LogitLens
     from interp.probes.text_sinks import TextSinks as TextSinks
+    from interp.probes.visual_sinks import VisualSinks as VisualSinks

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.icl.tasks.regression import Tasks
+    from interp.lens.image_layout import TokenLayout
     from interp.lens.protocol import TextLens
 
 
@@ -36,6 +37,8 @@ class Context:
     """`[1, position]`, int64."""
     str_tokens: list[str]
     """The text of each token, as the tokenizer prints it; untrusted."""
+    layout: TokenLayout | None = None
+    """Which tokens are parts of images, and where in them; None for a text without images."""
 
     @property
     def cfg(self) -> Any:
@@ -67,8 +70,8 @@ class Probe(Checked, ABC):
     """A named observation with its parameters. Subclasses are frozen dataclasses with a class attribute `name`."""
 
     name: ClassVar[str]
-    reads: ClassVar[Literal["text", "tasks"]] = "text"
-    """What a model is shown while it is observed."""
+    reads: ClassVar[Literal["text", "tasks", "images"]] = "text"
+    """What a model is shown while it is observed: a text, regression tasks, or a text with images."""
     reads_logits: ClassVar[bool] = False
     """Whether it turns the residual stream into logits, which an encoder makes none of."""
 

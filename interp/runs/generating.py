@@ -19,6 +19,8 @@ from interp.cache.stored_layer import StoredLayer
 from interp.errors import InterpError
 from interp.interventions import Intervention, parts
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.foreign import text_of
+from interp.lens.generation import at_least
 from interp.runs.noting import noting
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def generate(
         >>> told["cache"]["bytes"] < told["cache"]["dense_bytes"]
         True
     """
+    at_least(1, "max_new_tokens", max_new_tokens)
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     if tokens.shape[0] != 1:
         raise InterpError(f"one prompt is continued at a time, and these are {tokens.shape[0]}; pass one of them.")
@@ -75,7 +78,7 @@ def generate(
         "prompt_tokens": int(tokens.shape[1]),
         "new_tokens": len(new),
         "new_token_ids": new.tolist(),
-        "text": "" if lens.tokenizer is None else lens.tokenizer.decode(new, skip_special_tokens=True),
+        "text": "" if lens.tokenizer is None else text_of(lens.tokenizer, new),
         "interventions": [] if intervention is None else [part.settings() for part in parts(intervention)],
         "cache": {
             "bytes": cache.nbytes(),

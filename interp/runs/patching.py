@@ -20,6 +20,8 @@ from jaxtyping import Float
 from interp.errors import InterpError, UnknownNameError
 from interp.lens.anatomy import config_of_stack
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.finite import LostError, Numbers, finite
+from interp.lens.reading_input import without_padding
 from interp.lens.stacks import ENCODER
 from interp.seam.points import in_block
 from interp.settings.checking import checked
@@ -108,7 +110,8 @@ def patch(
 
     All runs compute the chosen points in the same way (in the open, for scores and patterns), so that patching nothing
     is exactly the corrupted run. Raises InterpError for prompts that do not line up, points that do not exist or cannot
-    be edited, and a metric that is no finite number or the same for both prompts.
+    be edited, and a metric that is no finite number or the same for both prompts; NonFiniteError for logits that are
+    not.
 
     Examples:
         >>> from interp.patching import logit_difference
@@ -122,32 +125,43 @@ def patch(
     points = _points(lens, where)
     tokens, masks = _prompts(lens, clean, corrupted)
     selection = _Selection.of(lens, points, by, heads, positions, tokens[0].shape[1])
-    told = _number(metric)
+    told, numbers = _number(metric), Numbers()
 
     def run(ids: int, edit: Callable[[str, Tensor], Tensor | None]) -> float:
         hooks = [(name, lambda value, hook, name=name: edit(name, value)) for name in points]
         logits = lens.run_with_hooks(tokens[ids], return_type="logits", attention_mask=masks[ids], fwd_hooks=hooks)
+        numbers.take_logits(_counting(logits, masks[ids]))
+        if numbers.lost_last:
+            raise LostError
         return told(logits)
 
     held: dict[str, Tensor] = {}
-    before = run(0, lambda name, value: held.update({name: value.detach().clone()}))
-    after = run(1, lambda name, value: None)
-    _comparable(before, after)
-
     groups: list[tuple[str, ...]] = [tuple(points)] if together else [(name,) for name in points]
     steps = selection.steps(by)
     values = np.empty((len(groups), len(steps)))
-    for i, group in enumerate(groups):
-        for j, (some_heads, some_positions) in enumerate(steps):
+    rows = (row for pair in zip(tokens, masks, strict=True) for row in without_padding(*pair))
+    with finite(lens, rows, numbers):
+        before = run(0, lambda name, value: held.update({name: value.detach().clone()}))
+        after = run(1, lambda name, value: None)
+        _comparable(before, after)
+        for i, group in enumerate(groups):
+            for j, (some_heads, some_positions) in enumerate(steps):
 
-            def put(name: str, value: Tensor, group: Any = group, h: Any = some_heads, p: Any = some_positions) -> Any:
-                return _mixed(value, held[name], selection.axes[name], h, p) if name in group else None
+                def put(
+                    name: str, value: Tensor, group: Any = group, h: Any = some_heads, p: Any = some_positions
+                ) -> Any:
+                    return _mixed(value, held[name], selection.axes[name], h, p) if name in group else None
 
-            values[i, j] = run(1, put)
-            if progress is not None:
-                progress(i * len(steps) + j + 1, values.size)
+                values[i, j] = run(1, put)
+                if progress is not None:
+                    progress(i * len(steps) + j + 1, values.size)
     dataset = _dataset(lens, groups, values, (before, after), selection, by, tokens)
     return dataset.assign_attrs(metric=getattr(metric, "__name__", repr(metric)), together=int(together))
+
+
+def _counting(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The logits of what is no padding; those of a decoder are of its own text."""
+    return logits if mask is None or mask.shape != logits.shape[:2] else logits[mask.bool()]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import difflib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -17,10 +17,14 @@ from interp.icl.tasks.regression import Tasks
 from interp.lens.encoder_view import reading_text
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import finite, refuse_weights
-from interp.lens.protocol import reads_text
+from interp.lens.foreign import ids_of
+from interp.lens.image_layout import TokenLayout, layout
+from interp.lens.protocol import reads_text, takes_interventions
+from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 from interp.seam.precision import autocast_dtype, plain_numbers
 from interp.settings.checking import checked
+from interp.vision.pictures import nested
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,6 +45,8 @@ def probe(
     *,
     tokens: int | None = None,
     attention_mask: Any = None,
+    images: Any = None,
+    chat: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run probes on a model reading text; returns their results by name.
@@ -56,10 +62,15 @@ def probe(
             have a `text` dimension and, for what does not depend on positions, `<variable>_mean` with bootstrap limits
             `<variable>_low` and `<variable>_high` (`interp.results.many_texts` says by which rules, and picks one text
             out again).
-        probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all.
+        probes: names, with settings (`"text_sinks:epsilon=[0.3,0.8]"`) or without, or probe objects; None runs all,
+            those of images where there are any.
         tokens: read only the first so many tokens of each text.
         attention_mask: for tokens only, of their shape: zeros on the left and on the right of a row are padding, which
             is cut away. Without it every token is read as text, padding tokens too.
+        images: for a model that sees, what stands at `<image>` in each text, as in `lens(text, images=...)`. Along
+            `token` results then have coordinates `modality` (text, image, separator), `image`, `tile`, `view` (whole,
+            part) and `box` (left, top, right, bottom in pixels of the upright picture).
+        chat: read each text as a conversation of one message, with images before it; for texts with images.
         progress: see `Progress`.
 
     Of an encoder-decoder probes look at the encoder, which reads the text, and `attrs["stack"]` says so.
@@ -77,10 +88,10 @@ def probe(
     from interp.results.provenance import provenance
 
     if isinstance(inputs, Tasks):
-        if tokens is not None or attention_mask is not None:
-            raise InterpError("tokens and attention_mask cut a text; of tasks take a part with tasks[:n].")
+        if tokens is not None or attention_mask is not None or images is not None:
+            raise InterpError("tokens, attention_mask and images are for text; of tasks take a part with tasks[:n].")
         return _probe_tasks(lens, inputs, cast("list[TaskProbe]", resolve(probes, "tasks")), progress)
-    wanted = resolve(probes)
+    wanted = resolve(probes, "text" if images is None else "images")
     if not reads_text(lens):
         raise InterpError(
             f"text is read by a Lens from interp.load, and this is {type(lens).__name__}; a model of regression tasks "
@@ -89,7 +100,7 @@ def probe(
     stack, lens = lens, reading_text(lens)
     if lens is not stack:
         wanted = _without_logits(wanted, asked=probes is not None)
-    rows, alone = _rows(lens, inputs, tokens, attention_mask)
+    rows, alone = _rows(lens, inputs, tokens, attention_mask, images, chat)
     facts = provenance(lens.device) | {"special_tokens": _special_tokens(lens)}
     facts |= {} if lens is stack else {"stack": "encoder"}
     total, done = lens.cfg.n_layers * len(rows), 0
@@ -138,8 +149,20 @@ def _report(progress: Progress, before: int, total: int, layer: int, _: Any = No
     progress(before + layer, total)
 
 
-def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tuple[list[torch.Tensor], bool]:
-    """One row of tokens `[1, pos]` for each text, and whether there is only one that came alone."""
+class Row(NamedTuple):
+    """One text as it is read."""
+
+    tokens: torch.Tensor
+    """`[1, pos]`."""
+    seen: Mapping[str, Any]
+    """What else the model is given of it: its images."""
+    layout: TokenLayout | None
+
+
+def _rows(
+    lens: TextLens, inputs: Any, n: int | None, attention_mask: Any, images: Any, chat: bool
+) -> tuple[list[Row], bool]:
+    """Each text by itself, and whether there is only one that came alone."""
     checked("probe", "tokens", n, int | None)
     if n is not None and n < 1:
         raise InterpError(f"tokens={n} leaves nothing to read; ask for at least 1.")
@@ -148,23 +171,48 @@ def _rows(lens: TextLens, inputs: Any, n: int | None, attention_mask: Any) -> tu
         raise InterpError("there is no text to read: pass at least one, and none that is empty.")
     if isinstance(inputs, (list, tuple)) and not inputs:
         raise InterpError("there is no text to read: pass at least one, and none that is empty.")
-    rows, alone = lens.rows(inputs, attention_mask, truncate=n)
+    if images is not None:
+        if n is not None or attention_mask is not None:
+            raise InterpError("a text with images is read whole; leave tokens and attention_mask out.")
+        rows, alone = _with_images(lens, inputs, images, chat)
+    elif chat:
+        raise InterpError("chat=True is for texts with images; pass chat messages, which need no such word.")
+    else:
+        plain, alone = lens.rows(inputs, attention_mask, truncate=n)
+        rows = [Row(row, {}, None) for row in plain]
     for row in rows:
-        lens.check_length(row.shape[1])
+        lens.check_length(row.tokens.shape[1])
+    return rows, alone
+
+
+def _with_images(lens: TextLens, inputs: Any, images: Any, chat: bool) -> tuple[list[Row], bool]:
+    """The same of texts, each with its images."""
+    if not takes_interventions(lens):
+        raise InterpError("images are read by a Lens; a TransformerBridge is probed on text.")
+    alone = isinstance(inputs, str)
+    texts = [inputs] if alone else inputs
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InterpError("images go with a text or a list of texts, in which <image> stands for each.")
+    rows: list[Row] = []
+    for text, held in zip(texts, nested(images, len(texts), alone), strict=True):
+        seen: dict[str, Any] = {"images": held}
+        read = lens.read_arguments(text, None, seen, AS_THE_TOKENIZER_DOES, chat)
+        rows.append(Row(read.tokens, seen, layout(lens, read.tokens[0], read.sizes[0])))
     return rows, alone
 
 
 def _special_tokens(lens: TextLens) -> str:
     """JSON list of the ids that the tokenizer adds by default, or "none"."""
-    ids = [] if lens.tokenizer is None else list(lens.tokenizer("").input_ids)
+    ids = [] if lens.tokenizer is None else ids_of(lens.tokenizer, "", special=True)
     return json.dumps(ids) if ids else "none"
 
 
 @torch.no_grad()
 def _probe_one(
-    lens: TextLens, tokens: torch.Tensor, wanted: list[Probe], report: Callable[..., None] | None
+    lens: TextLens, row: Row, wanted: list[Probe], report: Callable[..., None] | None
 ) -> dict[str, xr.Dataset]:
-    context = Context(lens, tokens, lens.to_str_tokens(tokens))
+    tokens = row.tokens
+    context = Context(lens, tokens, lens.to_str_tokens(tokens), row.layout)
     with plain_numbers(lens.device):
         folds = {p.name: p.begin(context) for p in wanted}
     hooks = [hook for name, fold in folds.items() for hook in _attach(lens, name, fold)]
@@ -177,7 +225,7 @@ def _probe_one(
         hooks += [(end, _only(numbers.take)) for end in ends.values()]
         began = time.perf_counter()
         # The last position's logits suffice: all of them would be the largest tensor of the pass.
-        logits = lens.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks, **lens.last_logits_only)
+        logits = lens.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks, **lens.last_logits_only, **row.seen)
         seconds = time.perf_counter() - began
         numbers.take_logits(logits[:, -1])
     with plain_numbers(lens.device):
@@ -192,8 +240,10 @@ def _probe_one(
         "dtype": lens.cfg.dtype,
         "interventions": json.dumps([edit.settings() for edit in lens.edits_in_force]),
     }
-    for dataset in results.values():
+    for name, dataset in results.items():
         dataset.attrs |= facts
+        if row.layout is not None and dataset.sizes.get("token") == context.n_tokens:
+            results[name] = dataset.assign_coords(row.layout.coordinates)
     return results
 
 

@@ -10,6 +10,7 @@ import torch
 
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
+from interp.lens.generation import at_least
 from interp.runs.generating import generate
 from interp.runs.probing import Progress
 
@@ -52,6 +53,7 @@ def side_by_side(
         >>> both["shift"].dims
         ('side', 'step')
     """
+    at_least(1, "max_new_tokens", max_new_tokens)
     tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     if tokens.shape[0] != 1 or (mask is not None and not bool(mask.all())):
         raise InterpError("side_by_side continues one prompt without padding.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 AttentionType = Literal["global", "local", "shared", "other", "none"]
 """global: to all earlier tokens. local: to a sliding window, or to a chunk. shared: to keys and values of an earlier
@@ -47,6 +47,8 @@ class LensConfig:
     """Channels of a latent, and of the rotated key beside it; None where there are none."""
     indexed_layers: tuple[int, ...] = ()
     """Layers whose queries each choose by an index, with keys of its own in the cache, what they attend to."""
+    image_token_id: int | None = None
+    """The token that stands where the features of an image go; None in models that read text alone."""
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
@@ -57,3 +59,9 @@ class LensConfig:
     def full_attention_layers(self) -> tuple[int, ...]:
         """Layers whose cache grows with the text and is theirs alone: those that a cache policy acts on."""
         return tuple(i for i, kind in enumerate(self.attn_types) if kind == "global")
+
+
+def image_token_of(config: Any) -> int | None:
+    """The id of an image's tokens by a model's own config; None where that names none."""
+    named = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return next((token for token in named if isinstance(token, int)), None)

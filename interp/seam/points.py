@@ -152,3 +152,6 @@ def residual_points(attends: bool, crosses: bool = False) -> tuple[Point, ...]:
 
 EMBED = _edit("hook_embed", STREAM, -2, "output of the token embedding")
 FINAL = _edit("hook_normalized", STREAM, -2, "residual stream after the final norm")
+PROJECTED = _edit(
+    "hook_projected", "image pos d_model", -2, "image tokens as the projector puts them out for the language model"
+)

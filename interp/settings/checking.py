@@ -14,6 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from interp.errors import InterpError, UnknownNameError
 
 NONE = "none"
+LARGEST = 2**63 - 1
+"""Of whole numbers: tensors count with no more."""
+LONGEST = 200
+"""Characters of a value in an error."""
 _STRICT_FIRST = (NoneType, bool, int, float)
 _READ = (*_STRICT_FIRST, str, tuple)
 
@@ -82,7 +86,7 @@ def checked(name: str, key: str, value: Any, kind: Any, *readings: Any) -> Any:
             return _typed(reading, kind)
         except _MisfitError:
             continue
-    raise InterpError(f"{name}: {key} should be {_described(kind)}, found {value!r}.")
+    raise InterpError(f"{name}: {key} should be {_described(kind)}, found {shown(value)}.")
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -108,13 +112,34 @@ def _typed(value: Any, kind: Any) -> Any:
         return None
     elif kind in (bool, str) and isinstance(value, kind):
         return value
-    elif kind is int and not isinstance(value, bool) and isinstance(value, numbers.Integral):
+    elif (
+        kind is int
+        and not isinstance(value, bool)
+        and isinstance(value, numbers.Integral)
+        and abs(int(value)) <= LARGEST
+    ):
         return int(value)
-    elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
+    elif kind is float and not isinstance(value, bool) and isinstance(value, numbers.Real) and _finite(value):
         return float(value)
     elif kind is Any or (isinstance(kind, type) and kind not in _READ and not isinstance(value, NoneType | str)):
         return value  # what stands for a tensor is read where it is used
     raise _MisfitError
+
+
+def _finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more digits than a float has
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it, which need not be short."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of over 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[:20]}... ({len(text):,} characters)"
 
 
 def _described(kind: Any) -> str:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from interp.errors import InterpError
+from interp.subjects.claimed_size import Held
 from interp.subjects.quiet import LOADING
 from interp.undoing import undoing
 
@@ -81,6 +83,21 @@ def _noting(reader: Any, dropped: list[str]) -> Any:
             return processor
 
     return Noting(processors)
+
+
+def held_in_gguf(source: Path) -> Held:
+    """What a file holds, by its header. Raises InterpError where it counts more blocks than it has tensors."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(source)
+    held = Held(len(reader.tensors), sum(int(tensor.n_elements) for tensor in reader.tensors))
+    for name, field in reader.fields.items():
+        if not name.endswith(".block_count"):
+            continue
+        blocks = field.contents()
+        if not isinstance(blocks, int) or not 0 < blocks <= held.tensors:
+            raise InterpError(f"{source} says {name} = {blocks} and has {held.tensors} tensors; fetch the file again.")
+    return held
 
 
 def skipped_settings(source: Path, config: Any) -> list[str]:

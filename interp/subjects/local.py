@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 from interp.subjects.demo import DemoMissingError, demo_gguf
+
+logger = logging.getLogger(__name__)
 
 
 def local_models() -> list[dict[str, Any]]:
@@ -29,6 +33,9 @@ def _hub_cache() -> list[dict[str, Any]]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return []
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a folder that is closed to this user, a file
+        _say_once(" ".join(str(error).split()))
+        return []
     found = [r for r in repositories if r.repo_type == "model"]
     return [
         {
@@ -39,3 +46,9 @@ def _hub_cache() -> list[dict[str, Any]]:
         }
         for r in sorted(found, key=lambda r: r.repo_id)
     ]
+
+
+@cache
+def _say_once(why: str) -> None:
+    """Once for each reason: the explorer lists the models with every click."""
+    logger.warning("the hub's cache is not looked at: %s", why)

@@ -1,15 +1,36 @@
-"""One load at a time, and silence around those that are quick or that report on themselves."""
+"""One load at a time, which asks nobody anything, and silence around loads that are quick or report on themselves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from interp.subjects.panics import panics_caught
 from interp.undoing import Gate, undoing
 
 LOADING = Gate()
 """Held while transformers loads or saves something: for that time it changes torch's default dtype and initialisers,
 and we its logging, all of which belong to the whole process."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """For a block in which transformers loads something: one load at a time, and a panic is an ordinary error.
+
+    Where transformers would ask on standard input whether code of the model's may run, the answer is no.
+    """
+    from transformers import dynamic_module_utils as asks
+
+    with undoing() as undo:
+        LOADING.hold(undo)
+        undo.later(asks.__dict__.pop, "input", None)
+        asks.input = _no_answer  # found there before the builtin of that name
+        with panics_caught(unseen=False):  # bars of downloads are to be seen
+            yield
+
+
+def _no_answer(question: str = "") -> str:
+    raise EOFError("nobody is asked")
 
 
 @contextmanager

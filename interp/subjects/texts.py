@@ -8,7 +8,7 @@ project. Its wording follows the Python version, so a number is comparable only 
 from pathlib import Path
 
 from interp.errors import InterpError
-from interp.subjects._readable import readable
+from interp.files import reading
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -29,16 +29,10 @@ def demo_text() -> str:
 def read_text(path: str | Path) -> str:
     """The UTF-8 text of a file, as it is but for a leading byte-order mark.
 
-    Raises `TextError` for a missing or unreadable file, a folder, bytes that are not UTF-8, and white space only.
+    Raises `TextError` for a missing or unreadable file, a folder, a pipe or a device, more than 100 MB, bytes that are
+    not UTF-8, and white space only.
     """
-    with readable(path, "text file", "one text file", TextError):
-        data = Path(path).read_bytes()
-    try:
-        text = data.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; convert it to UTF-8 first"
-        ) from None
+    text = reading.read_text(path, "text file", TextError).removeprefix(BYTE_ORDER_MARK)
     if not text.strip():
-        raise TextError(f"{path} is empty: it has {len(data)} bytes and no visible text; name a file with text in it")
+        raise TextError(f"{path} is empty: it has no visible text; name a file with text in it")
     return text

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,8 +90,15 @@ def source_sha256(source: Path, home: Path) -> str:
     return digest
 
 
+class ClosedError(OSError):
+    """A cached folder may be whole, but this user may not look."""
+
+
 def is_whole(folder: Path) -> bool:
-    """Whether a cached folder can be used. A damaged one is reported in one line and counts as absent."""
+    """Whether a cached folder can be used. A damaged one is reported in one line and counts as absent.
+
+    Raises `ClosedError` where this user may not read it: it is another user's, and not to be made anew.
+    """
     try:
         check(folder)
     except FileNotFoundError:
@@ -102,12 +110,24 @@ def is_whole(folder: Path) -> bool:
 
 
 def check(folder: Path) -> None:
-    """Read a cached folder back; raises `FileNotFoundError` where there is none, `DamagedError` where bytes differ."""
-    if not folder.is_dir():
+    """Read a cached folder back; raises `FileNotFoundError` where there is none, `DamagedError` where bytes differ, and
+    `ClosedError` where it cannot be looked at."""
+    try:
+        _check(folder)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ClosedError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+def _check(folder: Path) -> None:
+    if not stat.S_ISDIR(_mode(folder)):
         raise FileNotFoundError(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{MANIFEST} is unreadable: {error!r}") from None
     try:
@@ -118,8 +138,17 @@ def check(folder: Path) -> None:
         for name, (_, digest) in expected.items():
             if file_sha256(folder / name) != digest:
                 raise DamagedError(f"the checksum of {name} differs")
+    except PermissionError:
+        raise
     except OSError as error:
         raise DamagedError(f"a file cannot be read: {error}") from None
+
+
+def _mode(folder: Path) -> int:
+    try:
+        return folder.stat().st_mode
+    except NotADirectoryError:  # a file lies where a folder should
+        raise FileNotFoundError(folder) from None
 
 
 @contextmanager
@@ -137,7 +166,7 @@ def filled(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
     try:
         yield draft
         manifest = {"format": FORMAT, **provenance, "files": _listing(draft)}
-        write(draft / MANIFEST, json.dumps(manifest, indent=1))
+        _open_alike(draft, write(draft / MANIFEST, json.dumps(manifest, indent=1)).stat().st_mode)
         with _one_at_a_time(folder.parent):
             _publish(draft, folder)
     finally:
@@ -194,6 +223,14 @@ def _listing(folder: Path) -> dict[str, dict[str, int | str]]:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in files
     }
+
+
+def _open_alike(folder: Path, mode: int) -> None:
+    """Give every file the mode of one that was made as this user makes files: safetensors lets nobody else read its
+    own, so a cache for several users would have weights for one."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(stat.S_IMODE(mode))
 
 
 def _temporary_sibling(path: Path) -> Path:

@@ -9,16 +9,20 @@ Weights come from GGUF and safetensors only: no pickle, no remote code, no netwo
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from interp.errors import InterpError, StorageError
-from interp.subjects._readable import readable
-from interp.subjects.gguf_contents import noting_dropped_tensors, skipped_settings
-from interp.subjects.quiet import quiet_transformers
-from interp.subjects.weight_cache import filled, identity, is_whole, source_sha256, weights_home
+from interp.files.private import NoHomeError
+from interp.files.reading import opened
+from interp.subjects.claimed_size import bounded
+from interp.subjects.gguf_contents import held_in_gguf, noting_dropped_tensors, skipped_settings
+from interp.subjects.panics import panics_caught
+from interp.subjects.quiet import loading, quiet_transformers
+from interp.subjects.weight_cache import ClosedError, filled, identity, is_whole, source_sha256, weights_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,20 +41,25 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
     """The model, in evaluation mode on the CPU, and the tokenizer of a GGUF file, with weights of `dtype`.
 
     The first load of a file fills `$INTERP_CACHE/weights` (or the system's cache folder) and logs one line at INFO. A
-    cache that cannot be written costs a warning and the time, not the load. `model.config.name_or_path` is the file's
-    stem. Raises `WeightsError` for a file that is missing, truncated, not GGUF, of an architecture unknown to
+    cache that cannot be written or read costs a warning and the time, not the load. `model.config.name_or_path` is the
+    file's stem. Raises `WeightsError` for a file that is missing, truncated, not GGUF, of an architecture unknown to
     transformers, or with tensors or settings that its reader leaves out.
     """
     source = Path(path)
     _require_gguf(source)
-    home, read = weights_home(), identity(source)
-    digest = source_sha256(source, home)
-    folder = home / f"{digest[:16]}-{str(dtype).removeprefix('torch.')}"
-    if not is_whole(folder):
+    read = identity(source)
+    try:
+        home = weights_home()
+        digest = source_sha256(source, home)
+        folder = home / f"{digest[:16]}-{str(dtype).removeprefix('torch.')}"
+        whole = is_whole(folder)
+    except (NoHomeError, ClosedError) as reason:
+        logger.warning("the cache of unpacked weights cannot be used, so this load is slow: %s", reason)
+        model, tokenizer = _unpack(source, dtype, read)
+        return _named(model, source), tokenizer
+    if not whole:
         logger.info("unpacking %s into %s, once; this can take a minute", source.name, folder)
-        model, tokenizer = _unpack(source, dtype)
-        if identity(source) != read:
-            raise WeightsError(f"{source} was changed while it was read; load it again")
+        model, tokenizer = _unpack(source, dtype, read)
         try:
             _store(model, tokenizer, folder, source, digest)
         except (OSError, StorageError) as error:
@@ -62,16 +71,20 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pre
 
 
 def _require_gguf(source: Path) -> None:
-    with readable(source, "weights file", "the .gguf file", WeightsError), source.open("rb") as file:
+    with os.fdopen(opened(source, "weights file", WeightsError), "rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise WeightsError(f"{source} is not a GGUF file: it begins with {magic!r}, not {MAGIC!r}; name a .gguf file")
 
 
-def _unpack(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _unpack(source: Path, dtype: torch.dtype, read: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`read`: the file's identity when it was looked at."""
     try:
-        with noting_dropped_tensors() as dropped:
+        held = held_in_gguf(source)
+        with noting_dropped_tensors() as dropped, bounded(str(source), lambda: held, quantised=False):
             model, tokenizer = _from_pretrained(source.parent, dtype, gguf_file=source.name)
+    except InterpError:
+        raise
     except Exception as error:  # a damaged file breaks the reader in many ways (numpy, struct, unicode, keys)
         raise WeightsError(
             f"transformers cannot read the weights in {source} ({_first_line(error)}); "
@@ -87,6 +100,8 @@ def _unpack(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     for owner, name in (*((model, name) for name in QUANTISED), (model.config, "quantization_config")):
         if hasattr(owner, name):
             delattr(owner, name)
+    if identity(source) != read:
+        raise WeightsError(f"{source} was changed while it was read; load it again")
     return model, tokenizer
 
 
@@ -119,9 +134,10 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = {"trust_remote_code": False, "local_files_only": True, **kind}
-    with quiet_transformers():
+    with quiet_transformers(), loading():
         model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **local)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        with panics_caught():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
     return model, tokenizer

@@ -60,5 +60,5 @@ def test_damaged_tables_are_sentences(tmp_path):
 def test_a_table_of_too_many_bytes_is_not_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MOST_BYTES", 10)
     (tmp_path / "x.csv").write_text("a,b\n1,2\n3,4\n")
-    with pytest.raises(InterpError, match="tables of up to 10 are shown"):
+    with pytest.raises(InterpError, match="more than 10 bytes, the most that is read of a table"):
         tables.read(tmp_path / "x.csv")

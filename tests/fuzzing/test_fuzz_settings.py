@@ -11,7 +11,7 @@ from tests.fuzzing.drawing import Draw
 from tests.fuzzing.trying import fuzz, inputs
 
 CLASSES = {
-    **interventions.available(), **probes.available(), **probes.available("tasks"), **explaining.available(),
+    **interventions.available(), **probes.every(), **explaining.available(),
 }  # fmt: skip
 SPECS = [
     "think:ratio=0.5,window=16", "snapkv:budget=0.5,window=8", "h2o:budget=8", "streaming_llm:budget=0.25",

@@ -49,6 +49,7 @@ class ByDefinition:
         ]
 
     def arrive(self, layer: int, residual: Tensor) -> None:
+        image = -1 if self.lens.cfg.image_token_id is None else self.lens.cfg.image_token_id
         for b, pad in enumerate(self.padding):
             for n, edit in enumerate(self.edits):
                 known = self.groups.get((layer, n, b), torch.zeros(0, dtype=torch.long))
@@ -62,6 +63,8 @@ class ByDefinition:
                     new,
                     torch.arange(end - pad)[None],
                     self.ids[b : b + 1, pad:end],
+                    self.ids[b : b + 1, pad:end] == image,
+                    int(residual.shape[1] == 1 and seen > 0),
                     residual[b : b + 1, residual.shape[1] - new :] if edit.reads_residual else None,
                 )
                 self.groups[layer, n, b] = torch.cat([known, edit.groups(text)[0]])
@@ -93,7 +96,7 @@ class ByDefinition:
         batch, heads, queries, _ = like.shape
         places = self.places(layer, like)
         for n, edit in enumerate(self.edits):
-            if not isinstance(edit, stage) or (edit.layers is not None and layer not in edit.layers):
+            if not isinstance(edit, stage) or not edit.acts_in(layer, self.lens.cfg.n_layers):
                 continue
             for b in range(batch):
                 known = self.groups[layer, n, b]

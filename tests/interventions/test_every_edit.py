@@ -20,9 +20,9 @@ from interp import H2O, InterpError, RandomTokens, Recall, SnapKV, StreamingLLM,
 from interp.interventions import AttentionEdit, LogitEdit, PatternEdit
 from tests.interventions.by_definition import by_definition
 from tests.interventions.edited_by_hand import check_observables, in_pieces, one_sentence
-from tests.interventions.edits_found import EDITS, EXAMPLES
+from tests.interventions.edits_found import EDITS, EXAMPLES, lens_for, seeing, text_for, with_places
 from tests.interventions.live_cache import close, left_padded, name_of
-from tests.models import NAMES, SHAPE, shared, tiny, tokens
+from tests.models import NAMES, SHAPE, tiny, tokens
 
 PADDING = 5
 PIECES = (7, 4, 1, 1, 1)
@@ -51,8 +51,8 @@ def test_it_is_of_one_stage_and_has_a_setting_at_which_it_is_idle(name: str) -> 
 @every_example
 def test_every_phase_is_the_definition(name: str, edit: AttentionEdit) -> None:
     """A batch with padding, whole, in pieces with a cache, and in the open; some heads and layers, and all."""
-    lens, (ids, mask) = interp.load(shared(name)), left_padded(14, PADDING)
-    real = mask.bool()
+    lens, (ids, mask) = lens_for(edit, name), left_padded(14, PADDING)
+    real, ids = mask.bool(), text_for(edit, ids)
     for one in (edit, replace(edit, heads=(1, 6), layers=(0, 2))):
         wanted = by_definition(lens, one, ids, mask)
         with lens.apply(one):
@@ -68,7 +68,7 @@ def test_every_phase_is_the_definition(name: str, edit: AttentionEdit) -> None:
 @pytest.mark.parametrize("name", KINDS)
 @every_example
 def test_what_it_leaves_alone_keeps_every_bit(name: str, edit: AttentionEdit) -> None:
-    lens, ids = interp.load(shared(name)), tokens()
+    lens, ids = lens_for(edit, name), text_for(edit, tokens())
     z = [f"blocks.{layer}.attn.hook_z" for layer in range(3)]
     logits, plain = lens.run_with_cache(ids, names_filter=z)
     with lens.apply(replace(edit, **edit.idle_at)):
@@ -87,8 +87,8 @@ def test_what_it_leaves_alone_keeps_every_bit(name: str, edit: AttentionEdit) ->
 @every_example
 def test_hooks_and_observables_show_the_edited_attention(name: str, edit: AttentionEdit) -> None:
     """The pattern, and every number that the kernels give, against sums over the pattern of a run in the open."""
-    lens, (ids, mask) = interp.load(shared(name)), left_padded(14, PADDING)
-    real = mask.bool()
+    lens, (ids, mask) = lens_for(edit, name), left_padded(14, PADDING)
+    real, ids = mask.bool(), text_for(edit, ids)
     seen = ("attn_scores", "pattern", "z", "event", "column_mass", "row_entropy", "lse", "cached_v")
     names = [f"blocks.1.attn.hook_{point}" for point in seen]
     with lens.apply(replace(edit, layers=1)):
@@ -109,7 +109,8 @@ def test_hooks_and_observables_show_the_edited_attention(name: str, edit: Attent
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"prefill_chunk_size": 4}], ids=str)
 @every_example
 def test_generation_with_a_cache_is_that_without_one(name: str, how: dict[str, Any], edit: AttentionEdit) -> None:
-    lens, (ids, mask) = interp.load(shared(name)), left_padded(12, PADDING)
+    lens, (ids, mask) = lens_for(edit, name), left_padded(12, PADDING)
+    ids = text_for(edit, ids)
     asked = {"max_new_tokens": 4, "eos_token_id": None, "attention_mask": mask}
     with lens.apply(edit):
         found = lens.generate(ids, **asked, **how)
@@ -133,7 +134,7 @@ def test_gradients_are_those_of_the_definition(
     """Of all weights, learned sinks too, with and without the pattern in the open."""
     torch.manual_seed(0)
     model = build().to(dtype).eval()
-    lens, ids = interp.load(model), tokens(length=12)
+    lens, ids = interp.load(seeing(model) if edit.reads_images else model), text_for(edit, tokens(length=12))
 
     def gradients(run: Any) -> list[torch.Tensor]:
         with torch.enable_grad():
@@ -165,8 +166,8 @@ STORED = [
 @every_example
 def test_stored_tokens_are_edited_wherever_they_lie(name: str, policy: Any, edit: AttentionEdit) -> None:
     """Positions are those of the text, whatever the cache has dropped; packed or dense, with other tokens by head."""
-    lens, (ids, mask) = interp.load(shared(name)), left_padded(30, PADDING)
-    sizes, real = (22, 1, 3, 1, 3), mask.bool()
+    lens, (ids, mask) = lens_for(edit, name), left_padded(30, PADDING)
+    ids, sizes, real = text_for(edit, ids), (22, 1, 3, 1, 3), mask.bool()
     wanted = by_definition(lens, edit, ids, mask, sizes, policy)
     with lens.apply(edit | policy):
         found = in_pieces(lens, ids, sizes, mask)
@@ -184,8 +185,8 @@ def test_stored_tokens_are_edited_wherever_they_lie(name: str, policy: Any, edit
 @every_example
 def test_policies_observe_the_edited_attention(name: str, policy: Any, edit: AttentionEdit) -> None:
     """What they keep and the account they keep of it, by the kernels and from the pattern in the open."""
-    lens, (ids, mask) = interp.load(shared(name)), left_padded(28, PADDING)
-    runs = []
+    lens, (ids, mask) = lens_for(edit, name), left_padded(28, PADDING)
+    ids, runs = text_for(edit, ids), []
     for hooks in ([], LOOK):
         with lens.apply(policy | edit), lens.hooks(fwd_hooks=hooks):
             logits = in_pieces(lens, ids, (22, 1, 1, 3, 1), mask)
@@ -204,7 +205,7 @@ def test_policies_observe_the_edited_attention(name: str, policy: Any, edit: Att
 @every_example
 def test_the_cache_remembers_what_it_read(edit: AttentionEdit) -> None:
     """Cropped, copied, reordered and repeated: each text takes its own along."""
-    lens, ids = interp.load(shared("llama")), tokens(3, 16)
+    lens, ids = lens_for(edit, "llama"), text_for(edit, tokens(3, 16))
     with lens.apply(edit):
         wanted = lens(ids)
         lens(ids[:, :12], use_cache=True)
@@ -226,10 +227,10 @@ def test_the_cache_remembers_what_it_read(edit: AttentionEdit) -> None:
     one_sentence(told.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*changed nothing")
 @every_example
 def test_where_attention_is_not_ours_it_is_refused(edit: AttentionEdit) -> None:
-    model = tiny("llama")
-    lens, ids = interp.load(model), tokens()
+    lens, ids = lens_for(edit, "llama", fresh=True), text_for(edit, tokens())
     layer = lens.anatomy.blocks[1].attention
 
     def biased(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -249,7 +250,7 @@ def test_where_attention_is_not_ours_it_is_refused(edit: AttentionEdit) -> None:
 
 @every_example
 def test_what_it_names_and_the_model_lacks_is_told_before_it_runs(edit: AttentionEdit) -> None:
-    lens = interp.load(shared("llama"))
+    lens = lens_for(edit, "llama")
     for asked, says in ({"layers": (0, 3)}, "layers 0 to 2, found 3"), ({"heads": (8,)}, "heads 0 to 7, found 8"):
         with pytest.raises(InterpError, match=f"{edit.name}: LlamaForCausalLM has {says}") as told:
             lens.apply(replace(edit, **asked)).__enter__()
@@ -262,8 +263,9 @@ def test_all_of_them_at_once_are_one_after_the_other() -> None:
     """Logits first, then the pattern, each in their order, wherever the others stand between."""
     found = list(EXAMPLES.values())
     for name in KINDS:
-        lens, (ids, mask) = interp.load(shared(name)), left_padded(14, PADDING)
-        for edits in (found[:4], found[-4:], found[::-2][:4]):
+        lens, (ids, mask) = interp.load(seeing(tiny(name))), left_padded(14, PADDING)
+        ids = with_places(ids)
+        for edits in (found[1:5], found[-4:], found[::-2][:4]):
             together = reduce(or_, edits)
             wanted = by_definition(lens, together, ids, mask)
             with lens.apply(together):

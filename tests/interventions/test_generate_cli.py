@@ -117,7 +117,17 @@ def test_several_interventions_from_options_and_from_a_file(model: str, tmp_path
     assert one["cache"]["dense_bytes"] == LAYERS * (N + new - 1) * DENSE_TOKEN
 
 
-@pytest.mark.parametrize("name", sorted(interp.interventions.available()))
+METHODS = interp.interventions.available()
+OF_IMAGES = [name for name, cls in METHODS.items() if getattr(cls(), "reads_images", False)]
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_a_method_for_images_is_refused_by_a_model_of_text(name: str, model: str, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, model, "--prompt", PROMPT, "--with", name) == 2
+    assert "reads text and no images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(OF_IMAGES)))
 def test_every_method_by_its_bare_name(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     torch.manual_seed(0)
     deep = stored("deep", tmp_path, hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED | {"num_hidden_layers": 6})))

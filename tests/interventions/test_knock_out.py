@@ -20,7 +20,11 @@ from tests.models import NAMES, SHAPE, shared, tiny, tokens
 PIECES = (7, 4, 1, 1, 1)
 PADDING = 5
 LOOK = [(lambda name: name.endswith("hook_pattern"), lambda value, hook: None)]
-EXAMPLES = [KnockOut(), KnockOut(keys=(0, 3, 11), queries=(2, 5, 8, 11), strength=0.75, renormalise=False)]
+EXAMPLES = [
+    KnockOut(),
+    KnockOut(keys=(0, 3, 11), queries=(2, 5, 8, 11), strength=0.75, renormalise=False),
+    KnockOut(keys="images", queries="text", strength=0.5),
+]
 
 
 @pytest.fixture(autouse=True)

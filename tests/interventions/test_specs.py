@@ -207,6 +207,12 @@ def test_a_mistake_is_one_clear_error(text: str, says: str, odd: type[Odd]) -> N
         (b"[[intervention]]\nname = 'think'\nration = 1", "did you mean 'ratio'"),
         (b"[[intervention]", "not TOML"),
         (b"name = '\xff'", "not UTF-8"),
+        (b"[[intervention]]\nname = 'h2o'\nbudget = " + b"9" * 5_000, "not TOML"),
+        (b"[[intervention]]\nname = 'h2o'\nbudget = " + b"9" * 400, "budget should be"),
+        (b"[[intervention]]\nname = 'h2o'\nsinks = " + b"9" * 400, "sinks should be a whole number"),
+        (b"[[intervention]]\nname = 'h2o'\nbudget = 1e400", "budget should be"),
+        (b"[[intervention]]\nname = 'h2o'\nbudget = nan", "budget should be"),
+        (b"x = " + b"[" * 100_000, "not TOML"),
     ],
 )
 def test_a_damaged_file_is_one_clear_error(content: bytes, says: str, tmp_path: Path) -> None:

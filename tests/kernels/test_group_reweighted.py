@@ -184,34 +184,43 @@ TEXT_SINKS, VISUAL_SINKS, IMAGE = {0, 9}, {3, 5}, set(range(2, 8))
 VAR_GROUPS = [0 if j in TEXT_SINKS else 1 if j in VISUAL_SINKS else 2 if j in IMAGE else 3 for j in range(12)]
 
 
-def paper_factors(remove, ratio, floor, seen_rows):
+GAINING = {"images": IMAGE - VISUAL_SINKS, "text": {1, 8, 10, 11}, "both": IMAGE - VISUAL_SINKS | {1, 8, 10, 11}}
+
+
+def paper_factors(remove, ratio, floor, seen_rows, give_to="images"):
     def factors(b, h, i, row):
         visual = sum(p for j, p in row.items() if j in IMAGE)
         rest = sum(p for j, p in row.items() if j in IMAGE - VISUAL_SINKS)
         sinks = TEXT_SINKS | VISUAL_SINKS
-        if visual < floor or visual == 0 or rest / visual < ratio:
+        gaining = sum(p for j, p in row.items() if j in GAINING[give_to])
+        looks = visual >= floor and visual > 0 and rest / visual >= ratio
+        if not (looks and gaining and VISUAL_SINKS & set(row)):
             return dict.fromkeys(row, 1.0)
         seen_rows.append((b, h, i))
         budget = remove * sum(p for j, p in row.items() if j in sinks)
         after = {j: p * (1 - remove) if j in sinks else p for j, p in row.items()}
         for j in row:
-            if j in IMAGE - VISUAL_SINKS:
-                after[j] += budget * row[j] / rest
+            if j in GAINING[give_to]:
+                after[j] += budget * row[j] / gaining
         return {j: after[j] / row[j] for j in row}
 
     return factors
 
 
-@pytest.mark.parametrize(("remove", "ratio", "floor"), [(0.6, 0.7, 0.2), (1.0, 0.5, 0.5), (0.25, 0.9, 0.0)])
+@pytest.mark.parametrize(
+    "settings",
+    [(0.6, 0.7, 0.2), (1.0, 0.5, 0.5), (0.25, 0.9, 0.0), (0.6, 0.7, 0.2, "text"), (0.8, 0.5, 0.2, "both")],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["causal", "sinks", "all at once"])
-def test_visual_redistribution_is_the_paper(draw, form, name, remove, ratio, floor):
+def test_visual_redistribution_is_the_paper(draw, form, name, settings):
     drawn = draw(4, 2, 12, 12, torch.float64, name, seed=1)
     drawn.groups = torch.tensor(VAR_GROUPS).expand(2, -1)
     drawn.factors = torch.empty(4)
     edited = []
-    wanted = written_out(drawn, paper_factors(remove, ratio, floor, edited), renormalise=False)
+    wanted = written_out(drawn, paper_factors(*settings[:3], edited, *settings[3:]), renormalise=False)
     assert 0 < len(edited) < 2 * 4 * 12
-    rule = visual_redistribution(remove, ratio, floor)
+    rule = visual_redistribution(*settings)
     for renormalise in (True, False):  # the rule conserves a row's mass by itself
         found = group_reweighted_attention(
             drawn.q, drawn.k, drawn.v, drawn.groups, rule, renormalise=renormalise, form=form, **drawn.facts
@@ -235,10 +244,13 @@ def test_visual_redistribution_conserves_mass(rows, remove, ratio, floor):
         assert torch.equal(c, torch.ones_like(c))
 
 
-def test_texts_without_visual_sinks_are_left_alone():
+def test_rows_without_visual_sinks_are_left_alone():
+    """Whichever rows come in the same call: as many at once as there are is how a prompt happens to be read."""
     masses = torch.tensor([[[[0.3, 0.0, 0.6, 0.1]]], [[[0.3, 0.1, 0.5, 0.1]]]])
-    c = visual_redistribution(0.5, 0.5)(masses)
+    rule = visual_redistribution(0.5, 0.5)
+    c = rule(masses)
     assert torch.equal(c[0], torch.ones(1, 1, 4))
+    assert torch.equal(rule(masses.transpose(0, 2)), c.transpose(0, 2))
     torch.testing.assert_close(c[1, 0, 0], torch.tensor([0.5, 0.5, 1 + 0.2 / 0.5, 1.0]))
 
 
@@ -342,6 +354,7 @@ def test_mistakes_are_told_in_one_sentence(form, change, message):
         ((1.5, 0.5), "remove_fraction should be in 0 to 1, found 1.5"),
         ((0.5, 0.0), "min_nonsink_ratio should be above 0"),
         ((0.5, 0.5, -1.0), "min_visual_mass should be in 0 to 1, found -1.0"),
+        ((0.5, 0.5, 0.2, "all"), "give_to should be images, text or both, found 'all'"),
     ],
 )
 def test_numbers_out_of_range(numbers, message):

@@ -14,6 +14,7 @@ import torch
 import interp
 from interp.cli import main
 from interp.lens.finite import NonFiniteError
+from interp.patching import logit_difference
 from interp.probes import available
 from tests.models import shared, tokenizer, tokens
 from tests.seam.test_bridge import bridged
@@ -115,6 +116,88 @@ def test_a_part_that_is_lost_for_one_token_alone() -> None:
         with pytest.raises(NonFiniteError, match=r"layer 2 \(model.layers.2.mlp\)"):
             interp.probe(lens, TEXT, [probe])
     handle.remove()
+
+
+def says(lens: Any) -> dict[str, Callable[[], Any]]:
+    """What says something of a model's logits alone."""
+    sampled = {"do_sample": True, "num_return_sequences": 2}
+    found: dict[str, Callable[[], Any]] = {
+        "loss": lambda: lens(TEXT, return_type="loss"),
+        "both": lambda: lens(TEXT, return_type="both"),
+        "loss of each token": lambda: lens(["w5 w6 w7", "w8 w9"], return_type="loss", loss_per_token=True),
+        "patch": lambda: interp.patch(lens, TEXT, TEXT.flip(1), "hook_resid_pre", logit_difference(4, 5)),
+    }
+    if type(lens) is interp.Lens:
+        ways: dict[str, dict[str, Any]] = {
+            "greedy": {},
+            "beams": {"num_beams": 2},
+            "sampled": sampled,
+            "no cache": {"use_cache": False},
+        }
+        for way, how in ways.items():
+            found[way] = lambda how=how: lens.generate(["w5 w6 w7", "w8"], 3, **how)
+        found["embeddings"] = lambda: lens.generate(inputs_embeds=torch.full((1, 3, 64), torch.nan), max_new_tokens=2)
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_what_is_said_of_logits_alone(name: str) -> None:
+    lens = loaded(name)
+    for way, say in says(lens).items():
+        if way != "embeddings":
+            say()
+    weight = next(n for n, _ in lens.model.named_parameters() if "1." in n and "mlp" in n and n.endswith("weight"))
+    plant(lens.model, weight, torch.nan)
+    for way, say in says(lens).items():
+        with pytest.raises(NonFiniteError, match="float32" if way == "embeddings" else re.escape(weight)):
+            say()
+    assert lens(TEXT).isnan().any()  # logits are what they are
+    assert lens.generate(TEXT, 2, remove_invalid_values=True).shape == (1, 26)
+
+
+def test_a_number_that_is_lost_while_it_writes() -> None:
+    """The prompt reads as ever; the token that breaks the model is its own."""
+    lens = loaded("llama")
+    written = lens.generate(TEXT, 6, min_new_tokens=6)
+    new = next(i for i in written[0, 24:].tolist() if i not in TEXT)
+    lens.model.model.embed_tokens.weight.data[new] = torch.nan
+    seen = []
+    says = r"first in model.embed_tokens: .*embed_tokens.weight has 64 of"
+    hooks = [("hook_embed", lambda value, hook: seen.append(value.shape[1]))]
+    with lens.hooks(fwd_hooks=hooks), pytest.raises(NonFiniteError, match=says):
+        lens.generate(TEXT, 40, min_new_tokens=40)
+    assert len(seen) < 10  # it does not go on
+    assert torch.equal(lens.generate(TEXT, 1), written[:, :25])
+
+
+def test_hooks_processors_and_padding_are_nothing_lost() -> None:
+    lens = loaded("llama")
+    out = lens.generate(TEXT, 4, min_new_tokens=4)
+    assert torch.equal(lens.model.generate(TEXT, max_new_tokens=4, min_new_tokens=4, do_sample=False), out)
+    with lens.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: value * torch.nan)]):
+        for call in (lambda: lens.generate(TEXT, 2), lambda: lens(TEXT, return_type="loss")):
+            with pytest.raises(NonFiniteError, match="finite ones when it is left alone"):
+                call()
+    each = lens(["w5 w6 w7", "w8"], return_type="loss", loss_per_token=True)
+    assert each.isnan().sum() == 2
+    allowed = lens.generate(TEXT, 3, min_new_tokens=3, prefix_allowed_tokens_fn=lambda batch, ids: [7])
+    assert allowed[0, 24:].tolist() == [7, 7, 7]
+
+
+def test_a_patched_run_that_is_lost() -> None:
+    """Where both prompts are read as ever."""
+    lens, runs = loaded("llama"), []
+
+    def lose(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        runs.append(hook)
+        return value if len(runs) < 4 else value * torch.nan
+
+    with (
+        lens.hooks(fwd_hooks=[("blocks.2.hook_resid_post", lose)]),
+        pytest.raises(NonFiniteError, match="when it is left alone"),
+    ):
+        interp.patch(lens, TEXT, TEXT.flip(1), "hook_resid_pre", logit_difference(4, 5))
+    assert len(runs) == 4
 
 
 def test_a_hook_that_makes_nan_is_not_the_models_fault() -> None:

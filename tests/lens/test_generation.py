@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 import interp
+from interp.lens.bridge import BridgeLens
 from interp.runs.generating import generate as account
 from tests.lens.test_token_text import lens_of
 from tests.lens.tokenizers_of_each_kind import KINDS
@@ -262,7 +266,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a dictionary": ({"generation_config": {"max_new_tokens": 3}}, "is a transformers.GenerationConfig, not dict"),
     "no such": ({"max_token": 3}, r"does not generate with these settings: .*max_token"),
     "cold": ({"do_sample": True, "temperature": 0.0}, "does not generate with these settings"),
-    "no beams": ({"num_beams": 0}, "does not generate with these settings"),
+    "no beams": ({"num_beams": 0}, "num_beams should be a number of at least 1, found 0"),
     "greedy several": ({"num_return_sequences": 3}, "does not generate with these settings: Greedy"),
     "streamed beams": ({"num_beams": 2, "streamer": hf.TextStreamer(tokenizer())}, "streamer"),
     "a cache of theirs": ({"cache_implementation": "static"}, "pass no cache_implementation"),
@@ -280,6 +284,26 @@ def test_settings_that_cannot_be(lens: interp.Lens, case: str) -> None:
         with pytest.raises(interp.InterpError, match=says) as caught:
             lens.generate(prompt, **how)
         assert "\n" not in str(caught.value)
+
+
+ENDLESS = [math.nan, math.inf, -math.inf, 2.5, -1, True, "3", [3], np.float64("nan"), torch.tensor(2.0)]
+
+
+@pytest.mark.parametrize("value", ENDLESS, ids=str)
+def test_numbers_that_never_end_are_refused_before_anything_is_read(value: Any) -> None:
+    lens = interp.load(shared("llama"))  # without a tokenizer a text cannot be read, which would be said instead
+    bridge: Any = BridgeLens.generate
+    for name in ("max_new_tokens", "max_length", "min_new_tokens", "num_beams", "num_return_sequences"):
+        with pytest.raises(interp.InterpError, match=f"{name} should be a number of at least"):
+            lens.generate("w4", **{name: value})
+        with pytest.raises(interp.InterpError, match=f"{name} should be a number of at least"):
+            bridge(SimpleNamespace(hook_dict={}), "w4", **{name: value})
+    for run in (account, interp.side_by_side):
+        with pytest.raises(interp.InterpError, match="max_new_tokens should be a number of at least 1"):
+            run(lens, "w4", interp.SnapKV(budget=0.5), value)
+    for seconds in (math.nan, math.inf, 0, -1, "3", [3]):
+        with pytest.raises(interp.InterpError, match="max_time should be a finite number of seconds above 0"):
+            lens.generate("w4", max_time=seconds)
 
 
 @pytest.mark.parametrize("where", ["keyword", "passed", "own"])

@@ -22,7 +22,7 @@ import interp
 from interp import figures
 from interp.errors import InterpError
 from interp.interventions import available as interventions
-from interp.probes import Context, Probe, TaskProbe, available, resolve
+from interp.probes import Context, Probe, TaskProbe, available, every, resolve
 from interp.runs import probing
 from tests.authors import said
 from tests.interventions.test_specs import variants
@@ -30,7 +30,7 @@ from tests.models import NAMES, shared, tokenizer, tokens
 from tests.probes.schema import check_result
 
 READ = 40
-PROBES: dict[str, type[Probe]] = available() | available("tasks")
+PROBES: dict[str, type[Probe]] = every()
 every_probe = pytest.mark.parametrize("name", PROBES)
 every_probe_of_text = pytest.mark.parametrize("name", available())
 every_probe_of_tasks = pytest.mark.parametrize("name", available("tasks"))

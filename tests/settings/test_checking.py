@@ -81,3 +81,16 @@ def test_whole_numbers_of_numpy_and_torch() -> None:
     )
     assert found.sizes["position"] == 2
     assert icl.gd(1, np.float64(0.5)).eta == 0.5
+
+
+@pytest.mark.parametrize("value", [10**400, 10**5_000, 2**400], ids=lambda value: f"{value.bit_length()} bits")
+def test_numbers_that_no_tensor_counts_with(value: int) -> None:
+    """Of so many digits that Python itself refuses to write them, or to make floats of them."""
+    for call in (
+        lambda: interp.TextSinks(position=value),
+        lambda: interp.H2O(sinks=value),
+        lambda: icl.gd(value, 0.1),
+    ):
+        with pytest.raises(interp.InterpError, match=r"whole number") as caught:
+            call()
+        assert len(str(caught.value)) < 300

@@ -26,8 +26,8 @@ def test_a_file_is_read_as_it_is(text, tmp_path):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "is empty: it has 0 bytes"),
-        (b" \n\t\xc2\xa0\n", "is empty: it has 6 bytes"),
+        (b"", "is empty: it has no visible text"),
+        (b" \n\t\xc2\xa0\n", "is empty: it has no visible text"),
         (b"caf\xe9 au lait", "not UTF-8: byte 0xe9 at offset 3"),
         (b"cut off \xe2\x82", "not UTF-8: byte 0xe2 at offset 8"),
         ("wide".encode("utf-16"), "not UTF-8: byte 0xff at offset 0"),

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from transformers.utils import logging as transformers_logging
 
+from interp.errors import InterpError
 from interp.subjects import weights
 from interp.subjects.demo import demo_gguf
 from interp.subjects.quiet import quiet_transformers
@@ -187,6 +188,29 @@ def test_the_cached_demo_model_equals_a_fresh_one():
     assert cached_tokenizer.chat_template == tokenizer.chat_template
     ids = torch.tensor([tokenizer.encode(text)[:64]])
     assert torch.equal(cached(ids).logits, fresh(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("llama.block_count", 10**9, "block_count = 1000000000 and has 20 tensors"),
+        ("llama.block_count", 2**32 - 1, "block_count = 4294967295"),
+        ("llama.block_count", 0, "block_count = 0"),
+        ("llama.block_count", 3, "are missing"),
+        ("llama.embedding_length", 10**9, "asks for a model of"),
+        ("llama.feed_forward_length", 10**9, "asks for a model of"),
+        ("llama.attention.head_count", 0, "cannot read the weights"),
+        ("tokenizer.ggml.eos_token_id", 10**9, "cannot read the weights"),
+    ],
+)
+def test_a_file_that_claims_what_it_does_not_hold(tiny, home, field, value, says):
+    content = tiny.read_bytes()
+    at = content.index(field.encode()) + len(field) + 4  # after the name, the kind of value
+    tiny.write_bytes(content[:at] + value.to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(InterpError, match=says) as caught:
+        load_gguf(tiny)
+    assert "\n" not in str(caught.value)
+    assert not folders(home)
 
 
 def test_loads_of_two_threads(tmp_path, home):

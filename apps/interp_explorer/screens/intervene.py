@@ -11,6 +11,7 @@ import xarray as xr
 from interp import figures
 from interp.errors import InterpError
 from interp.interventions import available
+from interp.lens.foreign import text_of
 from interp.results import repeating
 from interp.runs.side_by_side import findings
 from interp_explorer import address, charts, forms, memory, subject, view, waiting, why
@@ -37,7 +38,7 @@ from_text = st.toggle(
     "Continue the text of the sidebar", True, key="from_text", bind="query-params", on_change=waiting.clicked
 )
 if from_text:
-    prompt = lens.tokenizer.decode(subject.row(read)[0], skip_special_tokens=True)
+    prompt = text_of(lens.tokenizer, subject.row(read)[0])
     st.caption(f"The prompt is the text's first {subject.row(read).shape[1]:,} tokens.")
 else:
     prompt = (

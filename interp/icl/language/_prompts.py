@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from interp.errors import InterpError
 from interp.icl.language._layers import one_text
+from interp.lens.foreign import ids_of
 from interp.lens.protocol import TextLens
 
 Tensor = torch.Tensor
@@ -58,12 +59,13 @@ def rows_of_text(
     if most < 1 or not len(text):
         raise InterpError(f"{asked_by} has nothing to read; pass some text and ask for one row of it at least.")
     if isinstance(text, str):
-        tokens, first = lens.to_tokens(text)[0], special_tokens(lens)
+        first = special_tokens(lens)
+        tokens = lens.to_tokens(text, truncate=len(first) + most * max(1, length - len(first)))[0]
         stretches = tokens[len(first) :].split(length - len(first))
         whole = [stretch for stretch in stretches if len(first) + len(stretch) == length]
         rows = [torch.cat([first, stretch]) for stretch in (whole or stretches)[:most]]
     else:
-        rows = [row[0] for row in lens.rows(text)[0][:most]]
+        rows = [row[0] for row in lens.rows(text, truncate=length)[0][:most]]
     if short := next(((i, len(row)) for i, row in enumerate(rows) if len(row) < length), None):
         raise InterpError(
             f"{asked_by} needs {length} tokens of each text and text {short[0]} has {short[1]}; pass longer texts."
@@ -80,8 +82,12 @@ def special_tokens(lens: TextLens) -> Int[Tensor, " pos"]:
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Ids of the special tokens that a tokenizer puts before a text; those that would end it are left out."""
     text = "text"
-    whole, bare = (list(tokenizer(text, add_special_tokens=special).input_ids) for special in (True, False))
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    whole, bare = (ids_of(tokenizer, text, special) for special in (True, False))
+    at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), None)
+    if at is None:
+        raise InterpError(
+            "this tokenizer reads a text otherwise between special tokens than alone; pass tokens instead."
+        )
     return tuple(whole[:at])
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from interp.discovery import unknown
 from interp.errors import InterpError
 from interp.icl.language._prompts import start_tokens
+from interp.lens.foreign import ids_of
 
 SEPARATOR = "\n\n"
 
@@ -168,7 +169,7 @@ class LabelTask:
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    return tuple(ids_of(tokenizer, text))
 
 
 def label_tasks() -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.icl.tasks.covariance import Covariance
 from interp.icl.tasks.regression import start_weights
-from interp.settings.checking import check_types, checked
+from interp.settings.checking import LARGEST, check_types, checked, shown
 
 
 class Algorithm(ABC):
@@ -358,8 +358,8 @@ def check_prompts(X: Tensor, y: Tensor, xq: Tensor | None = None) -> None:
 
 
 def _check_steps(steps: Any, name: str) -> None:
-    if not isinstance(steps, Integral) or steps < 0:
-        raise InterpError(f"{name} takes a whole number of steps, 0 or more, not {steps!r}.")
+    if not isinstance(steps, Integral) or not 0 <= int(steps) <= LARGEST:
+        raise InterpError(f"{name} takes a whole number of steps, 0 or more, not {shown(steps)}.")
 
 
 def _fitting(given: Tensor, shapes: Sequence[tuple[int, ...]], name: str, X: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ class EditMemory:
         self.ids: Int[Tensor, "batch token"] | None = None
         self.groups: dict[Place, Int[Tensor, "batch token"]] = {}
         self.rows: dict[Place, Bool[Tensor, "batch token"]] = {}
+        self.prompt: int | None = None
+        """How many columns are a prompt, where all that follows was generated or is read as if it were."""
 
     def goes_on(self, seen: int, ids: Int[Tensor, "batch new"]) -> Int[Tensor, "batch token"]:
         """Take in tokens that follow the first `seen` ones, forgetting what came after those; all ids so far."""
@@ -36,6 +38,13 @@ class EditMemory:
         self.keep(seen)
         self.ids = ids if seen == 0 or self.ids is None else torch.cat([self.ids, ids], 1)
         return self.ids
+
+    def generated(self, new: int) -> int:
+        """How many of the newest `new` tokens are no part of a prompt: one alone that goes on, where nobody says."""
+        total = 0 if self.ids is None else self.ids.shape[1]
+        if self.prompt is None:
+            return int(new == 1 < total)
+        return min(new, max(0, total - self.prompt))
 
     def learn(self, place: Place, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
         for known, new in ((self.groups, groups.to(torch.uint8)), (self.rows, rows)):

@@ -18,6 +18,7 @@ from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
 from interp.interventions.edits._reweighting import EditedEvent, Reweighting
 from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
 from interp.seam.call import AttentionCall
+from interp.seam.config import LensConfig
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -54,11 +55,12 @@ class Editing:
     """Edits in force for the length of one Lens call."""
 
     def __init__(
-        self, edits: Sequence[AttentionEdit], memory: EditMemory, seen: Callable[[], int], account: EditAccount
-    ) -> None:
-        self.edits, self.memory, self.seen, self.account = edits, memory, seen, account
-        self.ids = self.positions = torch.zeros(0)
-        self.new = 0
+        self, edits: Sequence[AttentionEdit], cfg: LensConfig, memory: EditMemory, seen: Callable[[], int],
+        account: EditAccount,
+    ) -> None:  # fmt: skip
+        self.edits, self.cfg, self.memory, self.seen, self.account = edits, cfg, memory, seen, account
+        self.ids = self.positions = self.images = torch.zeros(0)
+        self.new = self.generated = 0
 
     @property
     def names(self) -> str:
@@ -77,8 +79,17 @@ class Editing:
         self.ids, self.new = self.memory.goes_on(self.seen(), ids), ids.shape[1]
         real = torch.ones_like(self.ids) if mask is None else mask.to(self.ids)
         self.positions = (real.cumsum(-1) - 1).masked_fill(real == 0, -1)
+        self.generated = self.memory.generated(self.new)
+        self.images = self._images(real)
         self._check_one_text_a_row(kwargs.get("position_ids"), real[:, -self.new :] != 0)
         self.account.longest = max(self.account.longest, int(self.positions.max()) + 1)
+
+    def _images(self, real: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+        """Which of all tokens so far stand for an image: an id that was generated brings none."""
+        if self.cfg.image_token_id is None:
+            return torch.zeros_like(self.ids, dtype=torch.bool)
+        prompted = torch.arange(self.ids.shape[1], device=self.ids.device) < self.ids.shape[1] - self.generated
+        return (self.ids == self.cfg.image_token_id) & (real != 0) & prompted
 
     def _check_one_text_a_row(
         self, given: Int[Tensor, "batch_or_1 new"] | None, real: Bool[Tensor, "batch new"]
@@ -97,8 +108,10 @@ class LayerEdits:
     """The edits that act in one layer, during one Lens call: what `interp.seam.edits.Edits` asks for."""
 
     def __init__(self, layer: int, editing: Editing) -> None:
-        self.layer, self.editing = layer, editing
-        self.acting = [(i, edit) for i, edit in enumerate(editing.edits) if edit.acts_in(layer) and not edit.idle]
+        self.layer, self.editing, depth = layer, editing, editing.cfg.n_layers
+        self.acting = [
+            (i, edit) for i, edit in enumerate(editing.edits) if edit.acts_in(layer, depth) and not edit.idle
+        ]
         self.logit_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, LogitEdit)]
         self.pattern_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, PatternEdit)]
         self.residual: Tensor | None = None
@@ -205,7 +218,9 @@ class LayerEdits:
             if known is not None and known.shape[1] == editing.ids.shape[1]:
                 continue
             residual = self.residual if edit.reads_residual else None
-            text = NewTokens(self.layer, editing.new, editing.positions, editing.ids, residual)
+            text = NewTokens(
+                self.layer, editing.new, editing.positions, editing.ids, editing.images, editing.generated, residual
+            )
             editing.memory.learn((self.layer, i), groups_of(edit, text), rows_of(edit, text))
 
 

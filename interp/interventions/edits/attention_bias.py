@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import LogitChange, LogitEdit, NewTokens, Numbers, at_positions, beyond
+from interp.interventions.edits.base import LogitChange, LogitEdit, NewTokens, Tokens, at_positions, beyond
 
 Tensor = torch.Tensor
 MOST = 1000.0
@@ -20,16 +20,22 @@ class AttentionBias(LogitEdit):
     """Add a bias to the logits of some tokens, in some layers, heads and rows, or put a logit in their place.
 
     Args:
-        keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own.
+        keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own. "images" are
+            all tokens that stand for images, "text" all others.
         bias: in nats, -1,000 to 1,000: with 1 a token weighs e times as much against the others. 0 changes nothing,
             where it is added.
-        queries: positions of the rows that are edited; None: all, those of generated tokens too.
+        queries: positions of the rows that are edited, or "images" or "text"; None: all, those of generated tokens too.
         mode: "add" the bias to the logits, or "set" them to it.
 
     PASTA (Zhang et al. 2024, arXiv:2311.02262) steers attention to a part of the prompt: in chosen heads it multiplies
     the attention to all other tokens by alpha (0.01) and scales rows back to their sum. That is log(alpha) added to the
     logits of the others or, as only differences count, -log(alpha) added to those of the part that is emphasised:
     `AttentionBias(keys=part, bias=4.6, heads=...)`.
+
+    PAI (Liu et al. 2024, arXiv:2407.21771) adds alpha times |logit| to the logits of image tokens, in each step's
+    newest row. `AttentionBias(keys="images", bias=..., queries="text")` raises them too, all by the same and in all
+    rows of text: it changes no proportions among image tokens, where PAI favours those whose logits are far from 0.
+    PAI's contrast with the logits of a prompt without its image is another method, and no part of this.
 
     Learned sink logits (gpt-oss) stay as they are, so there the two differ: what a bias gives to tokens is taken from
     the sink too. Whatever the bias, it makes no row see what its mask hides; and to take attention away altogether is
@@ -46,9 +52,9 @@ class AttentionBias(LogitEdit):
     name: ClassVar[str] = "attention_bias"
     group_count: ClassVar[int] = 2
     idle_at: ClassVar[Mapping[str, Any]] = {"mode": "add", "bias": 0.0}
-    keys: Numbers = 0
+    keys: Tokens = 0
     bias: float = 1.0
-    queries: Numbers | None = None
+    queries: Tokens | None = None
     mode: Literal["add", "set"] = "add"
 
     def __post_init__(self) -> None:

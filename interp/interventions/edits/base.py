@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 Numbers = int | tuple[int, ...]
+Tokens = Numbers | Literal["images", "text"]
+"""Positions of tokens, or all that stand for images, or all others."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class NewTokens:
     positions: Int[Tensor, "batch token"]
     """Place in its own text, counted from 0; -1 at padding."""
     ids: Int[Tensor, "batch token"]
+    images: Bool[Tensor, "batch token"]
+    """Which tokens stand for images; none in models that read text alone."""
+    generated: int
+    """How many of the new tokens, the last ones, are no part of a prompt: what `generate` wrote, what `score` reads
+    after its prompt, and a token that comes alone to others that are stored."""
     residual: Float[Tensor, "batch new d_model"] | None
     """The residual stream of the new tokens as it enters the layer, for edits with `reads_residual`."""
 
@@ -70,7 +77,7 @@ class AttentionEdit(Intervention, ABC):
         """Make settings that name tokens, layers or heads tuples of distinct numbers, however they were given."""
         for name in names:
             given = getattr(self, name)
-            if given is None:
+            if given is None or isinstance(given, str):
                 continue
             numbers = (given,) if isinstance(given, int) else tuple(int(number) for number in given)
             if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
@@ -88,8 +95,18 @@ class AttentionEdit(Intervention, ABC):
         """Whether `groups` and `rows` look at the residual stream."""
         return False
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the settings tell tokens of images from others."""
+        return any(isinstance(getattr(self, name, None), str) for name in ("keys", "queries"))
+
     def check(self, cfg: LensConfig) -> None:
         """Raise InterpError where the settings name something that the model does not have."""
+        if self.reads_images and cfg.image_token_id is None:
+            raise InterpError(
+                f"{self.name}: {cfg.architecture} reads text and no images, so there are no image tokens to edit "
+                "attention to; load a vision-language model."
+            )
         for name, given, count in (("layers", self.layers, cfg.n_layers), ("heads", self.heads, cfg.n_heads)):
             if missing := [str(number) for number in several(given) if number >= count]:
                 raise InterpError(
@@ -103,7 +120,8 @@ class AttentionEdit(Intervention, ABC):
         if cfg.n_ctx and (unmet := self.unmet(cfg.n_ctx)):
             raise InterpError(f"{self.name}: {unmet}, the context of {cfg.architecture}.")
 
-    def acts_in(self, layer: int) -> bool:
+    def acts_in(self, layer: int, depth: int) -> bool:
+        """Whether a layer of a model with `depth` of them is edited."""
         return self.layers is None or layer in several(self.layers)
 
     @abstractmethod
@@ -162,20 +180,23 @@ class LogitEdit(AttentionEdit):
         """What happens to the logits of each group of keys, in rows at these places in their text (-1 at padding)."""
 
 
-def several(numbers: Numbers | None) -> tuple[int, ...]:
-    """Numbers of a setting, which may be one alone; None: none."""
-    if numbers is None:
+def several(numbers: Tokens | None) -> tuple[int, ...]:
+    """Numbers of a setting, which may be one alone; None, or a word for tokens: none."""
+    if numbers is None or isinstance(numbers, str):
         return ()
     return (numbers,) if isinstance(numbers, int) else numbers
 
 
-def at_positions(text: NewTokens, positions: Numbers) -> Bool[Tensor, "batch new"]:
-    """Which of the new tokens stand at one of the positions in their text."""
+def at_positions(text: NewTokens, positions: Tokens) -> Bool[Tensor, "batch new"]:
+    """Which of the new tokens stand at one of the positions in their text, or are what a word says."""
     new = text.positions[:, -text.new :]
+    if isinstance(positions, str):
+        images = text.images[:, -text.new :]
+        return images if positions == "images" else ~images & (new >= 0)
     return torch.isin(new, torch.tensor(positions, device=new.device))
 
 
-def beyond(longest: int, **named: Numbers | None) -> str | None:
+def beyond(longest: int, **named: Tokens | None) -> str | None:
     """Which positions, by the setting that names them, texts of `longest` tokens do not have; None: they have all."""
     missing = [f"{name} {n}" for name, given in named.items() for n in several(given) if n >= longest]
     return f"{', '.join(missing)} would lie beyond {longest:,} tokens" if missing else None

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import NewTokens, Numbers, PatternEdit, at_positions, beyond
+from interp.interventions.edits.base import NewTokens, PatternEdit, Tokens, at_positions, beyond
 
 Tensor = torch.Tensor
 
@@ -19,8 +19,9 @@ class KnockOut(PatternEdit):
     """Take the attention to some tokens away, in some layers, heads and rows.
 
     Args:
-        keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own.
-        queries: positions of the rows that are edited; None: all, those of generated tokens too.
+        keys: positions of the tokens in their text, from 0; in a padded batch each text counts its own. "images" are
+            all tokens that stand for images, "text" all others.
+        queries: positions of the rows that are edited, or "images" or "text"; None: all, those of generated tokens too.
         strength: what part of the attention goes; 1 removes it, 0 changes nothing.
         renormalise: scale the row back to the sum that it had, so that other tokens gain in proportion. False leaves a
             hole. A row that saw nothing else is zero either way.
@@ -40,8 +41,8 @@ class KnockOut(PatternEdit):
     name: ClassVar[str] = "knock_out"
     group_count: ClassVar[int] = 2
     idle_at: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    keys: Numbers = 0
-    queries: Numbers | None = None
+    keys: Tokens = 0
+    queries: Tokens | None = None
     strength: float = 1.0
     renormalise: bool = True
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.edits.base import LogitChange, LogitEdit, NewTokens, Numbers, at_positions, beyond
+from interp.interventions.edits.base import LogitChange, LogitEdit, NewTokens, Tokens, at_positions, beyond
 
 Tensor = torch.Tensor
 LOWEST = 1e-3
@@ -22,7 +22,8 @@ class Temperature(LogitEdit):
     Args:
         temperature: above 1 attention spreads, below 1 it gathers on the highest logits; 1 changes nothing. At least
             0.001, where the highest logit takes all as good as always.
-        queries: positions of the rows that are edited; None: all, those of generated tokens too.
+        queries: positions of the rows that are edited, or "images" or "text", those of tokens that stand for images or
+            of all others; None: all, those of generated tokens too.
 
     A temperature belongs to the softmax as a whole. So all logits that enter it are divided, the learned sink's of
     gpt-oss too: a sink that kept its logit would take or lose attention merely because the others moved. A softcap
@@ -40,7 +41,7 @@ class Temperature(LogitEdit):
     group_count: ClassVar[int] = 1
     idle_at: ClassVar[Mapping[str, Any]] = {"temperature": 1.0}
     temperature: float = 2.0
-    queries: Numbers | None = None
+    queries: Tokens | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +45,10 @@ def knock_out(groups_removed: int | Sequence[int]) -> Rule:
 
 
 def visual_redistribution(
-    remove_fraction: float = 0.6, min_nonsink_ratio: float = 0.8, min_visual_mass: float = 0.2
+    remove_fraction: float = 0.6,
+    min_nonsink_ratio: float = 0.8,
+    min_visual_mass: float = 0.2,
+    give_to: Literal["images", "text", "both"] = "images",
 ) -> Rule:
     """Move attention from sinks to the image tokens that are none, in rows that look at the image.
 
@@ -53,14 +57,16 @@ def visual_redistribution(
     A row is selected where its visual mass S_V + S_N is at least min_visual_mass, and at least min_nonsink_ratio of it
     lies on N. There both kinds of sink lose remove_fraction of their mass, and N gains what they lost, shared out as
     its attention already is; O stays. The row's sum does not change, so renormalising changes nothing.
-    A text without visual sinks in the layer is left alone. Which rows may be edited at all (text after the image, and
-    decoding) is the caller's `rows`.
+    A row that pays nothing to visual sinks is left alone, so that a layer without any is. Which rows may be edited at
+    all (text after the image, and decoding) is the caller's `rows`.
 
     Args:
         remove_fraction: p of the paper, in 0 to 1; 0 changes nothing. The released code's p is 1 minus this.
         min_nonsink_ratio: rho of the paper, above 0 and up to 1: 0.8 in general, 0.5 against hallucination, 0.9 for
             vision-centric tasks. The released code's rho is 1 minus this.
         min_visual_mass: the least visual mass of a row that is selected, 0 to 1.
+        give_to: who gains: "images" is N, as in the method; the paper's ablation gives to "text", which is O, or to
+            "both" in proportion. A row without any of those keeps what it has.
 
     Raises:
         ValueError: on numbers out of range, and on masses that are not of four groups.
@@ -82,6 +88,8 @@ def visual_redistribution(
         )
     if not 0 <= min_visual_mass <= 1:
         raise ValueError(f"visual_redistribution: min_visual_mass should be in 0 to 1, found {min_visual_mass}.")
+    if give_to not in ("images", "text", "both"):
+        raise ValueError(f"visual_redistribution: give_to should be images, text or both, found {give_to!r}.")
 
     def rule(masses: Tensor) -> Tensor:
         if masses.shape[-1] != 4:
@@ -89,13 +97,17 @@ def visual_redistribution(
                 f"visual_redistribution: there should be the four groups text sink, visual sink, visual, other, found "
                 f"{masses.shape[-1]}; pass group_count=4."
             )
-        text_sink, visual_sink, visual, _ = masses.unbind(-1)
+        text_sink, visual_sink, visual, other = masses.unbind(-1)
         seen = visual_sink + visual
+        gaining = {"images": visual, "text": other, "both": visual + other}[give_to]
         selected = (seen >= min_visual_mass) & (visual >= min_nonsink_ratio * seen) & (visual > 0)
-        selected &= (visual_sink > 0).flatten(1).any(1)[:, None, None]
+        selected = selected & (visual_sink > 0) & (gaining > 0)
         moved = remove_fraction * (text_sink + visual_sink)
         sink = 1 - remove_fraction * selected.to(masses.dtype)
-        gain = torch.where(selected, 1 + moved / torch.where(selected, visual, 1.0), 1.0)
-        return torch.stack([sink, sink, gain, torch.ones_like(gain)], dim=-1)
+        gain = torch.where(selected, 1 + moved / torch.where(selected, gaining, 1.0), 1.0)
+        same = torch.ones_like(gain)
+        return torch.stack(
+            [sink, sink, same if give_to == "text" else gain, same if give_to == "images" else gain], dim=-1
+        )
 
     return rule

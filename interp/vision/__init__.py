@@ -1,0 +1,1 @@
+"""Images for models that see: how they are read, and where their tokens lie."""
