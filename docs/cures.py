@@ -99,6 +99,8 @@ CURES = {
     "cannot read the": "See that the file is there and that you may read it.",
     "which scores, pattern and observables cannot read": "Load the model with `attn_implementation='sdpa'`.",
     # hooks, text, scores
+    "position_ids is a tensor": "Leave `position_ids` out: they follow the mask.",
+    "pos_slice reaches beyond": "Name positions that the text has; negative ones count from the end.",
     "this model has no ‹name›": "The words after the colon say why; hook a point that `lens.hook_dict` lists.",
     "the filter matches none": "Print `lens.hook_dict` and name one, such as `'blocks.0.attn.hook_pattern'`.",
     "outside the model's graph": "Hook the pattern, or q and k, whose values carry gradients.",
