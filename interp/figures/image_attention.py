@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from interp.figures._text import quoted
 from interp.figures._theme import finish
 
 RESULT = "image_attention"
+JPEG = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 FINEST = 160
 """Cells across the longer side at most."""
 BRIGHTEST = 0.98
@@ -32,7 +35,7 @@ def image_attention(
         query: position of the token that looks; None: the last one.
         layer: a layer; None: the mean over all.
         image: the number of the image.
-        picture: the picture itself (a PIL image), to be drawn below.
+        picture: the picture itself (a PIL image); None: the small one that the result carries.
 
     Raises:
         FigureError: for another dataset, or a layer, token or image that it does not hold.
@@ -52,6 +55,7 @@ def image_attention(
         raise FigureError(f"there is no image {image} in this result, which has {int(of[placed].max()) + 1}.")
     here = placed & (of == image)
     size = _size(box[here], picture)
+    source = _carried(ds, image) if picture is None else picture
     whole = here & (ds["view"].values == "whole")
     panels = [("all of it", here)] if whole.sum() in (0, here.sum()) else [("parts", here & ~whole), ("whole", whole)]
     planes = [_plane(box[chosen], values[chosen], size) for _, chosen in panels]
@@ -61,7 +65,7 @@ def image_attention(
         rows, columns = plane.shape
         fig.add_heatmap(
             z=plane, x=_middles(size[0], columns), y=_middles(size[1], rows), coloraxis="coloraxis", row=1, col=column,
-            opacity=1.0 if picture is None else 0.6,
+            opacity=1.0 if source is None else 0.6,
             hovertemplate="x %{x:.0f}, y %{y:.0f}<br>%{z:.3~g} times an even spread<extra></extra>",
         )  # fmt: skip
         fig.update_xaxes(range=[0, size[0]], constrain="domain", showgrid=False, title_text="pixels", row=1, col=column)
@@ -69,9 +73,9 @@ def image_attention(
             range=[size[1], 0], scaleanchor=f"x{column if column > 1 else ''}", constrain="domain", showgrid=False,
             title_text="pixels", row=1, col=column,
         )  # fmt: skip
-        if picture is not None:
+        if source is not None:
             fig.add_layout_image(
-                source=picture, xref=f"x{column}", yref=f"y{column}", x=0, y=0, sizex=size[0], sizey=size[1],
+                source=source, xref=f"x{column}", yref=f"y{column}", x=0, y=0, sizex=size[0], sizey=size[1],
                 sizing="stretch", layer="below",
             )  # fmt: skip
     fig.update_layout(
@@ -80,6 +84,15 @@ def image_attention(
     text = str(ds["query_text"].sel(query=query).values)
     where = f"mean of {ds.sizes['layer']} layers" if layer is None else f"layer {layer}"
     return finish(fig, f"Where token {query} {quoted(text)} looks, {where}", 520)
+
+
+def _carried(ds: xr.Dataset, image: int) -> str | None:
+    """The thumbnail of an image that a result carries; None where what it carries is none."""
+    try:
+        address = json.loads(ds.attrs.get("pictures", "[]"))[image]
+    except (IndexError, TypeError, ValueError):
+        return None
+    return address if isinstance(address, str) and JPEG.fullmatch(address) else None
 
 
 def _size(boxes: np.ndarray, picture: Any) -> tuple[float, float]:
