@@ -7,10 +7,12 @@ that the page shows to docs/images; with one, every page in both themes, to be l
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+from interp.icl import studies
+from interp_explorer.study_view import folder_of
 from tests.chromium import CHROMIUM, FLAGS
 from tests.explorer.serving import served
 
@@ -24,7 +26,6 @@ PAGES = {
     "sinks": "sinks?layer=3&head=2",
     "in_context": f"in_context?heads=true&tokens=128&run_study=true&study={STUDY}",
     "intervene": "intervene?tokens=256&steps=32&ask=true",
-    "studies": f"studies?folder={tempfile.gettempdir()}/interp-explorer/{STUDY}",
     "tables": f"studies?folder={Path(__file__).parents[1]}/benchmarks/results",
     "export": "rank?layer=7&head=4",
 }
@@ -69,10 +70,13 @@ def main(folder: Path | None) -> None:
         for theme in ("light",) if folder is None else ("light", "dark"):
             page = browser.new_context(color_scheme=theme).new_page()
             page.context.request.get(server.address)  # which leaves the token's cookie in this browser
-            for name in SHOWN if folder is None else PAGES:
+            # the study that the page before it has run is in a folder of the user's own, made when it is asked for
+            ran = urlencode({"folder": folder_of(studies.make(STUDY, quick=True))})
+            pages = PAGES | {"studies": f"studies?{ran}"}
+            for name in SHOWN if folder is None else pages:
                 target = IMAGES / f"explorer_{name}.png" if folder is None else folder / f"{name}_{theme}.png"
                 height, link = SHOWN[name] if folder is None else None, "Export" if name == "export" else None
-                photograph(page, f"{server.url}/{PAGES[name]}", target, height, link)
+                photograph(page, f"{server.url}/{pages[name]}", target, height, link)
         browser.close()
 
 

@@ -7,11 +7,14 @@ arrives in the middle of the first time, as Ctrl-C may, meets the second.
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -113,6 +116,27 @@ def undoing(call: Undo | None = None) -> Iterator[Undo]:
             undo.now()
     finally:
         undo.now()
+
+
+def close_what_died() -> None:
+    """End the blocks of ours that an interrupt kept from being left, before the first instruction of their `__exit__`.
+
+    Nothing ends them as long as somebody holds the traceback, and Python's prompt and notebooks hold that of the last
+    exception: there they are found. Elsewhere a block that died looks as one that somebody keeps open.
+    """
+    trace = getattr(sys, "last_traceback", None)
+    if threading.current_thread() is not threading.main_thread():  # whose prompt it is, and who holds what they hold
+        return
+    while trace is not None:
+        if trace.tb_frame.f_code is _LEAVING:
+            block = getattr(trace.tb_frame.f_locals.get("self"), "gen", None)
+            if inspect.isgenerator(block) and block.gi_suspended and block.gi_code.co_filename.startswith(_OURS):
+                block.close()
+        trace = trace.tb_next
+
+
+_LEAVING = _GeneratorContextManager.__exit__.__code__
+_OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 @contextmanager

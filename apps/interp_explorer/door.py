@@ -68,10 +68,10 @@ class Door:
 
     def _welcome(self, asked: HTTPConnection) -> Response:
         rest = urlencode([(name, value) for name, value in asked.query_params.multi_items() if name != "token"])
-        inside = asked.url.path.lstrip("/")  # two slashes would name another machine
-        path = "/" + quote(inside, safe="/%", errors="replace")
+        inside = str(asked.scope["path"]).lstrip("/")  # two slashes would name another machine
+        path = "/" + quote(inside, errors="replace")
         answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303, {"Cache-Control": "no-store"})
-        secure = asked.url.scheme == "https"
+        secure = asked.scope.get("scheme") == "https"
         answer.set_cookie(self.cookie, self.token, httponly=True, samesite="lax", secure=secure)
         return answer
 
@@ -82,7 +82,12 @@ def _from_its_own_pages(asked: HTTPConnection) -> bool:
     A page on another port of this machine has the cookie sent along, as the same site, so this is looked at beside it.
     """
     origin = asked.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == asked.headers.get("host", "").lower()
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == asked.headers.get("host", "").lower()
+    except ValueError:  # what is no address is none of ours
+        return False
 
 
 def _refusal(scope: Scope, page: str) -> ASGIApp:

@@ -41,9 +41,11 @@ def _drawing(figure: Figure) -> Figure:
     from interp.results.reading import read_off
 
     @wraps(figure)
-    def draw(*args: Any, **kwargs: Any) -> go.Figure:
+    def draw(ds: Any, *args: Any, **kwargs: Any) -> go.Figure:
         with read_off(f"figure {figure.__name__}"):
-            return figure(*args, **kwargs)
+            if odd := [name for name, one in ds.variables.items() if one.dtype.kind == "c"]:
+                raise TypeError(f"{odd[0]} is of complex numbers")  # which plotly takes, and no page can show
+            return figure(ds, *args, **kwargs)
 
     return draw
 

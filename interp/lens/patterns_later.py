@@ -80,7 +80,7 @@ class LaterPatterns:
             run: None is kept of a run that stores less, or elsewhere; nor of a layer whose scores or pattern are
                 hooked, since hooks may change them.
         """
-        if any(run.get(name) not in (None, False) for name in KEPT_ELSEWHERE):
+        if any(run.get(name) is not None and run[name] is not False for name in KEPT_ELSEWHERE):
             yield
             return
         events = {name: point for name, point in points.items() if name.endswith("attn.hook_event") and not live(point)}

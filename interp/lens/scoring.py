@@ -37,6 +37,8 @@ def score(
     else:
         read = lens.read_arguments(prompt, None, seen := {"images": images}, AS_THE_TOKENIZER_DOES)
         tokens, attention_mask = read.tokens, read.mask
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim != 2:
+        raise InterpError("score reads the prompt and then its continuation: pass a padding mask [batch, tokens].")
     rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
     rows = _rows(tokens, attention_mask, rest, there)
@@ -116,7 +118,8 @@ def cross_entropy(logits: Float[Tensor, "batch token d_vocab"], targets: Int[Ten
     """Of each token `[batch, token]`, summed along rows as they lie: along the columns of a view, torch's softmax adds
     a vocabulary up one by one, and a mean of losses is low by 1e-4."""
     rows = logits.reshape(-1, logits.shape[-1])
-    return torch.nn.functional.cross_entropy(rows, targets.reshape(-1), reduction="none").view(targets.shape)
+    ids = targets.reshape(-1).long()  # whatever whole numbers a text came in
+    return torch.nn.functional.cross_entropy(rows, ids, reduction="none").view(targets.shape)
 
 
 def check_return_type(return_type: str | None) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError
-from interp.undoing import Gate, Undo
+from interp.undoing import Gate, Undo, close_what_died
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -50,6 +50,7 @@ def whole(call: C) -> C:
 
     @functools.wraps(call)
     def alone(lens: Called, *args: Any, **kwargs: Any) -> Any:
+        close_what_died()
         lens._look()
         undo, calls = Undo(sys._getframe()), lens._calls_of
         try:

@@ -39,11 +39,12 @@ def check_names(cls: Any, settings: Iterable[str]) -> dict[str, Any]:
 
 
 def check_types(instance: Any) -> None:
-    """Raise InterpError where a setting is not of its field's type, whoever made the instance."""
+    """Raise InterpError where a setting is not of its field's type, whoever made the instance; those that are become
+    plain values of it: numbers of numpy Python's, lists tuples."""
     cls = type(instance)
     name = cls.name if isinstance(getattr(cls, "name", None), str) else cls.__name__
     for key, kind in settings_of(cls).items():
-        checked(name, key, getattr(instance, key), kind)
+        object.__setattr__(instance, key, checked(name, key, getattr(instance, key), kind))
 
 
 class Checked:

@@ -114,3 +114,14 @@ def test_streamlit_itself_stands_behind_the_door():
         said_over_socket(client)
     client.get(f"/?token={TOKEN}")
     assert client.get("/_stcore/health").text == "ok"
+
+
+@pytest.mark.parametrize("origin", ["http://[", "ht-p://1\xa2[:8", "http://[::1", "//["])
+def test_an_origin_that_is_no_address_is_a_strangers(guest, origin):
+    assert guest.get("/rank", headers={"origin": origin.encode("latin-1")}).status_code == 403
+
+
+def test_an_address_in_other_bytes_is_answered(guest):
+    answer = guest.get(f"http://{HOST}/%ff/a%3Fb?token={TOKEN}&x=%ff")
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/")

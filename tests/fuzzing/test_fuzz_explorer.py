@@ -117,4 +117,4 @@ def opened_at(draw: Draw) -> None:
 @inputs(3)
 def test_pages(count: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fuzz("pages", count, opened_at)
+    fuzz("pages", count, opened_at, seconds=120)  # the demo model may be unpacked for the first

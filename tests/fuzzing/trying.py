@@ -49,16 +49,16 @@ def inputs(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return of
 
 
-def fuzz(family: str, count: int, attempt: Attempt, folder: Path | None = None) -> None:
+def fuzz(family: str, count: int, attempt: Attempt, folder: Path | None = None, seconds: float = SECONDS) -> None:
     """Try inputs 0 to `count` of a family, and fail with all that ended otherwise than it may.
 
     An attempt names what it tries (`draw.trying(...)`), then does it. It may return, raise an `InterpError` whose
     message is one line, or an AssertionError, which fails the test. folder: where it may write; a refused input
-    leaves there what it found, and none leaves temporary files.
+    leaves there what it found, and none leaves temporary files. seconds: no input takes longer.
     """
     failures: dict[str, list[str]] = {}
     tried = 0
-    with _watched() as watch, warnings.catch_warnings():
+    with _watched(seconds) as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(count):
             draw = again(family, number)
@@ -119,8 +119,8 @@ def _listing(folder: Path | None) -> set[tuple[str, int, int, int]]:
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[bool], None]]:
-    """Raise `StuckError` in the main thread where an input takes longer than `SECONDS`, whatever it waits for.
+def _watched(seconds: float) -> Iterator[Callable[[bool], None]]:
+    """Raise `StuckError` in the main thread where an input takes longer than so many seconds, whatever it waits for.
 
     A signal does it, sent by a thread: it ends system calls too. Of the timers pytest-timeout has the only one.
     """
@@ -130,11 +130,11 @@ def _watched() -> Iterator[Callable[[bool], None]]:
     assert main is not None
 
     def stuck(number: int, frame: FrameType | None) -> None:
-        raise StuckError(f"took longer than {SECONDS:.0f} s")
+        raise StuckError(f"took longer than {seconds:.0f} s")
 
     def look() -> None:
         while not over.wait(0.5):
-            if began and time.monotonic() - began[0] > SECONDS:
+            if began and time.monotonic() - began[0] > seconds:
                 began.clear()
                 signal.pthread_kill(main, signal.SIGUSR1)
 

@@ -21,6 +21,8 @@ LAW = {"B": 3, "N": 4, "d": 2}
         (icl.nonlinear_step, {"n": 4, "correlation": None, "energy": 1.0}, "correlation"),
         (icl.relu_network_step, {"n": 4, "d": [2], "hidden": 3}, "d should be"),
         (icl.relu_network_step, {"n": 4, "d": 2, "hidden": 0}, "hidden of at least 1"),
+        (icl.gd, {"eta": 0.5, "step": np.array([1, 2])}, "step should be one of mean, sum"),
+        (icl.knn, {"weights": np.array([1, 2])}, "weighting should be one of uniform, distance"),
         (icl.pretrained, {"name": {}}, "pretrained model"),
         (icl.GDLaw, {"noise_var": ","}, "noise_var"),
         (icl.make_regression, {**LAW, "half_width": np.array("a")}, "half_width"),

@@ -22,12 +22,15 @@ from interp.errors import InterpError
 from interp.interventions._specs import from_toml, to_toml
 from interp.patching import logit_difference
 from interp.runs.generating import generate as account
+from tests import vision_models
+from tests.interventions.edits_found import seeing, with_places
 from tests.interventions.examples import EXAMPLES
 from tests.lens import many
 from tests.lens.test_encoder_decoder import BART, T5
 from tests.models import GROUPED, RECENT, tiny, tokenizer, tokens
 from tests.seam.test_bridge import bridged
 from tests.seam.test_softmax_seam import model_of
+from tests.vision_models import picture
 
 Scenario = tuple[str, Callable[[Any], Any]]
 TEXT = tokens(1, 14)
@@ -63,6 +66,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "bloom": lambda: model_of("bloom"),
     "falcon": lambda: model_of("falcon"),
     "gpt_neo": lambda: model_of("gpt_neo"),
+    "image places": lambda: seeing(tiny("llama")),
 }  # fmt: skip
 
 
@@ -73,6 +77,9 @@ def lens_of(kind: str) -> Any:
         lens = interp.load(bridged("llama"))
         lens.bridge.train()
         return lens
+    if kind == "llava":
+        model, processor = vision_models.built(kind)
+        return interp.Lens(model.train(), processor)
     torch.manual_seed(0)
     return interp.load(MODELS[kind]().train(), tokenizer())
 
@@ -173,10 +180,10 @@ def cropped(lens: Any) -> None:
     cache.report(), cache.nbytes()
 
 
-def in_pieces(lens: Any, policy: Any) -> None:
+def in_pieces(lens: Any, policy: Any, text: Any = LONG) -> None:
     """A prompt in two calls, a text after it, and hooks on what is stored."""
     with lens.apply(policy):
-        lens(LONG, use_cache=True)
+        lens(text, use_cache=True)
         cache = lens.last_cache
         for piece in (TEXT[:, :1], TEXT[:, :3]):
             lens.run_with_hooks(piece, past_key_values=cache, use_cache=True, fwd_hooks=HOOKS[:3])
@@ -275,6 +282,19 @@ def bridge_runs(lens: Any) -> None:
     lens.generate(TEXT, max_new_tokens=1, verbose=False)
 
 
+def of_method(one: Any, ask: Callable[[Any, Any, Any], None]) -> Scenario:
+    """An intervention on a text, with places of images in it where it asks for them."""
+    if getattr(one, "reads_images", False):
+        return "image places", lambda lens: ask(lens, one, with_places(LONG))
+    return "llama", lambda lens: ask(lens, one, LONG)
+
+
+def pictures(lens: Any) -> None:
+    lens.run_with_cache("w1 <image> w3", images=[picture()], names_filter=seen_in_code)
+    lens.generate(["w1 <image> w3", "<image>"], images=[[picture()], [picture(1)]], **GENERATE)
+    interp.probe(lens, "w1 <image> w3", images=[picture()])
+
+
 FIRST: dict[str, Scenario] = {
     "plain": ("llama", lambda lens: lens(TEXT)),
     "cache": ("llama", lambda lens: lens.run_with_cache(TEXT)),
@@ -335,14 +355,10 @@ FURTHER: dict[str, Scenario] = {
     "hybrid, building": ("qwen3_next", lambda lens: interp.load(lens.model)),
     "bridge seen": ("bridge", bridge_runs),
     "bridge, building": ("bridge", lambda lens: interp.load(lens.bridge)),
-    **{
-        f"{name}, in pieces": ("llama", lambda lens, one=one: in_pieces(lens, one))
-        for name, one in EXAMPLES.items()
-    },
-    **{
-        f"{name}, generating": ("llama", lambda lens, one=one: generate(lens, one, LONG)) for name,
-        one in EXAMPLES.items()
-    },
+    "pictures": ("llava", pictures),
+    "pictures, building": ("llava", lambda lens: interp.load(lens.model)),
+    **{f"{name}, in pieces": of_method(one, in_pieces) for name, one in EXAMPLES.items()},
+    **{f"{name}, generating": of_method(one, generate) for name, one in EXAMPLES.items()},
 }  # fmt: skip
 """Lines of these are tried where no scenario before has passed them."""
 if RECENT:

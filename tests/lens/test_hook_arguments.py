@@ -36,7 +36,9 @@ def test_hooks_that_are_no_pairs(argument: str, hooks: Any) -> None:
     assert not hooked(lens.hook_dict.items())
 
 
-@pytest.mark.parametrize("names", [3, 2.5, torch.tensor(1), np.array("a"), [[3]], b"hook_embed", [None, 3], object()])
+@pytest.mark.parametrize(
+    "names", [3, 2.5, torch.tensor(1), np.array("a"), np.array([1, 2]), [[3]], b"hook_embed", [None, 3], object()]
+)
 def test_what_selects_no_points(names: Any) -> None:
     lens = lens_of()
     for call in (lens.point_names, lambda names: lens.run_with_cache(TEXT, names_filter=names)):
@@ -76,6 +78,18 @@ def test_names_of_probes_and_questions_that_are_no_collection() -> None:
             interp.probe(lens, "w4 w5", wanted)
         with pytest.raises(InterpError, match="there is no question"):
             interp.explain(lens, interp.ThinK(), "w4 w5 w6", "w4 w5", wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_a_loss_of_tokens_in_any_whole_numbers(dtype: torch.dtype) -> None:
+    lens, few = lens_of(), TEXT.to(dtype)
+    assert torch.equal(lens(few, return_type="loss"), lens(TEXT, return_type="loss"))
+    assert torch.equal(lens.score(few, few[:, :2]), lens.score(TEXT, TEXT[:, :2]))
+
+
+def test_a_score_reads_a_padding_mask() -> None:
+    with pytest.raises(InterpError, match="pass a padding mask"):
+        lens_of().score({"input_ids": TEXT, "attention_mask": torch.ones(1, 1, 4, 4)}, "w4")
 
 
 def test_a_batch_has_no_batch_dimension_to_remove() -> None:

@@ -109,8 +109,7 @@ class gd(LinearAlgorithm):
     w0: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.step not in ("mean", "sum"):
-            raise InterpError(f"step={self.step!r}: choose 'mean' (eta/N) or 'sum' (eta).")
+        checked("gd", "step", self.step, Literal["mean", "sum"])
         _check_steps(self.steps, "gd")
         if isinstance(self.eta, float) and math.isnan(self.eta):
             raise InterpError("gd needs a step size: gd(steps, eta), or tune_gd(tasks, steps) for the best one.")
@@ -318,8 +317,6 @@ class NearestNeighbours(Algorithm):
     weighting: Literal["uniform", "distance"] = "uniform"
 
     def __post_init__(self) -> None:
-        if self.weighting not in ("uniform", "distance"):
-            raise InterpError(f"Neighbours cannot be weighted by {self.weighting!r}: choose 'uniform' or 'distance'.")
         super().__post_init__()
         if self.k < 1:
             raise InterpError(f"There are no {self.k} nearest neighbours: ask for 1 or more.")
