@@ -16,6 +16,7 @@ import xarray as xr
 import interp
 from interp import explaining, probes
 from interp.results.many_texts import POSITIONS
+from tests import vision_models as seeing_models
 from tests.authors import said
 from tests.example_results import example_results, example_text
 from tests.example_sides import example_sides
@@ -45,6 +46,9 @@ def run(result: str) -> xr.Dataset:
     """A result of tiny models, whatever makes it."""
     if result in probes.available():
         return interp.probe(interp.load(shared("llama"), tokenizer()), tokens(1, 40)[0], result)[result]
+    if result in probes.available("images"):
+        lens = interp.Lens(*seeing_models.shared("llava"))
+        return interp.probe(lens, "w1 <image> w2 w3", result, images=seeing_models.picture())[result]
     if result in probes.available("tasks"):
         tasks = interp.icl.make_regression(40, 8, 4)
         model = interp.icl.AttentionRegressor(interp.icl.RegressorConfig(d_in=4, n_ctx=8))

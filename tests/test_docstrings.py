@@ -15,6 +15,7 @@ import torch
 import interp
 from tests.example_results import example_results
 from tests.example_sides import example_sides
+from tests.examples import run
 from tests.explaining.example_answers import example_answers
 from tests.icl.example_measurements import example_measurements
 from tests.models import shared, tokenizer
@@ -31,7 +32,9 @@ def lens() -> interp.Lens:
 
 @cache
 def results() -> dict[str, Any]:
-    return example_results(**SMALL) | example_answers(**SMALL) | example_measurements(**SMALL) | example_sides(**SMALL)
+    seen = {name: run(name) for name in interp.probes.available("images")}
+    by_hand = example_answers(**SMALL) | example_measurements(**SMALL) | example_sides(**SMALL)
+    return example_results(**SMALL) | by_hand | seen
 
 
 def names() -> dict[str, Any]:

@@ -47,6 +47,10 @@ Probes = Annotated[
         "repeated; without it all of them",
     ),
 ]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="for models that see: a picture for each <image> in the text, which else come first"),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="dtype of the weights")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -88,13 +92,14 @@ def probe(
     text: Text = None,
     tokens: Tokens = None,
     probes: Probes = None,
+    images: Images = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Run probes on a model reading a text and store their results."""
-    wanted = _resolved(probes)
+    wanted = _resolved(probes, images)
     expect_writable(*(out / f"{one.name}.nc" for one in wanted))
-    run = _read(model, text, tokens, wanted, dtype)
+    run = _read(model, text, tokens, wanted, dtype, images)
     from interp.results.storage import save
 
     with Outputs() as outputs:
@@ -111,18 +116,19 @@ def report(
     text: Text = None,
     tokens: Tokens = None,
     probes: Probes = None,
+    images: Images = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Write a report about a model reading a text: one HTML file that works offline, Markdown, and the numbers."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"--out names the HTML file of the report, not {out}; end it in .html.")
-    wanted = _resolved(probes)
+    wanted = _resolved(probes, images)
     from interp.report import write_markdown, write_report
     from interp.report.markdown import data_path
 
     expect_writable(out, out.with_suffix(".md"), *(data_path(out, one.name) for one in wanted))
-    run = _read(model, text, tokens, wanted, dtype)
+    run = _read(model, text, tokens, wanted, dtype, images)
     with Outputs() as outputs:  # the page, which is opened, comes last
         markdown = write_markdown(run.results, run.about, out.with_suffix(".md"), run.probes, outputs)
         page = write_report(run.results, run.about, out, run.probes, outputs)
@@ -142,6 +148,7 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="stop after so many tokens")] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
+    images: Images = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
@@ -155,13 +162,15 @@ def generate(
     content = read_text(prompt_file) if prompt_file is not None else prompt
     if not content or not content.strip():
         raise InterpError("the prompt is empty; pass some text.")
+    pictures = _pictures(images)
     lens, seconds = _load(model, dtype)
     from interp.results.provenance import provenance
     from interp.runs.generating import generate as generate_text
     from interp.subjects.quiet import quiet_transformers
 
     with bar("generating", max_new_tokens) as step, quiet_transformers():
-        told = generate_text(lens, content, intervention, max_new_tokens, chat=chat, progress=step)
+        asked = content if chat else _with_places(content, images)
+        told = generate_text(lens, asked, intervention, max_new_tokens, chat=chat, images=pictures, progress=step)
     about = {
         "model": lens.cfg.model_name,
         "architecture": lens.cfg.architecture,
@@ -272,39 +281,61 @@ def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
     return lens, seconds
 
 
-def _resolved(probes: list[str] | None) -> list[Probe]:
+def _resolved(probes: list[str] | None, images: list[Path] | None) -> list[Probe]:
     """The probes that are asked for."""
     from interp.probes import resolve
     from interp.settings.reading import split
 
-    return resolve(split(probes, "probe") if probes is not None else None)
+    return resolve(split(probes, "probe") if probes is not None else None, "images" if images else "text")
 
 
-def _read(model: str, text: Path | None, tokens: int | None, wanted: list[Probe], dtype: str) -> Reading:
+def _pictures(images: list[Path] | None) -> list[Any] | None:
+    """The pictures, opened; None where there are none."""
+    from interp.vision.pictures import opened
+
+    return [opened(path) for path in images] if images else None
+
+
+def _with_places(content: str, images: list[Path] | None) -> str:
+    """A text with places for its images: before it, unless it has some."""
+    from interp.vision.prompts import PLACE
+
+    return content if not images or PLACE in content else PLACE * len(images) + "\n" + content
+
+
+def _read(
+    model: str, text: Path | None, tokens: int | None, wanted: list[Probe], dtype: str, images: list[Path] | None
+) -> Reading:
     """Check everything that can be checked before the model is loaded, then load and probe."""
     from interp.subjects.texts import demo_text, read_text
 
-    content = demo_text() if text is None else read_text(text)
+    if images and text is None:
+        raise InterpError("a picture goes with a text: pass --text FILE with what is asked of it.")
+    if images and tokens is not None:
+        raise InterpError("a text with images is read whole; leave --tokens out.")
+    content, pictures = demo_text() if text is None else read_text(text), _pictures(images)
     lens, seconds = _load(model, dtype)
     import interp
 
     asked = tokens or min(DEFAULT_TOKENS, lens.cfg.n_ctx or DEFAULT_TOKENS)
     lens.check_length(asked)
-    row = lens.to_tokens(content, truncate=asked)
+    given = _with_places(content, images) if images else lens.to_tokens(content, truncate=asked)[0]
     with bar("reading", lens.cfg.n_layers) as step:
         probing = time.perf_counter()
-        results = interp.probe(lens, row[0], wanted, progress=step)
+        results = interp.probe(lens, given, wanted, images=pictures, progress=step)
         probed = time.perf_counter()
     from interp.results.provenance import provenance
 
-    n = int(row.shape[1])
+    n = int(next(iter(results.values())).attrs["n_tokens"])
     about = {
         "model": lens.cfg.model_name,
         "architecture": lens.cfg.architecture,
         "text": "the help topics of this Python (pydoc_data.topics)" if text is None else str(text),
         "python_text": "interp.subjects.demo_text()" if text is None else f"interp.subjects.read_text({str(text)!r})",
+        **({"python_images": [str(path) for path in images]} if images else {}),
         "n_tokens": n,
         "tokens_asked": asked,
+        **({"images": ", ".join(map(str, images))} if images else {}),
         "context": lens.cfg.n_ctx,
         "command": command_line(),
         "seconds": {**seconds, "probe": probed - probing},
@@ -324,7 +355,7 @@ def _tell(run: Reading, extra: dict[str, Any], as_json: bool) -> None:
     about = run.about
     short = (
         ""
-        if about["n_tokens"] >= about["tokens_asked"]
+        if about["n_tokens"] >= about["tokens_asked"] or "images" in about
         else f" (the text has no more than that; {about['tokens_asked']} were asked for)"
     )
     print(printable(f"{about['model']} read the first {about['n_tokens']} tokens of {about['text']}{short}."))

@@ -116,7 +116,14 @@ class InterventionLens(TextLens, Protocol):
     ) -> Float[Tensor, "batch token"]: ...
 
     def read_arguments(
-        self, input: Any, attention_mask: Any, arguments: dict[str, Any], spelled: Spelling, chat: bool = False
+        self,
+        input: Any,
+        attention_mask: Any,
+        arguments: dict[str, Any],
+        spelled: Spelling,
+        chat: bool = False,
+        *,
+        goes_on: bool = False,
     ) -> Read: ...
 
     def generate(

@@ -23,6 +23,7 @@ LABELS = {
     "text": "Text",
     "n_tokens": "Tokens",
     "tokens_asked": "Tokens asked",
+    "images": "Images",
     "context": "Context",
     "seconds": "Time",
     "cpu": "Processor",
@@ -38,7 +39,7 @@ LABELS = {
     "numpy": "numpy",
     "python": "Python",
 }
-ELSEWHERE = {"command", "python_text"}  # shown under "How to regenerate"
+ELSEWHERE = {"command", "python_text", "python_images"}  # shown under "How to regenerate"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probe
         python=repeating.script(
             [
                 *repeating.loaded(model, str(run.get("python_text", repeating.NOT_KNOWN)), _dtype(first)),
-                *repeating.probed([known.get(name, name) for name in results], n_tokens),
+                *repeating.probed([known.get(name, name) for name in results], n_tokens, run.get("python_images")),
                 *repeating.reported(),
             ]
         ),

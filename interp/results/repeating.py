@@ -41,11 +41,13 @@ def loaded(model: str, text: str = NOT_KNOWN, dtype: str = DEFAULT_DTYPE) -> lis
     return [*paths, "import interp", f"lens = {load}", f"text = {text}"]
 
 
-def probed(probes: Sequence[Any], tokens: int) -> list[str]:
-    """`results` of probes, or of names of probes; settings other than the defaults are written out."""
+def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = None) -> list[str]:
+    """`results` of probes, or of names of probes; settings other than the defaults are written out. With `images` the
+    whole text is read, in which each of them has its place."""
     written = [probe for probe in probes if not isinstance(probe, str) and not _by_default(probe)]
     named = [repr(probe if isinstance(probe, str) or probe in written else probe.name) for probe in probes]
-    run = call("interp.probe", "lens", "text", f"[{', '.join(named)}]", tokens=tokens)
+    read: dict[str, Any] = {"images": list(images)} if images else {"tokens": tokens}
+    run = call("interp.probe", "lens", "text", f"[{', '.join(named)}]", **read)
     return [*(_import_of(type(probe)) for probe in written), f"results = {run}"]
 
 

@@ -21,6 +21,7 @@ from interp.interventions import Intervention, parts
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.foreign import text_of
 from interp.lens.generation import at_least
+from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.runs.noting import noting
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ def generate(
     max_new_tokens: int = 64,
     *,
     chat: bool = False,
+    images: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Continue `prompt` greedily, with an intervention in force; returns plain values, ready for JSON.
 
-    `prompt` is one text, or one of anything else that a Lens reads.
+    `prompt` is one text, or one of anything else that a Lens reads; `images` stand where it has `<image>`.
 
     prompt_tokens, new_tokens: how many. The last new token is never stored: nothing comes after it.
     new_token_ids: what was generated, special tokens too.
@@ -60,7 +62,12 @@ def generate(
         True
     """
     at_least(1, "max_new_tokens", max_new_tokens)
-    tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
+    seen: dict[str, Any] = {} if images is None else {"images": images}
+    if seen:
+        read = lens.read_arguments(prompt, None, seen, AS_THE_TOKENIZER_DOES, chat, goes_on=True)
+        tokens, mask = read.tokens, read.mask
+    else:
+        tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
     if tokens.shape[0] != 1:
         raise InterpError(f"one prompt is continued at a time, and these are {tokens.shape[0]}; pass one of them.")
     watch = _Stopwatch(max_new_tokens, progress)
@@ -68,7 +75,7 @@ def generate(
     with noting() as notes, nullcontext() if intervention is None else lens.apply(intervention):
         # a cache whatever the model's own default is: the account is about it
         how: dict[str, Any] = {"use_cache": True, "num_return_sequences": 1, "return_dict_in_generate": False}
-        out = lens.generate(tokens, max_new_tokens, attention_mask=mask, streamer=watch, **how)
+        out = lens.generate(tokens, max_new_tokens, attention_mask=mask, streamer=watch, **seen, **how)
     prompt = 1 if lens.anatomy.decoder is not None else tokens.shape[1]  # a decoder's own text is its start token
     new = out[0, prompt:]
     cache = lens.last_cache

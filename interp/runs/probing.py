@@ -24,7 +24,7 @@ from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.probes import Context, Fold, Probe, TaskProbe, resolve
 from interp.seam.precision import autocast_dtype, plain_numbers
 from interp.settings.checking import checked
-from interp.vision.pictures import nested
+from interp.vision.pictures import nested, thumbnail
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -157,6 +157,8 @@ class Row(NamedTuple):
     seen: Mapping[str, Any]
     """What else the model is given of it: its images."""
     layout: TokenLayout | None
+    pictures: tuple[str, ...] = ()
+    """Thumbnails of its images."""
 
 
 def _rows(
@@ -197,7 +199,8 @@ def _with_images(lens: TextLens, inputs: Any, images: Any, chat: bool) -> tuple[
     for text, held in zip(texts, nested(images, len(texts), alone), strict=True):
         seen: dict[str, Any] = {"images": held}
         read = lens.read_arguments(text, None, seen, AS_THE_TOKENIZER_DOES, chat)
-        rows.append(Row(read.tokens, seen, layout(lens, read.tokens[0], read.sizes[0])))
+        small = tuple(thumbnail(picture) for picture in held)
+        rows.append(Row(read.tokens, seen, layout(lens, read.tokens[0], read.sizes[0]), small))
     return rows, alone
 
 
@@ -243,7 +246,8 @@ def _probe_one(
     for name, dataset in results.items():
         dataset.attrs |= facts
         if row.layout is not None and dataset.sizes.get("token") == context.n_tokens:
-            results[name] = dataset.assign_coords(row.layout.coordinates)
+            placed = dataset.assign_coords(row.layout.coordinates)
+            results[name] = placed.assign_attrs(pictures=json.dumps(row.pictures))
     return results
 
 

@@ -18,7 +18,8 @@ from typing import IO
 from interp.undoing import undoing
 
 HEAD = re.compile(rb"\n?thread '[^\n]*panicked at [^\n]*\n")
-NOTE = re.compile(rb"note: run with `RUST_BACKTRACE=[^\n]*\n")
+BACKTRACE = re.compile(rb"stack backtrace:\n(?: +(?:\d+:|at )[^\n]*\n)*")
+NOTE = re.compile(rb"note: [^\n]*run with `RUST_BACKTRACE=[^\n]*\n")
 
 
 class PanicError(RuntimeError):
@@ -103,7 +104,7 @@ def without_panics(written: bytes, panics: list[str]) -> bytes:
     """What was written to standard error, without what Rust says of panics with these messages."""
     for said in panics:
         message = re.escape(said.encode("utf-8", "replace"))
-        written = re.sub(HEAD.pattern + message + rb"\n", b"", written)
+        written = re.sub(HEAD.pattern + message + rb"\n(?:" + BACKTRACE.pattern + rb")?", b"", written)
     return NOTE.sub(b"", written) if panics else written
 
 

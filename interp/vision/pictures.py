@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +97,15 @@ def _levels(numbers: np.ndarray) -> np.ndarray:
     """Numbers of more than eight bits as bytes: of 16 bits the upper eight, others from the least to the largest."""
     low, high = (0.0, 65535.0) if numbers.min() >= 0 and numbers.max() > 255 else (numbers.min(), numbers.max())
     return ((numbers - low) / max(high - low, 1e-30) * 255).round().astype(np.uint8)
+
+
+def thumbnail(picture: Image.Image, longest: int = 320) -> str:
+    """A small JPEG of a picture as a `data:` address, for results to carry along."""
+    small = picture.copy()
+    small.thumbnail((longest, longest))
+    held = io.BytesIO()
+    small.save(held, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
 
 
 def nested(images: Any, n_texts: int, single: bool) -> list[list[Image.Image]]:

@@ -111,7 +111,7 @@ def test_results_of_several_texts_are_refused_with_the_way_out(name):
     getattr(figures, name)(several.isel(text=1))
 
 
-RUN = sorted({*probes.available(), *probes.available("tasks"), *explaining.available()})
+RUN = sorted({*probes.available(), *probes.available("tasks"), *probes.available("images"), *explaining.available()})
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if drawn_from(name) in RUN])
