@@ -56,6 +56,7 @@ CURES = {
     "cannot write": "Choose a folder that exists, has room, and that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
     # images
+    "images go with a text or a list of texts": "Pass the text with `<image>` where each image stands.",
     "have no place: each is made": "Take a model whose image tokens are patches; a resampler's or Q-Former's are not.",
     "tokens, and the text has": "Pass the sizes of the images that the text was read with.",
     "does not say which token stands for an image": "Give the processor that came with the weights.",
