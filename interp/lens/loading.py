@@ -92,7 +92,7 @@ def load(
         (2, 8)
     """
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = _tokenizer_of(str(tokenizer), trust_remote_code)
+        tokenizer = _tokenizer_of(str(tokenizer), trust_remote_code, getattr(model, "config", None))
     if isinstance(model, (str, Path)):
         name = str(model)
         loaded, tokenizer = _from_name(
@@ -347,8 +347,8 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) is not None for pattern in TOKENIZER_FILES)
 
 
-def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
-    """The tokenizer in a folder, or of a hub id."""
+def _tokenizer_of(name: str, trust_remote_code: bool, config: Any) -> Any:
+    """The tokenizer in a folder, or of a hub id; the processor, for a model with this config that sees."""
     folder = _place(name, "the tokenizer")
     local = folder.is_dir()
     if local:
@@ -356,5 +356,7 @@ def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
     what = f"a tokenizer from {name!r}, neither a folder nor a hub id that can be reached"
     with _in_one_sentence(what), loading():
         return _read_tokenizer(
-            str(folder) if local else name, {"trust_remote_code": trust_remote_code, "local_files_only": local}
+            str(folder) if local else name,
+            {"trust_remote_code": trust_remote_code, "local_files_only": local},
+            config,
         )

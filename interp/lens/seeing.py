@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from interp.lens.reading_input import Given, Read
 from interp.lens.templates import prompt_of
 from interp.seam.config import LensConfig
 from interp.vision.pictures import nested, opened
-from interp.vision.prompts import check_places, encoded, images_in, marked, with_parts
+from interp.vision.prompts import check_places, encoded, images_in, marked, own_place, with_parts
 
 IMAGES = "images"
 """The keyword of calls that images come by."""
@@ -92,6 +92,17 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
     whole = mask is None or bool(mask.all())
     sizes = tuple(tuple(one.size for one in row) for row in held)
     return Read(tokens, None if whole else mask, True, given.single, bool(talks), sizes)
+
+
+def refuse_empty_places(lens: Seeing, rows: Sequence[Sequence[int]]) -> None:
+    """Raise InterpError where a text that is read without images has places for some: the model would read the
+    embedding of its image token, which means nothing."""
+    token = lens.processor.tokenizer.convert_tokens_to_ids(own_place(lens.processor))
+    if any(token in row for row in rows):
+        raise InterpError(
+            "the text has a place for an image, and none came with it; pass images=..., where that is taken: a call of "
+            "the Lens, run_with_cache, generate, score, interp.probe."
+        )
 
 
 def _in_dtype(value: Any, dtype: Any) -> Any:
