@@ -173,6 +173,8 @@ def test_edits_in_the_tower_reach_the_logits(name: str) -> None:
 def test_policies_and_edits_act_on_the_language_layers(name: str) -> None:
     texts, images = pair(name)
     lens = seeing(name)
+    if not lens.cfg.full_attention_layers:
+        pytest.skip("this release caches something else than the keys that are attended to")
     lens.generate(texts, 4, images=images)
     whole = lens.last_cache.nbytes()
     with lens.apply(interp.SnapKV(budget=0.5, window=4)):
