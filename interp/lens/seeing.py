@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
-
 from interp.errors import InterpError
 from interp.lens import reading_input
 from interp.lens.reading_input import Given, Read
 from interp.lens.templates import prompt_of
+from interp.lens.tower import on
 from interp.seam.config import LensConfig
 from interp.vision.pictures import nested, opened
 from interp.vision.prompts import check_places, encoded, images_in, marked, own_place, with_parts
@@ -38,9 +37,6 @@ class Seeing(Protocol):
 
     @property
     def cfg(self) -> LensConfig: ...
-
-    @property
-    def device(self) -> torch.device: ...
 
 
 def need_processor(lens: Seeing) -> Any:
@@ -86,9 +82,9 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
     made = encoded(processor, texts, held, special=not talks)
     if twice := sorted(name for name in made if arguments.get(name) is not None):
         raise InterpError(f"{twice[0]} comes beside images, of which it is made; pass one of the two.")
-    made = {name: value.to(lens.device) if hasattr(value, "to") else value for name, value in made.items()}
+    made = {name: on(lens.model, value) for name, value in made.items()}
     tokens, mask = made.pop("input_ids"), made.pop("attention_mask", None)
-    arguments |= {name: _in_dtype(value, lens.model.dtype) for name, value in made.items()}
+    arguments |= made
     whole = mask is None or bool(mask.all())
     sizes = tuple(tuple(one.size for one in row) for row in held)
     return Read(tokens, None if whole else mask, True, given.single, bool(talks), sizes)
@@ -103,8 +99,3 @@ def refuse_empty_places(lens: Seeing, rows: Sequence[Sequence[int]]) -> None:
             "the text has a place for an image, and none came with it; pass images=..., where that is taken: a call of "
             "the Lens, run_with_cache, generate, score, interp.probe."
         )
-
-
-def _in_dtype(value: Any, dtype: Any) -> Any:
-    """Pixels in the dtype of the weights; whole numbers and the rest as they are."""
-    return value.to(dtype) if hasattr(value, "is_floating_point") and value.is_floating_point() else value
