@@ -25,6 +25,7 @@ SHEET = Path(__file__).parent / "sprites.webp"
 SIDE = 48
 COLUMNS = 16
 FONT_SIZE = 109  # the only size that the font has
+FONT = "NotoColorEmoji.ttf of Debian's package fonts-noto-color-emoji"
 
 
 class SpritesError(InterpError):
@@ -51,8 +52,7 @@ def draw_sheet(font_file: Path) -> bytes:
         font = ImageFont.truetype(font_file, FONT_SIZE)
     except OSError as error:
         raise SpritesError(
-            f"{font_file} is no font of {FONT_SIZE} pixels ({error}); name NotoColorEmoji.ttf of Debian's package "
-            "fonts-noto-color-emoji."
+            f"{font_file} is no font of {FONT_SIZE} pixels ({error}); name {FONT}."
         ) from None
     rows = -(-len(KINDS) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SIDE, rows * SIDE))
@@ -61,7 +61,7 @@ def draw_sheet(font_file: Path) -> bytes:
         ImageDraw.Draw(glyph).text((20, 20), kind.emoji, font=font, embedded_color=True)
         box = glyph.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
         if box is None:
-            raise SpritesError(f"{font_file} has no picture of {kind.emoji} ({kind.name}).")
+            raise SpritesError(f"{font_file} has no picture of {kind.emoji} ({kind.name}); name {FONT}.")
         glyph = glyph.crop(box)
         glyph.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(glyph, (k % COLUMNS * SIDE, k // COLUMNS * SIDE))
