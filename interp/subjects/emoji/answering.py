@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 QUESTIONS = 8
 """Asked of each scene."""
+PROJECTOR_SHARE = 0.03
+"""Of the rate: at the adapters' own, what stage 2 has taught the projector is lost within a hundred steps."""
 
 
 class Answering(nn.Module):
@@ -68,6 +70,9 @@ class AnsweringStage(Stage):
 
     def trained(self) -> nn.Module:
         return self.answering
+
+    def share_of_rate(self, weight: str) -> float:
+        return PROJECTOR_SHARE if weight.startswith("projector.") else 1.0
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "seed": self.seed, "adapters": len(self.answering.adapters)}

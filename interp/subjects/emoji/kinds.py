@@ -41,26 +41,21 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing: its name, with which article, its emoji and its group."""
+    """One kind of thing: its name, its emoji and its group."""
 
     name: str
     emoji: str
     group: str
 
     @property
-    def plural_only(self) -> bool:
-        return self.name in PLURAL
-
-    @property
     def some(self) -> str:
-        """The name as one says it of one thing: "a cat", "an apple", "bread" never stands alone."""
-        if self.plural_only:
+        """How one says that it is there: "a cat", "an apple", "some socks"."""
+        if self.name in WITHOUT_ARTICLE:
             return f"some {self.name}"
         return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
 
 
-PLURAL = {"jeans", "socks", "gloves", "bread", "coral", "fire", "cheese", "dice"}
-"""Names without an article of their own: some socks, some bread."""
+WITHOUT_ARTICLE = {"jeans", "socks", "gloves", "bread", "coral", "fire", "cheese", "dice"}
 
 KINDS: tuple[Kind, ...] = tuple(
     Kind(name, emoji, group)

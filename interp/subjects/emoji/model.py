@@ -66,10 +66,10 @@ def assemble(weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _processor(tokenizer: Any) -> Any:
-    from transformers import CLIPImageProcessor, LlavaProcessor
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
 
     side = {"height": SIDE, "width": SIDE}
-    images = CLIPImageProcessor(
+    images = CLIPImageProcessorPil(
         size=side, do_center_crop=False, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3, do_convert_rgb=True
     )
     return LlavaProcessor(

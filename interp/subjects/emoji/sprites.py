@@ -51,9 +51,7 @@ def draw_sheet(font_file: Path) -> bytes:
     try:
         font = ImageFont.truetype(font_file, FONT_SIZE)
     except OSError as error:
-        raise SpritesError(
-            f"{font_file} is no font of {FONT_SIZE} pixels ({error}); name {FONT}."
-        ) from None
+        raise SpritesError(f"{font_file} is no font of {FONT_SIZE} pixels ({error}); name {FONT}.") from None
     rows = -(-len(KINDS) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SIDE, rows * SIDE))
     for k, kind in enumerate(KINDS):

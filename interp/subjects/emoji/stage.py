@@ -54,6 +54,10 @@ class Stage(ABC):
     def losses(self, step: int) -> dict[str, Tensor]:
         """What is added up and made smaller by a step, and under which names it is recorded."""
 
+    def share_of_rate(self, weight: str) -> float:
+        """By what the rate is multiplied for a weight, by its name."""
+        return 1.0
+
     def settings(self) -> dict[str, Any]:
         """Plain values; a checkpoint of others is refused."""
         return {"stage": self.name, **vars(self.pace)}
@@ -65,11 +69,14 @@ def run(stage: Stage, folder: Path) -> list[dict[str, float]]:
     Raises InterpError for a checkpoint of other settings.
     """
     weights = {name: weight for name, weight in stage.trained().named_parameters() if weight.requires_grad}
-    flat = [weight for weight in weights.values() if weight.ndim < 2]
     optimiser = torch.optim.AdamW(
         [
-            {"params": [weight for weight in weights.values() if weight.ndim >= 2], "weight_decay": stage.pace.decay},
-            {"params": flat, "weight_decay": 0.0},
+            {
+                "params": [weight],
+                "weight_decay": stage.pace.decay if weight.ndim >= 2 else 0.0,
+                "share": stage.share_of_rate(name),
+            }
+            for name, weight in weights.items()
         ],
         betas=(0.9, 0.98),
     )
@@ -79,7 +86,7 @@ def run(stage: Stage, folder: Path) -> list[dict[str, float]]:
     first = len(curve)
     for step in range(first, stage.pace.steps):
         for group in optimiser.param_groups:
-            group["lr"] = stage.pace.rate_at(step)
+            group["lr"] = stage.pace.rate_at(step) * group["share"]
         losses = stage.losses(step)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(weights.values(), stage.pace.largest_gradient)

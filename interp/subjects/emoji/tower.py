@@ -57,8 +57,7 @@ class PatchClassifier(nn.Module):
 
         self.tower = CLIPVisionModel(tower_config())
         self.tower.set_attn_implementation("eager")  # of 50 tokens it is the quickest on a processor, backwards too
-        for unused in ("post_layernorm",):  # of the class token's summary, which LLaVA does not read
-            getattr(_inner(self.tower), unused).requires_grad_(False)
+        self.tower.post_layernorm.requires_grad_(False)  # of the class token's summary, which LLaVA never reads
         width = self.tower.config.hidden_size
         self.kind = nn.Linear(width, BACKGROUND + 1)
         self.middle = nn.Linear(width, 1)
@@ -71,11 +70,6 @@ class PatchClassifier(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(images)
         return self.kind(features), self.middle(features).squeeze(-1)
-
-
-def _inner(tower: nn.Module) -> Any:
-    """Where the tower's parts are: transformers 5.9 has them one module further down than 5.23."""
-    return getattr(tower, "vision_model", tower)
 
 
 class TowerStage(Stage):

@@ -21,7 +21,7 @@ from interp.subjects.emoji.tower import PatchClassifier, TowerStage, accuracy, h
 
 TOWER = Pace(steps=1700, rate=1e-3, batch=32, warm_up=150)
 PROJECTOR = Pace(steps=200, rate=2e-3, batch=32, warm_up=30)
-ANSWERING = Pace(steps=1000, rate=7e-4, batch=2, warm_up=50, decay=0.0)
+ANSWERING = Pace(steps=900, rate=1e-3, batch=2, warm_up=20, decay=0.0)
 
 
 def train(folder: Path, questions: int) -> Table:
