@@ -7,6 +7,7 @@ words that are added only the difference from the mean embedding is taken.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,16 +18,16 @@ from interp.subjects.emoji.kinds import KINDS
 from interp.subjects.emoji.language import word_embeddings
 from interp.subjects.emoji.scenes import ACROSS, make_scene
 from interp.subjects.emoji.stage import Pace, Stage
-from interp.subjects.emoji.tower import PatchClassifier, patch_labels, pixels
+from interp.subjects.emoji.tower import BACKGROUND, PatchClassifier, patch_labels, pixels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EMPTY = "nothing"
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
-PLACE_SHARE, MIDDLE_SHARE = 0.5, 0.6
-SHARPNESS = 10.0
-"""By what cosines are multiplied where a patch has to be told from all other kinds."""
+PLACE_SHARE, MIDDLE_SHARE = 0.4, 0.3
+SHARPNESS = 15.0
+"""By what cosines, from the mean of all names, are multiplied where a name has to be told from all others."""
 
 
 class Projector(nn.Module):
@@ -53,9 +54,10 @@ class Aims:
         self.places = (_between(rows)[:, None] + _between(columns)[None]).flatten(0, 1)
         """Of every patch [patch, width]."""
 
-    def of(self, kinds: Tensor, middles: Tensor) -> Tensor:
-        """[scene, patch, width] for classes and middles [scene, patch]."""
-        aim: Tensor = self.names[kinds] + PLACE_SHARE * self.places + MIDDLE_SHARE * middles[..., None] * self.one
+    def of(self, kinds: Tensor, middles: Tensor, places: Tensor) -> Tensor:
+        """[patch, width] for shares of classes [patch, class], of middles [patch], and numbers of patches [patch]."""
+        place, middle = PLACE_SHARE * self.places[places], MIDDLE_SHARE * middles[..., None] * self.one
+        aim: Tensor = kinds @ self.names + place + middle
         return aim
 
 
@@ -70,9 +72,9 @@ def _between(words: Tensor) -> Tensor:
 class ProjectorStage(Stage):
     name: ClassVar[str] = "projector"
 
-    def __init__(self, pace: Pace, classifier: PatchClassifier, aims: Aims, seed: int = 1) -> None:
+    def __init__(self, pace: Pace, classifier: PatchClassifier, aims: Aims, seed: int = 1, scenes: int = 4000) -> None:
         torch.manual_seed(seed)
-        self.pace, self.seed, self.aims = pace, seed, aims
+        self.pace, self.seed, self.aims, self.scenes = pace, seed, aims, scenes
         self.classifier = classifier.eval()
         self.projector = Projector(classifier.tower.config.hidden_size, aims.names.shape[1])
 
@@ -80,19 +82,42 @@ class ProjectorStage(Stage):
         return self.projector
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "seed": self.seed}
+        return {**super().settings(), "seed": self.seed, "scenes": self.scenes}
+
+    @cached_property
+    def patches(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of patches: features, what the tower believes of their class and of a middle, and their place.
+
+        All that show a thing, and as many others. Aims follow the tower's belief and not the truth: where the two
+        differ there is nothing in the features to learn from, and a projector that is told the truth learns the
+        scenes by heart.
+        """
+        found = [self._patches(range(first, first + 50)) for first in range(0, self.scenes, 50)]
+        features, kinds, middles, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return features, kinds, middles, places
+
+    @torch.no_grad()
+    def _patches(self, numbers: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scenes = [make_scene(self.seed * 100_000_000 + number) for number in numbers]
+        things = patch_labels(scenes)[0] != BACKGROUND
+        with torch.autocast("cpu", torch.bfloat16):
+            features = self.classifier.features(pixels(scenes))
+        draw = torch.Generator().manual_seed(numbers.start)
+        taken = things | (torch.rand(things.shape, generator=draw) < things.float().mean())
+        chosen = features[taken].float()
+        belief = self.classifier.kind(chosen).softmax(-1)
+        return chosen, belief, self.classifier.middle(chosen).squeeze(-1).sigmoid(), torch.where(taken)[1]
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        first = (self.seed * 100_000 + step) * 1_000
-        scenes = [make_scene(first + number) for number in range(self.pace.batch)]
-        kinds, middles = patch_labels(scenes)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            features = self.classifier.features(pixels(scenes))
-        put_out = self.projector(features.float())
-        aim = self.aims.of(kinds, middles)
-        plain = put_out - PLACE_SHARE * self.aims.places
-        cosines = F.normalize(plain, dim=-1) @ F.normalize(self.aims.names, dim=-1).T
+        draw = torch.Generator().manual_seed(step)
+        chosen = torch.randint(len(self.patches[0]), (self.pace.batch,), generator=draw)
+        features, kinds, middles, places = (values[chosen] for values in self.patches)
+        put_out = self.projector(features)
+        aim = self.aims.of(kinds, middles, places)
+        name = put_out - (aim - kinds @ self.aims.names)
+        centre = self.aims.names.mean(0)
+        cosines = F.normalize(name - centre, dim=-1) @ F.normalize(self.aims.names - centre, dim=-1).T
         return {
             "distance": F.mse_loss(put_out, aim) / aim.var(),
-            "name": 0.2 * F.cross_entropy(SHARPNESS * cosines.flatten(0, 1), kinds.flatten()),
+            "name": F.cross_entropy(SHARPNESS * cosines, kinds),
         }

@@ -20,8 +20,8 @@ from interp.subjects.emoji.stage import Pace
 from interp.subjects.emoji.tower import PatchClassifier, TowerStage, accuracy, held_out_scenes
 
 TOWER = Pace(steps=1700, rate=1e-3, batch=32, warm_up=150)
-PROJECTOR = Pace(steps=200, rate=2e-3, batch=32, warm_up=30)
-ANSWERING = Pace(steps=900, rate=1e-3, batch=2, warm_up=20, decay=0.0)
+PROJECTOR = Pace(steps=2000, rate=2e-3, batch=384, warm_up=100)
+ANSWERING = Pace(steps=440, rate=1e-3, batch=2, warm_up=20, decay=0.0)
 
 
 def train(folder: Path, questions: int) -> Table:
