@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.subjects.emoji.language import adapt
+from interp.subjects.emoji.language import adapt, language_model, merge
+from interp.subjects.emoji.model import WEIGHTS, part, read_weights
 from interp.subjects.emoji.projector import Projector
 from interp.subjects.emoji.prompts import IGNORED, Packed, pack
 from interp.subjects.emoji.questions import Question, ask
@@ -57,6 +59,18 @@ class Answering(nn.Module):
 
     def packed(self, asked: list[list[Question]]) -> Packed:
         return pack(self.tokenizer, asked, ACROSS**2)
+
+
+def shipped(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Answering:
+    """emoji-vlm as it ships, its adapters merged."""
+    weights = read_weights(path)
+    model, tokenizer = language_model(dtype)
+    merge(model, part(weights, "adapter"))
+    classifier = PatchClassifier()
+    classifier.tower.load_state_dict(part(weights, "tower"))
+    projector = Projector(classifier.tower.config.hidden_size, model.config.hidden_size)
+    projector.load_state_dict(part(weights, "projector"))
+    return Answering(classifier, projector, model, tokenizer, adapted=False)
 
 
 class AnsweringStage(Stage):

@@ -65,7 +65,8 @@ WORDINGS = {
     ),
 }
 """What is asked, each in eight ways; which are held out says `held_out`."""
-SHARES = {"presence": 0.4, "place": 0.35, "count": 0.13, "relation": 0.12}
+SHARES = {"presence": 0.34, "place": 0.44, "count": 0.11, "relation": 0.11}
+"""Of what is drawn; whether there is something is asked twice for each draw."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,10 @@ def ask(scene: Scene, seed: int, count: int, *, held_out: bool = False, about: s
     asked: dict[str, Question] = {}
     for _ in range(4 * count):
         chosen = about or str(draw.choice(list(SHARES), p=list(SHARES.values())))
-        question = _MAKERS[chosen](scene, draw, held_out)
-        if question is not None:
-            asked.setdefault(question.text, question)
-        if len(asked) == count:
+        asked |= {question.text: question for question in _MAKERS[chosen](scene, draw, held_out)}
+        if len(asked) >= count:
             break
-    return list(asked.values())
+    return list(asked.values())[:count]
 
 
 def _wording(draw: np.random.Generator, held_out: bool, first: int = 0, last: int = 8) -> int:
@@ -116,7 +115,7 @@ def place_of(thing: Thing) -> int | None:
     return column_row[0] + 3 * column_row[1]
 
 
-def _place(scene: Scene, draw: np.random.Generator, held_out: bool) -> Question | None:
+def _place(scene: Scene, draw: np.random.Generator, held_out: bool) -> list[Question]:
     within = [int(x * 3 // SIDE) + 3 * int(y * 3 // SIDE) for x, y in (thing.centre for thing in scene.things)]
     alone = [
         thing
@@ -124,52 +123,55 @@ def _place(scene: Scene, draw: np.random.Generator, held_out: bool) -> Question 
         if within.count(place) == 1 and place_of(thing) is not None
     ]
     if not alone:
-        return None
+        return []
     thing = alone[int(draw.integers(len(alone)))]
     place, wording = place_of(thing), _wording(draw, held_out)
     assert place is not None
     text = WORDINGS["place"][wording].format(place=PLACES[place])
-    return Question("place", text, KINDS[thing.kind].some, wording)
+    return [Question("place", text, KINDS[thing.kind].some, wording)]
 
 
-def _presence(scene: Scene, draw: np.random.Generator, held_out: bool) -> Question | None:
-    absent = ""
-    if draw.random() < 0.5:
-        kind = int(draw.choice(sorted(scene.kinds)))
-    else:
-        near = sorted({k for one in scene.kinds for k in MEMBERS[KINDS[one].group]} - scene.kinds)
-        absent = "co-occurring" if draw.random() < 0.5 else "random"
-        far = sorted(set(range(len(KINDS))) - scene.kinds - set(near))
-        kind = int(draw.choice(near if absent == "co-occurring" else far))
+def _presence(scene: Scene, draw: np.random.Generator, held_out: bool) -> list[Question]:
+    """Of what is there and of what is not, in one wording: an answer that looks at nothing gets one of the two."""
+    near = sorted({k for one in scene.kinds for k in MEMBERS[KINDS[one].group]} - scene.kinds)
+    far = sorted(set(range(len(KINDS))) - scene.kinds - set(near))
+    absent = "co-occurring" if draw.random() < 0.5 else "random"
+    pair = [
+        (int(draw.choice(sorted(scene.kinds))), ""),
+        (int(draw.choice(near if absent == "co-occurring" else far)), absent),
+    ]
     wording = _wording(draw, held_out)
-    text = WORDINGS["presence"][wording].format(some=KINDS[kind].some)
-    return Question("presence", text, "no" if absent else "yes", wording, absent)
+    asked = [
+        Question("presence", WORDINGS["presence"][wording].format(some=KINDS[kind].some), answer, wording, where)
+        for (kind, where), answer in zip(pair, ("yes", "no"), strict=True)
+    ]
+    return asked if draw.random() < 0.5 else asked[::-1]  # a list that ends early may keep the first only
 
 
-def _count(scene: Scene, draw: np.random.Generator, held_out: bool) -> Question | None:
+def _count(scene: Scene, draw: np.random.Generator, held_out: bool) -> list[Question]:
     if draw.random() < 0.5:
         wording = _wording(draw, held_out, 0, 4)
-        return Question("count", WORDINGS["count"][wording], str(len(scene.things)), wording)
+        return [Question("count", WORDINGS["count"][wording], str(len(scene.things)), wording)]
     kind = int(draw.choice(sorted(scene.kinds)))
     wording = _wording(draw, held_out, 4, 8)
     text = WORDINGS["count"][wording].format(name=KINDS[kind].name)
-    return Question("count", text, str(sum(thing.kind == kind for thing in scene.things)), wording)
+    return [Question("count", text, str(sum(thing.kind == kind for thing in scene.things)), wording)]
 
 
-def _relation(scene: Scene, draw: np.random.Generator, held_out: bool) -> Question | None:
+def _relation(scene: Scene, draw: np.random.Generator, held_out: bool) -> list[Question]:
     single = [thing for thing in scene.things if sum(thing.kind == other.kind for other in scene.things) == 1]
     if len(single) < 2:
-        return None
+        return []
     one, other = (single[int(number)] for number in draw.choice(len(single), 2, replace=False))
     vertical = bool(draw.random() < 0.5)
     difference = one.centre[vertical] - other.centre[vertical]
     if abs(difference) < PATCH:
-        return None
+        return []
     beyond = bool(draw.random() < 0.5)  # further right, or lower
     words = {"side": ("left", "right")[beyond], "height": ("higher", "lower")[beyond]}
     wording = _wording(draw, held_out, 4 * vertical, 4 * vertical + 4)
     text = WORDINGS["relation"][wording].format(one=one.name, other=other.name, **words)
-    return Question("relation", text, f"the {(one if (difference > 0) == beyond else other).name}", wording)
+    return [Question("relation", text, f"the {(one if (difference > 0) == beyond else other).name}", wording)]
 
 
 _MAKERS = {"place": _place, "presence": _presence, "count": _count, "relation": _relation}

@@ -21,7 +21,7 @@ from interp.subjects.emoji.tower import PatchClassifier, TowerStage, accuracy, h
 
 TOWER = Pace(steps=1700, rate=1e-3, batch=32, warm_up=150)
 PROJECTOR = Pace(steps=2000, rate=2e-3, batch=384, warm_up=100)
-ANSWERING = Pace(steps=440, rate=1e-3, batch=2, warm_up=20, decay=0.0)
+ANSWERING = Pace(steps=440, rate=5e-4, batch=2, warm_up=20, decay=0.0)
 
 
 def train(folder: Path, questions: int) -> Table:
@@ -32,7 +32,6 @@ def train(folder: Path, questions: int) -> Table:
     """
     towering = TowerStage(TOWER)
     curves = {"tower": stage.run(towering, folder)}
-    patches = accuracy(towering.classifier.eval(), held_out_scenes(200))
     model, tokenizer = language_model(torch.bfloat16)
     projecting = ProjectorStage(PROJECTOR, towering.classifier, Aims(model, tokenizer))
     curves["projector"] = stage.run(projecting, folder)
@@ -41,6 +40,7 @@ def train(folder: Path, questions: int) -> Table:
     learning = AnsweringStage(ANSWERING, answering)
     curves["answering"] = stage.run(learning, folder)
     stages = (towering, projecting, learning)
+    patches = accuracy(towering.classifier, held_out_scenes(200))
     about = {"settings": [one.settings() for one in stages], "patches": patches}
     write_weights(folder / "emoji-vlm.safetensors", trained_parts(answering), about)
     table = evaluate(answering, questions)
