@@ -54,7 +54,7 @@ def test_it_sees() -> None:
     )
     total = sum(map(len, asked))
     assert total >= 10
-    assert with_picture > 0.35 * total > blind
+    assert with_picture > 0.25 * total > blind
 
 
 def test_the_evaluation_counts_what_it_asks() -> None:
