@@ -67,7 +67,7 @@ class VisualSinks(Probe):
         if self.over_median < 1:
             raise InterpError(f"{self.name}: over_median should be at least 1, found {self.over_median}.")
 
-    def begin(self, context: Context) -> Fold:
+    def begin(self, context: Context) -> VisualFold:
         if context.layout is None or not (context.layout.modality == "image").any():
             raise InterpError(f"{self.name} reads texts with images: interp.probe(lens, text, images=...).")
         given: list[int] = [] if self.channels is None else np.atleast_1d(self.channels).tolist()
