@@ -70,7 +70,7 @@ def load(
     """Make a Lens.
 
     Args:
-        model: `"demo"`, a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
+        model: `"demo"`, `"emoji-vlm"` (small, and sees), a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
             Of a peft model (adapters active), a compiled or a parallel one the transformers model inside is taken.
         tokenizer: for a model that is already loaded; otherwise it comes with the weights. A transformers tokenizer, or
             a folder or hub id to load one from, or the processor of a model that sees. A folder of weights without a
@@ -145,9 +145,14 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     from interp.subjects.weights import load_gguf
 
     path = _place(name, "the model")
-    if name == "demo" or name.endswith(".gguf"):
+    if name in ("demo", "emoji-vlm") or name.endswith(".gguf"):
         if ignored := sorted(options.keys() - {"device_map", "attn_implementation", "trust_remote_code"}):
             raise InterpError(f"{', '.join(ignored)} would be ignored: a .gguf file takes no such arguments.")
+        if name == "emoji-vlm":
+            from interp.subjects.emoji.model import emoji_vlm
+
+            model, own = emoji_vlm(dtype)
+            return _placed(model, **options), tokenizer or own
         model, own = load_gguf(demo_gguf() if name == "demo" else path, dtype)
         return _placed(model, **options), tokenizer or own
     if path.exists() and not path.is_dir():
