@@ -1,4 +1,4 @@
-"""The kinds of things in the scenes: 160 emoji with plain English names, in groups of things that occur together.
+"""The kinds of things in the scenes: 173 emoji with plain English names, in groups of things that occur together.
 
 A name is Unicode's own, shortened to one word where Unicode says more ("lion face", "automobile"); each is one token of
 the demo model's tokenizer after a space, so that one token of an image can say what one word says. Twins are left out:

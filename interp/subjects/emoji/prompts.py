@@ -1,7 +1,7 @@
 """One scene and all its questions as one sequence: the picture is read once, and no question sees another.
 
-Positions and mask make every question what it would be by itself after the picture: this is a matter of cost, a sixth
-of reading the picture again for each question.
+Positions and mask make every question what it would be by itself after the picture: this is a matter of cost, some 24
+tokens a question where there are eight, and not 68.
 """
 
 from __future__ import annotations
