@@ -71,7 +71,8 @@ def load(
 
     Args:
         model: `"demo"`, `"emoji-vlm"` (small, and sees), a hub id, a local folder, a `.gguf` file, a loaded model of
-            transformers, or a TransformerBridge. Of a peft model (adapters active), a compiled or a parallel one the transformers model inside is taken.
+            transformers, or a TransformerBridge. Of a peft model (adapters active), a compiled or a parallel one the
+            transformers model inside is taken.
         tokenizer: for a model that is already loaded; otherwise it comes with the weights. A transformers tokenizer, or
             a folder or hub id to load one from, or the processor of a model that sees. A folder of weights without a
             tokenizer gives a Lens for tokens only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from interp.errors import InterpError
+from interp.files.private import expanded
+from interp.files.reading import read_bytes
 
-MOST_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded: no model sees that many pixels."""
+MOST_PIXELS = 50_000_000
+"""Larger pictures are refused before they are decoded: no model sees as many, and a small file can claim them."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What files may be. PIL reads some forty more, for one of which (EPS) it starts another program."""
+_decoding = threading.Lock()
+"""PIL decodes a picture when it is first looked at; two threads at once would get each other's bytes."""
 
 
 def opened(picture: Any, what: str = "the image") -> Image.Image:
@@ -35,33 +41,37 @@ def opened(picture: Any, what: str = "the image") -> Image.Image:
         (6, 4)
     """
     if isinstance(picture, (str, Path)):
-        return _plain(_read(Path(picture).expanduser()), f"{what} {picture}")
+        return _plain(_read(picture), f"{what} {picture}")
     if isinstance(picture, Image.Image):
         return _plain(picture, what)
     if hasattr(picture, "__array__"):
-        return _plain(_of_array(np.asarray(picture), what), what)
+        return _plain(_of_array(picture, what), what)
     raise InterpError(f"{what} should be a path, a PIL image or an array, found {type(picture).__name__}.")
 
 
-def _read(path: Path) -> Image.Image:
-    if path.exists() and not path.is_file():
-        raise InterpError(f"{path} is no file that an image could be in.")
+def _read(path: str | Path) -> Image.Image:
+    data = io.BytesIO(read_bytes(expanded(path, "the image"), "image"))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at before decoding
-            return Image.open(path)
-    except FileNotFoundError:
-        raise InterpError(f"there is no image {path}.") from None
+        return Image.open(data, formats=FORMATS)
     except UnidentifiedImageError:
         raise InterpError(f"{path} is no image that can be read; save it as PNG or JPEG.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InterpError(f"the image {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # the readers of PIL raise what they like of a damaged file
+        raise InterpError(f"the image {path} cannot be read: {_reason(error)}") from error
 
 
-def _of_array(array: np.ndarray, what: str) -> Image.Image:
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _of_array(given: Any, what: str) -> Image.Image:
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # as of tensors that have a gradient, or lie on another device
+        raise InterpError(f"{what} cannot be read as a numpy array: {_reason(error)}") from error
     channels = array.shape[-1] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
         raise InterpError(f"{what} should be [height, width] or [height, width, 3], found {list(array.shape)}.")
+    _expect_bounded(array.shape[1], array.shape[0], what)
     if array.dtype.kind == "f":
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise InterpError(f"{what} holds numbers outside of 0 to 1; give bytes, or floats in that range.")
@@ -73,30 +83,44 @@ def _of_array(array: np.ndarray, what: str) -> Image.Image:
     return Image.fromarray(array[..., 0] if channels == 1 and array.ndim == 3 else array)
 
 
-def _plain(picture: Image.Image, what: str) -> Image.Image:
-    if (frames := getattr(picture, "n_frames", 1)) > 1:
-        raise InterpError(f"{what} is an animation of {frames} frames; pass one of them.")
-    width, height = picture.size
+def _expect_bounded(width: int, height: int, what: str) -> None:
     if not width or not height:
         raise InterpError(f"{what} has no pixels.")
     if width * height > MOST_PIXELS:
         raise InterpError(f"{what} has {width} x {height} pixels; scale it down to {MOST_PIXELS // 10**6} megapixels.")
+
+
+def _plain(picture: Image.Image, what: str) -> Image.Image:
+    _expect_bounded(*picture.size, what)
     try:
-        upright = ImageOps.exif_transpose(picture)
+        with _decoding:
+            # beside its photo an MPO, which many phones write, holds others of the same scene
+            if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
+                raise InterpError(f"{what} is an animation of {frames} frames; pass one of them.")
+            upright = ImageOps.exif_transpose(picture)
         if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
             seen = upright.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
         if upright.mode.startswith(("I", "F")):  # which PIL would cut off at 255
-            return Image.fromarray(_levels(np.asarray(upright, dtype=float))).convert("RGB")
+            return Image.fromarray(_levels(np.asarray(upright), picture, what)).convert("RGB")
         return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InterpError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    except InterpError:
+        raise
+    except Exception as error:  # as above
+        raise InterpError(f"{what} cannot be read: {_reason(error)}") from error
 
 
-def _levels(numbers: np.ndarray) -> np.ndarray:
-    """Numbers of more than eight bits as bytes: of 16 bits the upper eight, others from the least to the largest."""
-    low, high = (0.0, 65535.0) if numbers.min() >= 0 and numbers.max() > 255 else (numbers.min(), numbers.max())
-    return ((numbers - low) / max(high - low, 1e-30) * 255).round().astype(np.uint8)
+def _levels(numbers: np.ndarray, picture: Image.Image, what: str) -> np.ndarray:
+    """Numbers of 16 bits as bytes; others that are bytes as they are. Raises InterpError where they are neither."""
+    if picture.mode.startswith("I;16") or picture.format == "PPM":  # whose numbers PIL brings to 16 bits
+        return (numbers.astype(np.float32) / 257).round().astype(np.uint8)
+    least, most = numbers.min(), numbers.max()
+    if not (least >= 0 and most <= 255):
+        raise InterpError(
+            f"{what} holds numbers from {least:g} to {most:g} of which none is said to be black or white; make bytes "
+            "of them, or an array of floats from 0 to 1."
+        )
+    return numbers.round().astype(np.uint8)
 
 
 def thumbnail(picture: Image.Image, longest: int = 320) -> str:
