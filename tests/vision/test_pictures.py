@@ -89,7 +89,7 @@ def test_what_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / "empty.png", "no image that can be read"),
         (tmp_path / "cut.png", "cannot be read"),
         (tmp_path / "none.png", "there is no image"),
-        (tmp_path, "is no file"),
+        (tmp_path, "is a folder"),
         (animation(tmp_path / "a.gif"), "an animation of 3 frames"),
         (7, "found int"),
         (b"bytes", "found bytes"),
