@@ -144,7 +144,13 @@ class RegisterFold(Fold):
 
     def result(self) -> xr.Dataset:
         layers = sorted(self.norms)
-        norms = np.stack([torch.cat(self.norms[layer]).numpy() for layer in layers])
+        each = [torch.cat(self.norms[layer]).numpy() for layer in layers]
+        if len(counts := sorted({len(one) for one in each})) > 1:
+            raise InterpError(
+                f"{self.probe.name}: the tower of {self.context.cfg.architecture} merges patches on its way "
+                f"({counts[0]:,} to {counts[-1]:,} in a layer), so that none can be followed; leave this probe out."
+            )
+        norms = np.stack(each)
         rows, laid, why_not = norms.shape[1], self.patches, ""
         if laid is None or len(laid.token) != rows:
             laid, why_not = None, "which tokens the tower's rows go into could not be measured for this text"

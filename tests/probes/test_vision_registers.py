@@ -194,3 +194,16 @@ def test_what_it_says_of_few_patches_and_bad_settings() -> None:
             interp.VisionRegisters(**setting)
     with pytest.raises(InterpError, match="reads texts with images"):
         interp.probe(seeing("llava"), "w1 w2", NAME)
+
+
+def test_a_tower_that_merges_patches_is_refused() -> None:
+    from interp.lens.image_layout import TokenLayout
+    from interp.probes import Context
+
+    laid = TokenLayout(np.array(["image"]), np.zeros(1, int), np.zeros(1, int), np.array([""]), np.zeros((1, 4)))
+    fold = PROBE.begin(Context(seeing("llava"), torch.zeros(1, 1, dtype=torch.long), ["x"], laid))
+    hooks = fold.hooks()
+    for layer, patches in ((0, 16), (1, 4)):
+        hooks[f"vision.blocks.{layer}.hook_resid_post"](-1, torch.ones(1, patches, 32))
+    with pytest.raises(InterpError, match="merges patches on its way"):
+        fold.result()
