@@ -22,7 +22,7 @@ from interp.lens.finite import refuse_lost
 from interp.lens.generation import expect_counts
 from interp.lens.head import FIT, Step, logit_map
 from interp.lens.parts import Anatomy, BlockParts
-from interp.lens.reading_input import unpacked, without_types
+from interp.lens.reading_input import unpacked, without_padding, without_types
 from interp.lens.readout import FinalNorm
 from interp.lens.scoring import as_asked, check_return_type
 from interp.lens.spelling import Spelling
@@ -135,7 +135,9 @@ class BridgeLens(WeightsMixin, HookedLens):
                 if wanted:
                     self._collect(layer, undo, partial(self._show, layer, wanted, attention_mask))
             logits = self.bridge(tokens, **kwargs)
-        return as_asked(self, return_type, logits, tokens, attention_mask, read=(tokens, attention_mask))
+        return as_asked(
+            self, return_type, logits, tokens, attention_mask, read=partial(without_padding, tokens, attention_mask)
+        )
 
     def generate(self, input: Any = None, **kwargs: Any) -> Any:
         """The bridge's own `generate`, with its own arguments and hooks; observables are refused there.

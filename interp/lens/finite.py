@@ -7,8 +7,9 @@ where something is lost the model runs again, and every module is asked who lost
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -92,11 +93,12 @@ class Numbers:
 
 @contextmanager
 def finite(
-    lens: Measured, rows: Iterable[Int[Tensor, "1 pos"]] | None, numbers: Numbers | None = None
+    lens: Measured, rows: Iterable[Tensor | Mapping[str, Any]] | None, numbers: Numbers | None = None
 ) -> Iterator[Numbers]:
     """For a block that measures a model on texts: raises NonFiniteError where numbers that it takes are not finite.
 
-    rows: the texts, to see why; None where they cannot be read again (embeddings, a cache from before).
+    rows: the texts `[1, pos]`, to see why, or all that the model is given where that is images too; None where they
+        cannot be read again (embeddings, a cache from before).
     numbers: those to look at, where something else takes them and says by a LostError that they are lost.
     An exception of the block, too, is put down to that where the model's own numbers are not finite.
     """
@@ -109,7 +111,10 @@ def finite(
     except Exception as error:
         if given is not None and not given.lost:
             raise
-        if (lost_at := _where(lens, rows)) is not None:
+        lost_at = None
+        with suppress(Exception):  # what stopped the block may stop this too
+            lost_at = _where(lens, rows)
+        if lost_at is not None:
             raise NonFiniteError(lost_at) from error
         raise
     if lost:
@@ -131,16 +136,20 @@ def refuse_lost(lens: Measured, row: Int[Tensor, "1 pos"], logits: Tensor) -> No
         numbers.take_logits(logits)
 
 
-def _where(lens: Measured, rows: Iterable[Tensor] | None) -> str | None:
+def _where(lens: Measured, rows: Iterable[Tensor | Mapping[str, Any]] | None) -> str | None:
     if rows is None:
         return None
     bridge = getattr(lens, "bridge", None)
     if bridge is not None:
         return where_lost(bridge, rows, bridge)
-    return where_lost(lens.model, rows, lambda row: lens.model(**arguments(lens.model, row, row), use_cache=False))
+    return where_lost(lens.model, rows, partial(_read_by, lens.model))
 
 
-def where_lost(model: nn.Module, rows: Iterable[Int[Tensor, "1 pos"]], run: Callable[[Tensor], Any]) -> str | None:
+def _read_by(model: Any, row: Tensor | Mapping[str, Any]) -> Any:
+    return model(**(row if isinstance(row, Mapping) else arguments(model, row, row)), use_cache=False)
+
+
+def where_lost(model: nn.Module, rows: Iterable[Any], run: Callable[[Any], Any]) -> str | None:
     """Which module of a model puts out numbers that are not finite first, and why, when `run` reads texts.
 
     None where all are finite.

@@ -44,6 +44,14 @@ def asking(tokenizer: Any) -> Iterator[None]:
         ) from error
 
 
+def said_in(error: BaseException, *modules: str) -> bool:
+    """Whether an exception was raised in one of these modules, by the beginnings of their names."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(modules)
+
+
 def ids_of(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     """Ids of a text; `special`: with the special tokens that the tokenizer puts around one."""
     with asking(tokenizer):

@@ -20,8 +20,8 @@ import torch
 from interp.errors import InterpError
 from interp.lens.activations import LensActivations
 from interp.lens.finite import LostError, Numbers
-from interp.lens.foreign import asking
-from interp.lens.reading_input import without_padding
+from interp.lens.foreign import asking, said_in
+from interp.lens.reading_input import rows_of
 from interp.lens.strict_hooks import Hook
 
 if TYPE_CHECKING:
@@ -143,11 +143,7 @@ def in_one_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what its checks overlook ends in any error, such as one of arithmetic
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-        if isinstance(error, InterpError) or not where.startswith("transformers.generation"):
+        if isinstance(error, InterpError) or not said_in(error, "transformers.generation"):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         said = reason[:300].rstrip(".")
@@ -160,8 +156,8 @@ class Looking:
     On a CPU, which need not be waited for, a step that is lost is the last one; a GPU is asked at the end.
     """
 
-    def __init__(self, tokens: Tensor, mask: Tensor | None, paired: bool) -> None:
-        self._tokens, self._mask, self._paired = tokens, mask, paired
+    def __init__(self, tokens: Tensor, mask: Tensor | None, paired: bool, seen: Mapping[str, Any]) -> None:
+        self._tokens, self._mask, self._paired, self._seen = tokens, mask, paired, seen
         self._ids: Tensor | None = None
         self.numbers = Numbers()
 
@@ -178,10 +174,11 @@ class Looking:
 
         return LogitsProcessorList([self, *(others or ())])
 
-    def rows(self) -> Iterator[Tensor]:
-        """The texts so far without their padding; of an encoder-decoder what the encoder read."""
-        if self._ids is None or self._paired:
-            yield from without_padding(self._tokens, self._mask)
+    def rows(self) -> Iterator[Any]:
+        """The texts so far without their padding; of an encoder-decoder what the encoder read, of images the prompts
+        with them."""
+        if self._ids is None or self._paired or self._seen:
+            yield from rows_of(self._tokens, self._mask, self._seen)
             return
         each = len(self._ids) // len(self._tokens)
         for i, row in enumerate(self._ids.split(1)):

@@ -36,7 +36,7 @@ from interp.lens.in_force import InForce
 from interp.lens.parts import Anatomy
 from interp.lens.point_building import PointsMixin
 from interp.lens.reading_input import left_padded, unpacked, without_types
-from interp.lens.seeing import IMAGES
+from interp.lens.seeing import IMAGES, fitting
 from interp.lens.spelling import Spelling
 from interp.lens.staying_current import CurrentMixin
 from interp.lens.stopping import Stopped, layer_asked, stopping
@@ -167,13 +167,13 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         if not paired:
             positions.put(self._counts, kwargs, attention_mask, seen, read.tokens, past)
         try:
-            with self._session(past), stopping(stop, self.anatomy, self._calls_of.now):
+            with self._session(past), stopping(stop, self.anatomy, self._calls_of.now), fitting(self, kwargs):
                 logits = self.model(attention_mask=attention_mask, **kwargs).logits
         except Stopped as stopped:
             return stopped.resid
         positions.remember(self._counts, kwargs, past)
         labels = kwargs.get("labels") if paired else None
-        again = None if seen else (read.tokens, read.mask)
+        again = None if seen else read.rows
         return scoring.as_asked(
             self, return_type, logits, main.tokens, main.mask, labels, per_token=per_token, read=again
         )
@@ -244,12 +244,12 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
         hooks = [] if recorder is None else recorder.hooks
         ids = () if embedded else (tokens,)
         positions.go_on(self._counts, past)
-        looking = generation.Looking(tokens, attention_mask, paired)
+        looking = generation.Looking(tokens, attention_mask, paired, read.seen)
         kwargs["logits_processor"] = looking.beside(kwargs.get("logits_processor"))
         with (
             finite(self, None if embedded else looking.rows(), looking.numbers),
             self.hooks(fwd_hooks=hooks), evaluating(self), self._session(past, before), without_gradients(),
-            generation.in_one_sentence(),
+            generation.in_one_sentence(), fitting(self, kwargs),
         ):  # fmt: skip
             out = self.model.generate(*ids, attention_mask=attention_mask, **kwargs)
         positions.remember(self._counts, kwargs, past)

@@ -47,6 +47,12 @@ class Read:
     conversation: bool
     sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
     """Width and height of each text's images."""
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    """What else the model is given of those images."""
+
+    def rows(self) -> list[Tensor] | list[dict[str, Any]]:
+        """What can be read again: texts without their padding; with images all together, as arguments of the model."""
+        return rows_of(self.tokens, self.mask, self.seen)
 
 
 def unpacked(input: Any, attention_mask: Any, keywords: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -295,6 +301,11 @@ def left_padded(tokens: Tensor, mask: Any) -> tuple[Tensor, Any]:
         ids.append(row.roll(behind, 0))
         masks.append(real.roll(behind, 0))
     return torch.stack(ids), torch.stack(masks)
+
+
+def rows_of(tokens: Tensor, mask: Any, seen: Mapping[str, Any]) -> list[Tensor] | list[dict[str, Any]]:
+    """Texts without their padding; where the model is given more than tokens, of images, all of it in one."""
+    return [{"input_ids": tokens, "attention_mask": mask, **seen}] if seen else without_padding(tokens, mask)
 
 
 def without_padding(tokens: Tensor, mask: Any) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from interp.interventions.edits._edit_memory import EditedCache
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.finite import Measured, finite
 from interp.lens.protocol import InterventionLens, TextLens
-from interp.lens.reading_input import left_padded, without_padding
+from interp.lens.reading_input import left_padded, rows_of
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.settings.checking import checked
 
@@ -41,12 +41,12 @@ def score(
         raise InterpError("score reads the prompt and then its continuation: pass a padding mask [batch, tokens].")
     rest, there = ends_in_nan(lens.continuation_rows(prompt, continuation), tokens)
     lens.check_length(tokens.shape[1] + rest.shape[1])
-    rows = _rows(tokens, attention_mask, rest, there)
+    rows = rows_of(tokens, attention_mask, seen) if seen else _rows(tokens, attention_mask, rest, there)
     return looked_at(lens, rows, there, lambda: _nats(lens, tokens, attention_mask, rest, chunk, seen))
 
 
 def looked_at(
-    lens: TextLens, rows: Iterator[Tensor], there: Bool[Tensor, "batch token"] | None, nats: Callable[[], Tensor]
+    lens: TextLens, rows: Iterable[Any], there: Bool[Tensor, "batch token"] | None, nats: Callable[[], Tensor]
 ) -> Float[Tensor, "batch token"]:
     """What `nats()` says that tokens cost, NaN where none are `there`. Raises NonFiniteError where one that is costs no
     number; rows: the texts, to see why."""
@@ -129,12 +129,12 @@ def check_return_type(return_type: str | None) -> None:
 
 def as_asked(
     lens: Measured, return_type: str | None, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None,
-    labels: Tensor | None = None, *, per_token: bool = False, read: tuple[Tensor, Any] | None = None,
+    labels: Tensor | None = None, *, per_token: bool = False, read: Callable[[], Iterable[Any]] | None = None,
 ) -> Any:  # fmt: skip
     """What `return_type` names: logits, the loss (of labels, where there are any), both, or None; with `per_token` the
     loss of each token.
 
-    read: the text and its padding mask, to see why a loss is none; None where it cannot be read again. Raises
+    read: makes what can be read again, to see why a loss is none; None where it cannot be read again. Raises
     NonFiniteError instead of a loss of logits that are not finite.
     """
     if return_type in ("loss", "both"):
@@ -143,7 +143,7 @@ def as_asked(
         else:
             loss = loss_of_labels(logits, labels, per_token=per_token)
         if bool(loss.detach().isnan().any()):  # as it is where nothing counts, too
-            with finite(lens, None if read is None else without_padding(*read)) as numbers:
+            with finite(lens, None if read is None else read()) as numbers:
                 numbers.take_logits(logits if attention_mask is None else logits[_last(attention_mask, tokens)])
         return loss if return_type == "loss" else (logits, loss)
     return logits if return_type == "logits" else None

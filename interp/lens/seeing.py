@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from interp.errors import InterpError
 from interp.lens import reading_input
+from interp.lens.foreign import said_in
 from interp.lens.reading_input import Given, Read
 from interp.lens.templates import prompt_of
 from interp.lens.tower import on
@@ -87,7 +89,26 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
     arguments |= made
     whole = mask is None or bool(mask.all())
     sizes = tuple(tuple(one.size for one in row) for row in held)
-    return Read(tokens, None if whole else mask, True, given.single, bool(talks), sizes)
+    return Read(tokens, None if whole else mask, True, given.single, bool(talks), sizes, made)
+
+
+@contextmanager
+def fitting(lens: Seeing, given: Mapping[str, Any]) -> Iterator[None]:
+    """For a block in which a model reads what it is given: what was made of images and does not fit the model is an
+    InterpError."""
+    try:
+        yield
+    except ValueError as error:  # of the checks in transformers' modelling files
+        pictures = getattr(getattr(lens, "processor", None), "image_processor", None)
+        if not given.keys() & set(getattr(pictures, "model_input_names", ())) or not said_in(
+            error, "transformers.models.", "torch"
+        ):
+            raise
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InterpError(
+            f"{lens.cfg.architecture} does not take what {type(lens.processor).__name__} makes of images: {reason}; "
+            "give the model the processor that came with its weights, and as it came."
+        ) from error
 
 
 def refuse_empty_places(lens: Seeing, rows: Sequence[Sequence[int]]) -> None:

@@ -222,7 +222,7 @@ def _probe_one(
     ends = {i: name for i in range(lens.cfg.n_layers) if (name := f"blocks.{i}.hook_resid_post") in lens.hook_dict}
     if report is not None:
         hooks += [(end, _only(partial(report, i + 1))) for i, end in ends.items()]
-    with finite(lens, [tokens]) as numbers:
+    with finite(lens, [{"input_ids": tokens, **row.seen} if row.seen else tokens]) as numbers:
         events = {name for name, _ in hooks if name.endswith("hook_event")}
         hooks += [(name, _only(numbers.take_event)) for name in sorted(events)]
         hooks += [(end, _only(numbers.take)) for end in ends.values()]

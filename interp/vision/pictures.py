@@ -18,6 +18,9 @@ from interp.files.reading import read_bytes
 
 MOST_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded: no model sees as many, and a small file can claim them."""
+LONGEST = 200
+"""How many times longer than wide a picture may be: processors that make its shorter side some 400 pixels long would
+make gigabytes of a narrow strip."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What files may be. PIL reads some forty more, for one of which (EPS) it starts another program."""
 _decoding = threading.Lock()
@@ -88,6 +91,8 @@ def _expect_bounded(width: int, height: int, what: str) -> None:
         raise InterpError(f"{what} has no pixels.")
     if width * height > MOST_PIXELS:
         raise InterpError(f"{what} has {width} x {height} pixels; scale it down to {MOST_PIXELS // 10**6} megapixels.")
+    if max(width, height) > LONGEST * min(width, height):
+        raise InterpError(f"{what} has {width} x {height} pixels, a strip; cut it, or put it on a ground.")
 
 
 def _plain(picture: Image.Image, what: str) -> Image.Image:

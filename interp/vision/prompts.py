@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from interp.errors import InterpError
 
@@ -97,4 +98,11 @@ def encoded(
     except Exception as error:  # processors raise what they like
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InterpError(f"{type(processor).__name__} does not take these texts and images: {reason[:200]}") from error
-    return {name: value for name, value in dict(made).items() if name != "labels"}
+    made = {name: value for name, value in dict(made).items() if name != "labels"}
+    for name, value in made.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InterpError(
+                f"{type(processor).__name__} makes numbers of these images that are not finite ({name}); mend "
+                "image_mean, image_std and rescale_factor in the configuration that came with the weights."
+            )
+    return made

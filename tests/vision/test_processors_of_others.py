@@ -1,0 +1,86 @@
+"""Processors and towers that are wrong: a sentence that names what it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import interp
+from interp.errors import InterpError
+from tests.vision_models import built, picture, shared
+
+TEXT = "w1 <image> w2"
+
+
+def measures(lens: Any) -> list[Callable[[], Any]]:
+    seen = picture()
+    return [
+        lambda: lens.generate(TEXT, 2, images=seen),
+        lambda: lens.score(TEXT, "w3 w4", images=seen),
+        lambda: lens(TEXT, images=seen, return_type="loss"),
+        lambda: interp.probe(lens, TEXT, ["text_sinks"], images=seen),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "value", "said"),
+    [
+        ("llava", "multi_modal_projector.linear_1.weight", torch.nan, r"the parameter .*linear_1.weight has 1 of"),
+        ("llava", "encoder.layers.0.mlp.fc1.weight", 3e38, r"first in .*vision_tower"),
+        ("qwen2_5_vl", "visual.blocks.1.attn.proj.weight", torch.nan, r"blocks.1.attn.proj.weight has 1 of"),
+    ],
+)
+def test_a_tower_that_is_lost_is_named(name: str, part: str, value: float, said: str) -> None:
+    """A text alone is finite there: to see why, the model has to read the images again."""
+    model, processor = built(name)
+    lens = interp.load(model, processor)
+    parameter = next(found for at, found in model.named_parameters() if at.endswith(part))
+    with torch.no_grad():
+        parameter[(0,) * parameter.ndim if value != value else ...] = value
+    for measure in measures(lens):
+        with pytest.raises(InterpError, match=said):
+            measure()
+
+
+@pytest.mark.parametrize("said", [{"image_mean": [torch.nan] * 3}, {"image_std": [0, 0, 0]}, {"rescale_factor": 1e300}])
+@pytest.mark.filterwarnings("ignore:(divide|invalid|overflow):RuntimeWarning")
+def test_pixels_that_are_lost_are_the_processors(said: dict[str, Any]) -> None:
+    model, processor = shared("llava")
+    processor = copy.deepcopy(processor)
+    for name, value in said.items():
+        setattr(processor.image_processor, name, value)
+    for measure in measures(interp.load(model, processor)):
+        with pytest.raises(InterpError, match="mend image_mean, image_std and rescale_factor"):
+            measure()
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "said"),
+    [
+        ("llava", "self", {"patch_size": 7}),
+        ("llava", "self", {"num_additional_image_tokens": -5}),
+        ("llava", "image_processor", {"crop_size": {"height": 28, "width": 28}}),
+        ("idefics3", "self", {"image_seq_len": 2}),
+    ],
+)
+def test_a_processor_of_another_model_is_a_sentence(name: str, of: str, said: dict[str, Any]) -> None:
+    model, processor = shared(name)
+    processor = copy.deepcopy(processor)
+    for field, value in said.items():
+        setattr(processor if of == "self" else processor.image_processor, field, value)
+    for measure in measures(interp.load(model, processor)):
+        with pytest.raises(InterpError):
+            measure()
+
+
+def test_what_a_hook_raises_is_the_hooks() -> None:
+    def hook(value: Any, hook: Any) -> None:
+        raise ValueError("mine")
+
+    lens = interp.load(*shared("llava"))
+    with pytest.raises(ValueError, match=r"^mine$"):
+        lens.run_with_hooks(TEXT, images=picture(), fwd_hooks=[("vision.blocks.0.hook_resid_post", hook)])
