@@ -15,6 +15,7 @@ BENCHMARKS = (
     "cache_memory",
     "gram_loss",
     "icl_training",
+    "emoji_vlm",
 )
 
 

@@ -56,6 +56,7 @@ CURES = {
     "cannot write": "Choose a folder that exists, has room, and that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
     # images
+    "images go with a text or a list of texts": "Pass the text with `<image>` where each image stands.",
     "have no place: each is made": "Take a model whose image tokens are patches; a resampler's or Q-Former's are not.",
     "tokens, and the text has": "Pass the sizes of the images that the text was read with.",
     "does not say which token stands for an image": "Give the processor that came with the weights.",
@@ -98,6 +99,8 @@ CURES = {
     "cannot read the": "See that the file is there and that you may read it.",
     "which scores, pattern and observables cannot read": "Load the model with `attn_implementation='sdpa'`.",
     # hooks, text, scores
+    "position_ids is a tensor": "Leave `position_ids` out: they follow the mask.",
+    "pos_slice reaches beyond": "Name positions that the text has; negative ones count from the end.",
     "this model has no ‹name›": "The words after the colon say why; hook a point that `lens.hook_dict` lists.",
     "the filter matches none": "Print `lens.hook_dict` and name one, such as `'blocks.0.attn.hook_pattern'`.",
     "outside the model's graph": "Hook the pattern, or q and k, whose values carry gradients.",

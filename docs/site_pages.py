@@ -24,6 +24,7 @@ WRITTEN = [
 LAST = [
     {"Coverage": "coverage.md"},
     {"Benchmarks": "benchmarks.md"},
+    {"Models that see": "images.md"},
     {"What is trusted": "trust.md"},
     {"Words and errors": [{"Glossary": "glossary.md"}, {"Errors": "errors.md"}]},
     {"Contributing": ["contributing.md", {"Architecture": "architecture.md"}]},

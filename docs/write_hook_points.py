@@ -42,6 +42,13 @@ not of BART. There patterns of encoder-decoders fire under eager attention alone
 nothing, and `hook_attn_scores` of BART is the pattern once more.
 """
 
+SEEING = """
+## The part that sees
+
+Of a model that was loaded with the processor of its images, `vision.blocks.{l}` are the blocks of its tower, with the
+points above ([models that see](images.md)); the first axis counts tiles or images.
+"""
+
 COMING = """
 ## Coming from TransformerLens
 
@@ -73,7 +80,11 @@ What differs:
 
 
 def rows(title: str, prefix: str, listed: Iterable[points.Point]) -> str:
-    lines = [f"\n## {title}\n", "| name | shape | mode | what |", "| --- | --- | --- | --- |"]
+    return f"\n## {title}\n{table(prefix, listed)}"
+
+
+def table(prefix: str, listed: Iterable[points.Point]) -> str:
+    lines = ["\n| name | shape | mode | what |", "| --- | --- | --- | --- |"]
     lines += [f"| `{prefix}{p.name}` | {p.shape} | {p.mode} | {p.meaning} |" for p in listed]
     return "\n".join(lines) + "\n"
 
@@ -91,6 +102,8 @@ def page() -> str:
         + rows("Attention of block l", "blocks.{l}.", rotary)
         + rows("Beside it, in a decoder that has an encoder", "blocks.{l}.", [*points.CROSS, *crossing])
         + rows("Instead, in models without rotary embedding (GPT-2)", "blocks.{l}.", plain)
+        + SEEING
+        + table("vision.", [points.PROJECTED])
         + COMING
     )
 

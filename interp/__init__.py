@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from interp.runs.probing import probe
     from interp.runs.side_by_side import side_by_side
     from interp.runs.sink_channels import sink_channels
+    from interp.runs.sink_kind import sink_kind
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ _WHERE = {
     "explain": "interp.explaining",
     "side_by_side": "interp.runs.side_by_side",
     "sink_channels": "interp.runs.sink_channels",
+    "sink_kind": "interp.runs.sink_kind",
     "load_cache": "interp.lens.cache_files",
     "save_cache": "interp.lens.cache_files",
     "Lens": "interp.lens.lens",
@@ -82,6 +84,7 @@ __all__ = [
     "save_cache",
     "side_by_side",
     "sink_channels",
+    "sink_kind",
 ]
 
 
@@ -130,4 +133,5 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.probes.image_attention import ImageAttention as ImageAttention
     from interp.probes.logit_lens import LogitLens as LogitLens
     from interp.probes.text_sinks import TextSinks as TextSinks
+    from interp.probes.vision_registers import VisionRegisters as VisionRegisters
     from interp.probes.visual_sinks import VisualSinks as VisualSinks

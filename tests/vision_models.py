@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers as hf
 from PIL import Image
@@ -216,7 +217,10 @@ def built(name: str) -> tuple[Any, Any]:
     """A model with seeded weights large enough that attention is far from uniform, and its processor."""
     torch.manual_seed(0)
     with without_video():
-        model, processor = BUILDERS[name]()
+        try:
+            model, processor = BUILDERS[name]()
+        except ImportError as error:  # older releases have image processors that need torchvision
+            pytest.skip(" ".join(str(error).split())[:100])
     place = processor.image_token
     processor.tokenizer.chat_template = processor.tokenizer.chat_template.replace("PLACE", place)
     with torch.no_grad():

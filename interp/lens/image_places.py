@@ -5,7 +5,8 @@ numbers of the processed picture that it is made of; tokens are told apart by th
 twelve gradients say it of thousands of tokens. What those numbers stand for `interp.vision.coordinates` knows.
 
 Tokens that no number reaches are separators (the newline tokens of LLaVA-NeXT). A tower whose tokens are all made of
-the whole picture (a Q-Former, a resampler) is refused: its tokens have no place.
+the whole picture (a Q-Former, a resampler) is refused: its tokens have no place. The same gradients, taken where the
+stream of the tower begins, say which of its rows a token is made of.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import nn
 
@@ -37,6 +38,20 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
+class TowerRows:
+    """The rows of the residual stream of the tower that belong to one image, tile after tile."""
+
+    token: Int[Tensor, " row"]
+    """The image token that is made of a row; -1 where none is: of a class token, padding, what is cut away."""
+    is_patch: Bool[Tensor, " row"]
+    """Which rows show a part of the picture. A class token and padding do not."""
+    block: int
+    """The tower's block whose output is the last that image tokens are made of."""
+    apart: bool
+    """Whether hardly a row goes into several tokens."""
+
+
+@dataclass(frozen=True)
 class Places:
     """Where the tokens of one image lie, in their order."""
 
@@ -46,6 +61,7 @@ class Places:
     """The number of the tile that a token is of, as the processor counts them; -1 for separators."""
     whole: Int[Tensor, " tile"]
     """Which tiles show the whole picture where others show parts: thumbnails."""
+    rows: TowerRows
 
 
 _known: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Places]] = WeakKeyDictionary()
@@ -78,7 +94,8 @@ def _measured(lens: TextLens, processor: Any, size: tuple[int, int]) -> Places:
     given = read(Image.new("RGB", size, (120, 130, 110)))
     n_tokens = int((given["input_ids"] == image_token(lens.model, processor)).sum())
     with lens.hooks(), evaluation_mode(lens.model), torch.enable_grad():  # other threads wait
-        owner = _owners(lens, tower, given, n_tokens).flatten()
+        owner, rows = _owners(lens, tower, given, n_tokens)
+    owner = owner.flatten()
     found = coordinates(read, size)
     x, y, tile = found.x.flatten(), found.y.flatten(), found.tile.flatten()
     boxes, tiles = torch.full((n_tokens, 4), torch.nan, dtype=torch.double), torch.full((n_tokens,), -1)
@@ -88,53 +105,86 @@ def _measured(lens: TextLens, processor: Any, size: tuple[int, int]) -> Places:
         if len(numbers):
             boxes[token] = box_of(x[numbers], y[numbers], size)
             tiles[token] = int(tile[numbers].mode().values)
-    return Places(boxes, tiles, _whole(boxes, tiles, size))
+    return Places(boxes, tiles, _whole(boxes, tiles, size), rows)
 
 
-def _owners(lens: TextLens, tower: Stack, given: dict[str, Any], n_tokens: int) -> Tensor:
-    """For each number of the processed picture the image token that it is part of, -1 where it is of none."""
-    model = lens.model
+def _owners(lens: TextLens, tower: Stack, given: dict[str, Any], n_tokens: int) -> tuple[Tensor, TowerRows]:
+    """For each number of the processed picture the image token that it is part of, -1 where it is of none; and the same
+    of the tower's rows."""
+    model, start = lens.model, tower.blocks[0].block
     arguments = {name: on(model, value) for name, value in given.items()}
     pixels = arguments["pixel_values"] = arguments["pixel_values"].detach().clone().requires_grad_()
     with undoing() as undo:
-        for block in tower.blocks:
-            _leave_out(block.block, undo)
+        passed = [_leave_out(block.block, undo) for block in tower.blocks]
         stream = entering(model, arguments, lens.anatomy.blocks[0].block)
-    rows = stream[arguments["input_ids"] == image_token(model, lens.processor)]
+    ends = [out for _, out in passed]
+    begin = passed[0][0]
+    tokens = stream[arguments["input_ids"] == image_token(model, lens.processor)]
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(rows.shape[-1], generator=generator).to(rows)
-    numbers = torch.arange(n_tokens, device=rows.device)
-    bits = max(1, (n_tokens - 1).bit_length())
+    direction = torch.randn(tokens.shape[-1], generator=generator).to(tokens)
+    across = torch.randn(begin.shape[-1], generator=generator).double()
+    numbers = torch.arange(n_tokens, device=tokens.device)
 
-    def gradient(share: Tensor) -> Tensor:
-        found: Tensor = torch.autograd.grad(rows, pixels, share.to(rows)[:, None] * direction, retain_graph=True)[0]
-        return found.detach().double().cpu()
+    def gradients(share: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = share.to(tokens)[:, None] * direction
+        of_pixels, of_rows = torch.autograd.grad(tokens, (pixels, begin), wanted, retain_graph=True)
+        return of_pixels.detach().double().cpu(), of_rows.detach().double().cpu() @ across
 
-    whole = gradient(torch.ones_like(numbers))
-    reached = whole.abs() > 1e-6 * whole.abs().max()
-    owner = torch.zeros(whole.shape, dtype=torch.long)
-    unclear = torch.zeros_like(reached)
-    for bit in range(bits):
-        share = gradient(numbers >> bit & 1) / torch.where(reached, whole, 1.0)
-        owner |= (share > 0.5).long() << bit
-        unclear |= (share - share.round()).abs() > 0.2
-    if float(unclear[reached].double().mean()) > 0.5:
+    told = [_Told(whole, n_tokens) for whole in gradients(torch.ones_like(numbers))]
+    for bit in range(max(1, (n_tokens - 1).bit_length())):
+        for one, gradient in zip(told, gradients(numbers >> bit & 1), strict=True):
+            one.take(bit, gradient)
+    of_pixels, of_rows = told
+    if not of_pixels.apart:
         raise UnsupportedModelError(
             f"image tokens of {type(model).__name__} have no place: each is made of the whole picture."
         )
-    owner[~reached | (owner >= n_tokens)] = -1
-    return owner
+    used = torch.autograd.grad(tokens, ends, direction.expand_as(tokens), allow_unused=True)
+    last = max(block for block, gradient in enumerate(used) if gradient is not None)
+    other = entering(model, arguments | {"pixel_values": -pixels.detach()}, start)  # padding is 0 and stays so
+    is_patch = (begin.detach() != other.detach()).any(-1).flatten().cpu()
+    return of_pixels.owners, TowerRows(of_rows.owners.flatten(), is_patch, last, of_rows.apart)
 
 
-def _leave_out(block: nn.Module, undo: Undo) -> None:
-    """Let a block put out what it was given, until the end of `undo`."""
-    entered: list[Tensor] = []
+class _Told:
+    """Which token each number goes into, told from gradients of all tokens and of those whose number has a bit set."""
+
+    def __init__(self, whole: Tensor, n_tokens: int) -> None:
+        self.whole, self.n_tokens = whole, n_tokens
+        self.reached = whole.abs() > 1e-6 * whole.abs().max()
+        self.owner = torch.zeros(whole.shape, dtype=torch.long)
+        self.unclear = torch.zeros_like(self.reached)
+
+    def take(self, bit: int, gradient: Tensor) -> None:
+        share = gradient / torch.where(self.reached, self.whole, 1.0)
+        self.owner |= (share > 0.5).long() << bit
+        self.unclear |= (share - share.round()).abs() > 0.2
+
+    @property
+    def apart(self) -> bool:
+        """Whether most numbers that go into tokens go into one each."""
+        return float(self.unclear[self.reached].double().mean()) <= 0.5
+
+    @property
+    def owners(self) -> Tensor:
+        return torch.where(self.reached & (self.owner < self.n_tokens), self.owner, -1)
+
+
+def _leave_out(block: nn.Module, undo: Undo) -> list[Tensor]:
+    """Let a block put out what it was given, until the end of `undo`. What it was given and what it put out is what the
+    list holds once it has run."""
+    passed: list[Tensor] = []
 
     def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        entered[:] = [args[0] if args else kwargs["hidden_states"]]
+        passed[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    def leave(module: nn.Module, args: Any, out: Any) -> Any:
+        passed[1:] = [passed[0].view_as(first(out))]
+        return replaced(out, passed[1])
 
     undo.hook(block, enter, pre=True, with_kwargs=True)
-    undo.hook(block, lambda module, args, out: replaced(out, entered[0].view_as(first(out))))
+    undo.hook(block, leave)
+    return passed
 
 
 def _whole(boxes: Tensor, tiles: Tensor, size: tuple[int, int]) -> Tensor:

@@ -70,8 +70,9 @@ def load(
     """Make a Lens.
 
     Args:
-        model: `"demo"`, a hub id, a local folder, a `.gguf` file, a loaded transformers model, or a TransformerBridge.
-            Of a peft model (adapters active), a compiled or a parallel one the transformers model inside is taken.
+        model: `"demo"`, `"emoji-vlm"` (small, and sees), a hub id, a local folder, a `.gguf` file, a loaded model of
+            transformers, or a TransformerBridge. Of a peft model (adapters active), a compiled or a parallel one the
+            transformers model inside is taken.
         tokenizer: for a model that is already loaded; otherwise it comes with the weights. A transformers tokenizer, or
             a folder or hub id to load one from, or the processor of a model that sees. A folder of weights without a
             tokenizer gives a Lens for tokens only.
@@ -92,7 +93,7 @@ def load(
         (2, 8)
     """
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = _tokenizer_of(str(tokenizer), trust_remote_code)
+        tokenizer = _tokenizer_of(str(tokenizer), trust_remote_code, getattr(model, "config", None))
     if isinstance(model, (str, Path)):
         name = str(model)
         loaded, tokenizer = _from_name(
@@ -145,9 +146,14 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, **options: Any) ->
     from interp.subjects.weights import load_gguf
 
     path = _place(name, "the model")
-    if name == "demo" or name.endswith(".gguf"):
+    if name in ("demo", "emoji-vlm") or name.endswith(".gguf"):
         if ignored := sorted(options.keys() - {"device_map", "attn_implementation", "trust_remote_code"}):
             raise InterpError(f"{', '.join(ignored)} would be ignored: a .gguf file takes no such arguments.")
+        if name == "emoji-vlm":
+            from interp.subjects.emoji.model import emoji_vlm
+
+            model, own = emoji_vlm(dtype)
+            return _placed(model, **options), tokenizer or own
         model, own = load_gguf(demo_gguf() if name == "demo" else path, dtype)
         return _placed(model, **options), tokenizer or own
     if path.exists() and not path.is_dir():
@@ -347,8 +353,8 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) is not None for pattern in TOKENIZER_FILES)
 
 
-def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
-    """The tokenizer in a folder, or of a hub id."""
+def _tokenizer_of(name: str, trust_remote_code: bool, config: Any) -> Any:
+    """The tokenizer in a folder, or of a hub id; the processor, for a model with this config that sees."""
     folder = _place(name, "the tokenizer")
     local = folder.is_dir()
     if local:
@@ -356,5 +362,7 @@ def _tokenizer_of(name: str, trust_remote_code: bool) -> Any:
     what = f"a tokenizer from {name!r}, neither a folder nor a hub id that can be reached"
     with _in_one_sentence(what), loading():
         return _read_tokenizer(
-            str(folder) if local else name, {"trust_remote_code": trust_remote_code, "local_files_only": local}
+            str(folder) if local else name,
+            {"trust_remote_code": trust_remote_code, "local_files_only": local},
+            config,
         )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
-
-import torch
 
 from interp.errors import InterpError
 from interp.lens import reading_input
 from interp.lens.foreign import said_in
 from interp.lens.reading_input import Given, Read
 from interp.lens.templates import prompt_of
+from interp.lens.tower import on
 from interp.seam.config import LensConfig
 from interp.vision.pictures import nested, opened
-from interp.vision.prompts import check_places, encoded, images_in, marked, with_parts
+from interp.vision.prompts import check_places, encoded, images_in, marked, own_place, with_parts
 
 IMAGES = "images"
 """The keyword of calls that images come by."""
@@ -40,9 +39,6 @@ class Seeing(Protocol):
 
     @property
     def cfg(self) -> LensConfig: ...
-
-    @property
-    def device(self) -> torch.device: ...
 
 
 def need_processor(lens: Seeing) -> Any:
@@ -88,9 +84,9 @@ def read_images(lens: Seeing, given: Given, images: Any, arguments: dict[str, An
     made = encoded(processor, texts, held, special=not talks)
     if twice := sorted(name for name in made if arguments.get(name) is not None):
         raise InterpError(f"{twice[0]} comes beside images, of which it is made; pass one of the two.")
-    made = {name: value.to(lens.device) if hasattr(value, "to") else value for name, value in made.items()}
+    made = {name: on(lens.model, value) for name, value in made.items()}
     tokens, mask = made.pop("input_ids"), made.pop("attention_mask", None)
-    arguments |= {name: _in_dtype(value, lens.model.dtype) for name, value in made.items()}
+    arguments |= made
     whole = mask is None or bool(mask.all())
     sizes = tuple(tuple(one.size for one in row) for row in held)
     return Read(tokens, None if whole else mask, True, given.single, bool(talks), sizes, made)
@@ -114,6 +110,12 @@ def fitting(lens: Seeing, given: Mapping[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def _in_dtype(value: Any, dtype: Any) -> Any:
-    """Pixels in the dtype of the weights; whole numbers and the rest as they are."""
-    return value.to(dtype) if hasattr(value, "is_floating_point") and value.is_floating_point() else value
+def refuse_empty_places(lens: Seeing, rows: Sequence[Sequence[int]]) -> None:
+    """Raise InterpError where a text that is read without images has places for some: the model would read the
+    embedding of its image token, which means nothing."""
+    token = lens.processor.tokenizer.convert_tokens_to_ids(own_place(lens.processor))
+    if any(token in row for row in rows):
+        raise InterpError(
+            "the text has a place for an image, and none came with it; pass images=..., where that is taken: a call of "
+            "the Lens, run_with_cache, generate, score, interp.probe."
+        )

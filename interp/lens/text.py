@@ -309,6 +309,8 @@ class TextMixin:
             raise InterpError("the text has no tokens; pass some text.")
         for row in rows:
             self._check_ids(torch.tensor(row))
+        if to_run and self.processor is not None:
+            seeing.refuse_empty_places(self, rows)
         pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
         side = "right" if self.pads_right else "left"
         right = (spelled.padding_side or side) == "right"

@@ -70,4 +70,5 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.probes.image_attention import ImageAttention as ImageAttention
     from interp.probes.logit_lens import LogitLens as LogitLens
     from interp.probes.text_sinks import TextSinks as TextSinks
+    from interp.probes.vision_registers import VisionRegisters as VisionRegisters
     from interp.probes.visual_sinks import VisualSinks as VisualSinks

@@ -25,11 +25,11 @@ from interp.results.described import Row, described
 from interp.results.naming import layers_named
 from interp.results.ragged import stacked
 from interp.seam.event import AttentionEvent
+from interp.vision.sinks import sink_values
 
 Tensor = torch.Tensor
 MOST = 8
 """Channels of a layer that are taken for sink channels at most, the largest first."""
-EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class VisualSinks(Probe):
     Attention is that of the tokens of text behind the last image, since they alone see all of it.
 
     Args:
-        channels: the model's sink channels; None: those that are found, layer by layer.
+        channels: the model's sink channels, as `interp.sink_channels(lens)` finds them on many texts; None: those that
+            stand out in this text, layer by layer, among which may be some that all tokens of an image share.
         tau_rel: a token is a sink from this share of √d on.
         over_median: how many times the layer's median |x| a channel has to reach in some token to be a sink channel.
         min_visual_mass: share of its attention that an image-centric row gives to the image at least.
@@ -67,7 +68,7 @@ class VisualSinks(Probe):
         if self.over_median < 1:
             raise InterpError(f"{self.name}: over_median should be at least 1, found {self.over_median}.")
 
-    def begin(self, context: Context) -> Fold:
+    def begin(self, context: Context) -> VisualFold:
         if context.layout is None or not (context.layout.modality == "image").any():
             raise InterpError(f"{self.name} reads texts with images: interp.probe(lens, text, images=...).")
         given: list[int] = [] if self.channels is None else np.atleast_1d(self.channels).tolist()
@@ -131,8 +132,7 @@ class VisualFold(Fold):
         if not self.channels:
             largest, order = size.amax(0).sort(descending=True)
             channels = order[:MOST][largest[:MOST] > self.probe.over_median * size.median()]
-        scale = (x.square().mean(-1) + EPSILON).sqrt()
-        phi = size[:, channels].amax(-1) / scale if len(channels) else torch.zeros(len(x))
+        phi = sink_values(x, channels.tolist()) if len(channels) else torch.zeros(len(x))
         self.sinks[layer] = phi >= self.tau
         shown = torch.nn.functional.pad(channels[:MOST], (0, MOST - len(channels[:MOST])), value=-1)
         self.seen[layer] = {

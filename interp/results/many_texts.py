@@ -30,7 +30,7 @@ from interp.errors import InterpError
 from interp.results.ragged import mean_of_known
 from interp.results.reading import read_off
 
-POSITIONS = ("token", "token_bin", "query", "key")  # dimensions that mean something else in every text
+POSITIONS = ("token", "token_bin", "query", "key", "patch")  # dimensions that mean something else in every text
 PLACES = {"token", "channel", "text"}  # units of whole numbers that point at something instead of counting it
 RESAMPLES = 1000
 CONFIDENCE = 0.95

@@ -71,6 +71,19 @@ class AttentionEvent:
         """Keyword arguments for any attention operation of `interp_kernels` on this event."""
         return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, **self.facts}
 
+    def facts_of(self, rows: slice) -> dict[str, Any]:
+        """The facts of some of its rows, as if they were all."""
+        facts = dict(self.facts)
+        if facts.get("offset") is None:
+            facts["offset"] = self.k.shape[2] - self.q.shape[2]
+        facts["offset"] += rows.start
+        if facts.get("query_mask") is not None:
+            facts["query_mask"] = facts["query_mask"][:, rows]
+        for name in ("mask", "bias"):
+            if facts.get(name) is not None and facts[name].shape[2] > 1:
+                facts[name] = facts[name][:, :, rows]
+        return facts
+
     def _statistics(self, *asked: str) -> Attended:
         """lse and what else is asked of rows and columns, in one pass."""
         return attention_apply(self.q, self.k, statistics=asked, **self.maths)

@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 def local_models() -> list[dict[str, Any]]:
-    """Name, one line about it, path and bytes: the demo model, then the models in the hub's local cache."""
-    return [_demo(), *_hub_cache()]
+    """Name, one line about it, path and bytes: the demo models, then those in the hub's local cache."""
+    return [_demo(), _emoji(), *_hub_cache()]
 
 
 def _demo() -> dict[str, Any]:
@@ -23,6 +23,13 @@ def _demo() -> dict[str, Any]:
     except DemoMissingError as error:
         return {"name": "demo", "what": f"{about}: not installed: {error}", "path": None, "bytes": 0}
     return {"name": "demo", "what": about, "path": str(path), "bytes": path.stat().st_size}
+
+
+def _emoji() -> dict[str, Any]:
+    from interp.subjects.emoji.model import WEIGHTS
+
+    about = "the demo model with eyes, for pictures of emoji (LLaVA architecture)"
+    return {"name": "emoji-vlm", "what": about, "path": str(WEIGHTS), "bytes": WEIGHTS.stat().st_size}
 
 
 def _hub_cache() -> list[dict[str, Any]]:

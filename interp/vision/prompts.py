@@ -19,7 +19,8 @@ leaves to the prompt (Qwen-VL, GLM-V)."""
 
 def own_place(processor: Any) -> str:
     """The text that a processor replaces by an image's tokens. Raises InterpError where it does not say."""
-    token = getattr(processor, "image_token", None)
+    # Gemma 3's older processors put whole images, with their tokens, where the token stands that begins one
+    token = getattr(processor, "boi_token" if hasattr(processor, "full_image_sequence") else "image_token", None)
     token = getattr(token, "content", token)
     if not isinstance(token, str) or not token:
         raise InterpError(f"{type(processor).__name__} does not say which token stands for an image.")

@@ -198,7 +198,7 @@ def test_settings_that_make_no_algorithm():
         gd(3, (0.1, 0.2))
     with pytest.raises(InterpError, match="gamma has 1 values for 2 steps"):
         gdpp(2, 0.1, (0.2,))
-    with pytest.raises(InterpError, match="'uniform' or 'distance'"):
+    with pytest.raises(InterpError, match="weighting should be one of uniform, distance"):
         knn(3, "near")
     with pytest.raises(InterpError, match="ols"):
         bayes_ridge(0.0)

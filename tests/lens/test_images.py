@@ -173,6 +173,8 @@ def test_edits_in_the_tower_reach_the_logits(name: str) -> None:
 def test_policies_and_edits_act_on_the_language_layers(name: str) -> None:
     texts, images = pair(name)
     lens = seeing(name)
+    if not lens.cfg.full_attention_layers:
+        pytest.skip("this release caches something else than the keys that are attended to")
     lens.generate(texts, 4, images=images)
     whole = lens.last_cache.nbytes()
     with lens.apply(interp.SnapKV(budget=0.5, window=4)):
@@ -205,6 +207,37 @@ def test_places_and_images_pair_up() -> None:
         lens(torch.tensor([[4, 5]]), images=picture())
     with pytest.raises(InterpError, match="beside images"):
         lens("<image> w1", images=picture(), pixel_values=torch.zeros(1, 3, 56, 56))
+
+
+def test_a_place_without_an_image_is_refused() -> None:
+    """Everywhere: the embedding of an image token means nothing."""
+    lens = seeing("llava")
+    for read in (
+        lambda: lens("<image> w1"), lambda: lens.generate("<image> w1"), lambda: lens.score("<image>", "w1"),
+        lambda: lens.run_with_cache(["w1", "<image>"]), lambda: interp.probe(lens, "<image> w1 w2"),
+        lambda: interp.patch(lens, "<image> w1", "w2 w1", "hook_resid_post", lambda logits: logits[0, -1, 0]),
+    ):  # fmt: skip
+        with pytest.raises(InterpError, match="place for an image, and none came"):
+            read()
+    assert lens.to_tokens("<image> w1").shape == (1, 3)
+
+
+def test_a_loaded_model_takes_a_folder_for_its_processor(tmp_path: Any) -> None:
+    model, processor = shared("llava")
+    processor.save_pretrained(tmp_path)
+    lens = interp.load(model, str(tmp_path))
+    assert torch.equal(lens("<image> w1", images=picture()), seeing("llava")("<image> w1", images=picture()))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen3_vl"])
+@torch.no_grad()
+def test_patterns_computed_later_know_what_images_see(name: str) -> None:
+    """Of a cache without patterns they come from queries and keys, and image tokens may see each other both ways."""
+    text, lens = ("<image> w1 w2" if name in ONE_PLACE else "w1 <image> w2"), seeing(name)
+    _, later = lens.run_with_cache(text, images=picture())
+    _, stored = lens.run_with_cache(text, images=picture(), names_filter=lambda point: point.endswith("hook_pattern"))
+    for layer in range(lens.cfg.n_layers):
+        torch.testing.assert_close(later["pattern", layer], stored["pattern", layer], atol=1e-5, rtol=1e-5)
 
 
 def test_models_that_cannot_see_say_so() -> None:

@@ -37,6 +37,10 @@ def test_settings_as_numpy_and_tensors_have_them() -> None:
     assert interp.TextSinks(epsilon=np.float64(0.5)).thresholds == (0.5,)
     assert interp.TextSinks(epsilon=0.5, position=np.int64(1)).position == 1
     assert interp.AttentionRank(k=np.int64(3)).k == 3
+    assert interp.KnockOut(keys=np.int64(3), layers=np.int64(1)).keys == (3,)
+    assert interp.Temperature(heads=np.int64(3), temperature=2).heads == (3,)
+    assert repr(interp.Temperature(temperature=np.float32(2))) == repr(interp.Temperature(temperature=2.0))
+    assert interp.icl.RegressorConfig(n_layers=np.int64(2), attention=["softmax", "linear"]).kinds[0] == "softmax"
 
 
 LENS: Callable[[], Any] = lambda: interp.load(shared("llama"))  # noqa: E731

@@ -19,7 +19,8 @@ Tensor = torch.Tensor
 def groups_of(edit: AttentionEdit, text: NewTokens) -> Tensor:
     """The group of each new token's key."""
     groups = _one_a_token(edit, "groups", edit.groups(text), text)
-    if groups.is_floating_point() or int(groups.min()) < 0 or int(groups.max()) >= edit.group_count:
+    low, high = groups.aminmax()
+    if groups.is_floating_point() or int(low) < 0 or int(high) >= edit.group_count:
         raise InterpError(
             f"{edit.name}: groups should be whole numbers from 0 to {edit.group_count - 1}, found {groups.dtype} from "
             f"{groups.min().item()} to {groups.max().item()}."

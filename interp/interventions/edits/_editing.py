@@ -191,7 +191,18 @@ class LayerEdits:
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{names} cannot act here: {error}") from None
         assert isinstance(asked, ScoredEvent)
-        return asked.attend(own), None if weights is None else asked.weights(weights)
+        rows = self._at_stake(call.q.shape[2])
+        z = own if rows == 0 else asked.newest(rows).attend(own[:, -rows:])
+        z = z if rows in (0, own.shape[1]) else torch.cat([own[:, :-rows], z], 1)
+        return z, None if weights is None else asked.weights(weights)
+
+    def _at_stake(self, new: int) -> int:
+        """How many of the newest `new` rows there are from the first that an edit may change: of a prompt with a long
+        image the few words after it."""
+        if new == 1:
+            return 1
+        may = torch.stack([self.editing.memory.rows[self.layer, i][:, -new:].any(0) for i, _ in self.acting]).any(0)
+        return new - int(may.nonzero()[0]) if bool(may.any()) else 0
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
         assert isinstance(event, ScoredEvent)

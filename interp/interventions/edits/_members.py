@@ -59,6 +59,8 @@ def met(known: Sequence[Tensor], counts: Sequence[int], names: str) -> tuple[Ten
 
     Raises InterpError where they make more than the kernel tells apart.
     """
+    if len(known) == 1:
+        return known[0].long(), [torch.arange(counts[0], device=known[0].device)]
     together = torch.zeros_like(known[0], dtype=torch.long)
     for groups, count in zip(known, counts, strict=True):
         together = together * count + groups

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from interp_kernels import Attended
@@ -37,7 +36,7 @@ class OpenEvent(AttentionEvent):
     def block(self, rows: slice) -> tuple[Float[Tensor, "batch head row key"], Float[Tensor, "batch head row"]]:
         """Some rows of the pattern, and their lse; with gradients."""
         scale, bias = self.logit_scale[:, :, rows], self.logit_bias[:, :, rows]
-        facts = resolve("attention edits", self.q[:, :, rows], self.k, **self._facts_of(rows))
+        facts = resolve("attention edits", self.q[:, :, rows], self.k, **self.maths | self.facts_of(rows))
         heads, lowest = self.q.shape[1], torch.finfo(scale.dtype).min
         q = clear_padding(self.q[:, :, rows].to(scale.dtype), facts.query_mask)
         k = clear_padding(per_query_head(self.k, heads, scale.dtype), facts.key_mask)
@@ -54,19 +53,6 @@ class OpenEvent(AttentionEvent):
             column = facts.sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:-1], 1)
             scores = torch.cat([scores, column], -1)
         return scores.softmax(-1)[..., : hidden.shape[-1]].masked_fill(hidden, 0.0), lse
-
-    def _facts_of(self, rows: slice) -> dict[str, Any]:
-        """The maths of a block of rows."""
-        maths = dict(self.maths)
-        if maths.get("offset") is None:
-            maths["offset"] = self.k.shape[2] - self.q.shape[2]
-        maths["offset"] += rows.start
-        if maths.get("query_mask") is not None:
-            maths["query_mask"] = maths["query_mask"][:, rows]
-        for name in ("mask", "bias"):
-            if maths.get(name) is not None and maths[name].shape[2] > 1:
-                maths[name] = maths[name][:, :, rows]
-        return maths
 
     def _rows(self) -> Iterator[slice]:
         batch, heads, queries, _ = self.q.shape

@@ -16,9 +16,9 @@ row) is computed in the open, see `_open.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from interp_kernels import Attended, attention_apply, group_reweighted_attention
@@ -111,6 +111,11 @@ class ScoredEvent(AttentionEvent):
     logits."""
 
     meeting: Meeting[LogitEdit] = field(kw_only=True)
+
+    def newest(self, rows: int) -> Self:
+        """The attention of the newest rows alone."""
+        kept = slice(self.q.shape[2] - rows, self.q.shape[2])
+        return replace(self, q=self.q[:, :, kept], facts=self.facts_of(kept))
 
     @property
     def unedited(self) -> AttentionEvent:

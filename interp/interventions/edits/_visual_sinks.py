@@ -79,10 +79,15 @@ class VisualSinkEdit(PatternEdit):
         return phi >= tau
 
     def groups(self, text: NewTokens) -> Tensor:
+        assert text.residual is not None
+        if text.generated == text.new:  # each step of generation comes here in every layer
+            return torch.full_like(text.ids[:, -text.new :], OTHER, device=text.residual.device)
         sinks = self.sinks(text)
         images = text.images[:, -text.new :].to(sinks.device)
         return torch.where(images, torch.where(sinks, VISUAL_SINK, VISUAL), torch.where(sinks, TEXT_SINK, OTHER))
 
     def rows(self, text: NewTokens) -> Tensor:
         """Text that has an image before it: what stands between two tiles of one image too."""
-        return ((text.images.cumsum(-1) > 0) & ~text.images)[:, -text.new :]
+        images = text.images[:, -text.new :]
+        before = text.images[:, : -text.new].any(-1, keepdim=True)
+        return before.expand_as(images) if text.generated == text.new else (before | images.cumsum(-1).bool()) & ~images

@@ -7,12 +7,15 @@ from torch import Tensor
 
 from ..blocks import HIDDEN, LOG2E, HeadPattern, HeadScores, Task, real_rows, row_shift, tasks
 from ..checks import accumulator
+from ..explicit import capped, clear_padding
 from ..facts import Facts
 from ..parallel import for_each
 from .edit import Edit
 from .forms import reweight
 
 FEW_ROWS = 8
+FEW_CELLS = 1 << 22
+"""Scores of few rows, over all texts, heads and groups, that are made at once: 16 MB in fp32."""
 
 
 def group_reweighted_attention(
@@ -26,9 +29,11 @@ def group_sums(
     q: Tensor, k: Tensor, v: Tensor | None, edit: Edit, facts: Facts
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Each group's part of A @ v [B, H, N, G, R] (None without v) and of A's row sum [B, H, N, G], and lse."""
-    batch, heads, queries, _ = facts.shape
+    batch, heads, queries, keys = facts.shape
     dtype = accumulator(q)
     members = edit.members(dtype)
+    if v is not None and queries <= FEW_ROWS and batch * heads * queries * keys * edit.count <= FEW_CELLS:
+        return sums_of_few_rows(q, k, v, members, facts)
     highest = q.new_zeros(batch, heads, queries, dtype=dtype)
     sums = q.new_zeros(batch, heads, queries, edit.count, dtype=dtype)
     parts = None if v is None else q.new_zeros(batch, heads, edit.count, queries, v.shape[-1], dtype=dtype)
@@ -63,6 +68,23 @@ def group_sums(
     if parts is not None:
         parts = parts.mul_(weight[:, :, None]).transpose(2, 3)
     return parts, sums * weight, lse
+
+
+def sums_of_few_rows(q: Tensor, k: Tensor, v: Tensor, members: Tensor, facts: Facts) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for all heads at once, as a step of decoding wants it: a loop over heads would take longer than they."""
+    batch, heads, queries, keys = facts.shape
+    q, k, v = clear_padding(q, facts.query_mask), clear_padding(k, facts.key_mask), clear_padding(v, facts.key_mask)
+    by_head = (facts.scale * q.to(members.dtype)).reshape(batch, k.shape[1], heads // k.shape[1] * queries, q.shape[-1])
+    scores = capped((by_head @ k.to(members.dtype).mT).view(batch, heads, queries, keys), facts.softcap)
+    if facts.bias is not None:
+        scores = scores + facts.bias.to(scores.dtype)
+    scores = scores.masked_fill(~facts.visible(), -torch.inf)
+    lse = torch.logsumexp(scores, -1)
+    pattern = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
+    of_group = pattern[:, :, :, None] * members[:, :, None]
+    together = of_group.reshape(batch, v.shape[1], heads // v.shape[1] * queries * of_group.shape[3], keys)
+    parts = (together @ v.to(members.dtype)).view(*of_group.shape[:4], v.shape[-1])
+    return parts, of_group.sum(-1), lse
 
 
 class GroupValues:
