@@ -60,7 +60,6 @@ CURES = {
     "have no place: each is made": "Take a model whose image tokens are patches; a resampler's or Q-Former's are not.",
     "tokens, and the text has": "Pass the sizes of the images that the text was read with.",
     "does not say which token stands for an image": "Give the processor that came with the weights.",
-    "holds numbers from ‹least:g› to": "Convert it to 8 bits, or pass floats from 0 to 1 as an array.",
     "‹what› has no pixels": "Pass an image of at least one pixel.",
     # models and loading
     "‹refusal(model, attends=bool(watcher.unread))›":
