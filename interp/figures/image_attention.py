@@ -90,7 +90,7 @@ def _carried(ds: xr.Dataset, image: int) -> str | None:
     """The thumbnail of an image that a result carries; None where what it carries is none."""
     try:
         address = json.loads(ds.attrs.get("pictures", "[]"))[image]
-    except (IndexError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, RecursionError):
         return None
     return address if isinstance(address, str) and JPEG.fullmatch(address) else None
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from interp.errors import UnsupportedModelError
 from interp.lens.evaluating import evaluation_mode
+from interp.lens.finite import NonFiniteError, refuse_weights
 from interp.lens.first_look import entering, first
 from interp.lens.parts import Stack
 from interp.lens.protocol import TextLens
@@ -120,6 +121,9 @@ def _owners(lens: TextLens, tower: Stack, given: dict[str, Any], n_tokens: int) 
     ends = [out for _, out in passed]
     begin = passed[0][0]
     tokens = stream[arguments["input_ids"] == image_token(model, lens.processor)]
+    if not bool(tokens.isfinite().all()):  # of which no gradient says anything
+        refuse_weights(model)
+        raise NonFiniteError(f"{type(model).__name__} makes image tokens that are not finite; load it in float32.")
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(tokens.shape[-1], generator=generator).to(tokens)
     across = torch.randn(begin.shape[-1], generator=generator).double()

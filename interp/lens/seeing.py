@@ -98,16 +98,15 @@ def fitting(lens: Seeing, given: Mapping[str, Any]) -> Iterator[None]:
     InterpError."""
     try:
         yield
-    except ValueError as error:  # of the checks in transformers' modelling files
+    except (ValueError, LookupError, ArithmeticError) as error:  # of transformers' modelling files
         pictures = getattr(getattr(lens, "processor", None), "image_processor", None)
-        if not given.keys() & set(getattr(pictures, "model_input_names", ())) or not said_in(
-            error, "transformers.models.", "torch"
-        ):
+        of_images = bool(given.keys() & set(getattr(pictures, "model_input_names", ())))
+        if not of_images or not said_in(error, "transformers.models.", "transformers.vision_utils", "torch"):
             raise
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise InterpError(
             f"{lens.cfg.architecture} does not take what {type(lens.processor).__name__} makes of images: {reason}; "
-            "give the model the processor that came with its weights, and as it came."
+            "mend its config.json, or give the processor that came with its weights."
         ) from error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +75,27 @@ def test_a_processor_of_another_model_is_a_sentence(name: str, of: str, said: di
     for field, value in said.items():
         setattr(processor if of == "self" else processor.image_processor, field, value)
     for measure in measures(interp.load(model, processor)):
+        with pytest.raises(InterpError):
+            measure()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "field", "value"),
+    [
+        ("llava", "model", "vision_feature_layer", 99),
+        ("qwen2_5_vl", "model.visual", "window_size", 0),
+    ],
+)
+def test_a_config_that_no_image_fits_is_a_sentence(
+    name: str, part: str, field: str, value: int, tmp_path: Path
+) -> None:
+    model, processor = built(name)
+    processor.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (said if part == "model" else said["vision_config"])[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    for measure in measures(interp.load(tmp_path)):
         with pytest.raises(InterpError):
             measure()
 
