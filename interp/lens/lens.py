@@ -46,7 +46,7 @@ from interp.lens.watching import attach_residual, attend_through, forward_hook, 
 from interp.lens.weights_by_name import WeightsMixin
 from interp.seam.config import LensConfig
 from interp.undoing import Undo, undoing, without_gradients
-from interp.vision.processors import sees
+from interp.vision.processors import refuse_enormous, sees
 
 Tensor = torch.Tensor
 
@@ -78,6 +78,8 @@ class Lens(CurrentMixin, WeightsMixin, PointsMixin):
     def __init__(self, model: Any, tokenizer: Any = None, name: str | None = None) -> None:
         super().__init__()
         self.model, self._name = model, name
+        if sees(tokenizer):
+            refuse_enormous(tokenizer)
         self.processor = tokenizer if sees(tokenizer) else None
         self.tokenizer = tokenizer if self.processor is None else self.processor.tokenizer
         self._last_cache: LensCache | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from transformers.utils import PushToHubMixin
 
+from interp.errors import InterpError
 from interp.subjects.quiet import LOADING
 from interp.undoing import undoing
 
@@ -96,3 +97,33 @@ def processor_of(name: str, **where: Any) -> Any:
 def sees(processor: Any) -> bool:
     """Whether something is a processor of images beside text, and not a tokenizer."""
     return getattr(processor, "image_processor", None) is not None and hasattr(processor, "tokenizer")
+
+
+MOST, MOST_PIXELS = 100_000, 50_000_000
+"""Of any whole number in a processor's settings, and of those that are numbers of pixels."""
+AREAS = ("shortest_edge", "longest_edge", "min_pixels", "max_pixels")
+"""Settings that are areas in some processors (Qwen-VL) and sides in others."""
+
+
+def refuse_enormous(processor: Any) -> None:
+    """Raise InterpError for a processor whose settings ask for more than any model reads: it would be at work, or fill
+    the memory, long before that shows."""
+    own = {name: value for name, value in vars(processor).items() if isinstance(value, int)}
+    for name, value in _numbers(own | processor.image_processor.to_dict()):
+        most = MOST_PIXELS if name in AREAS else MOST
+        if abs(value) > most and not name.endswith(("_id", "_ids")):
+            raise InterpError(
+                f"the processor's {name} is {value:.4g}, and none that is meant is above {most:,}; mend "
+                "preprocessor_config.json or processor_config.json."
+            )
+
+
+def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """All whole numbers of nested settings by their names, and the areas of sizes."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+            if all(isinstance(value.get(side), int) for side in ("height", "width")):
+                yield "max_pixels", value["height"] * value["width"]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield name, value

@@ -107,3 +107,23 @@ def test_what_a_hook_raises_is_the_hooks() -> None:
     lens = interp.load(*shared("llava"))
     with pytest.raises(ValueError, match=r"^mine$"):
         lens.run_with_hooks(TEXT, images=picture(), fwd_hooks=[("vision.blocks.0.hook_resid_post", hook)])
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        ("processor", "num_additional_image_tokens", 10**7),
+        ("processor", "image_seq_len", 10**9),
+        ("processor", "image_seq_length", 10**9),
+        ("pictures", "merge_size", 10**6),
+        ("pictures", "size", {"height": 10**4, "width": 10**4}),
+        ("pictures", "size", {"shortest_edge": 10**9}),
+        ("pictures", "max_image_size", {"longest_edge": 10**12}),
+    ],
+)
+def test_what_no_model_reads_is_refused_before_it_is_made(where: str, name: str, value: object) -> None:
+    """It would take minutes and gigabytes before anything else looks at it."""
+    model, processor = built("llava")
+    setattr(processor if where == "processor" else processor.image_processor, name, value)
+    with pytest.raises(InterpError, match="none that is meant is above"):
+        interp.Lens(model, processor)
