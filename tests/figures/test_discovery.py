@@ -43,7 +43,7 @@ def test_figures_of_a_result():
 
 
 def test_every_figure_draws_what_something_of_the_library_makes():
-    makers = {*probes.available(), *probes.available("tasks"), *explaining.available()}
+    makers = {*probes.every(), *explaining.available()}
     for name in figures.names():
         result = importlib.import_module(f"interp.figures.{name}").RESULT
         known = (interp, interp.icl, interp.icl.language, importlib.import_module("interp.icl.measures.similarity"))

@@ -12,7 +12,8 @@ import torch
 
 import interp
 from interp import InterpError, interventions
-from interp.interventions import CachePolicy
+from interp.interventions import AttentionEdit, CachePolicy
+from tests.interventions.edits_found import lens_for, text_for
 from tests.interventions.evicting_by_hand import FullCache, Positions, best, received, smoothed
 from tests.interventions.examples import EXAMPLES, refusal
 from tests.models import NAMES, shared
@@ -326,9 +327,10 @@ def test_random_keeps_every_token_equally_often_and_differs_between_heads_layers
 @pytest.mark.parametrize("kind", [name for name in NAMES if name != "mistral"])  # every layer of it has a window
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_intervention_on_every_kind_of_model(name: str, kind: str) -> None:
+    policy, ids = EXAMPLES[name], tokens(2, PROMPT)
     lens: Any = interp.load(shared(kind))
-    ids = tokens(2, PROMPT)
-    policy = EXAMPLES[name]
+    if isinstance(policy, AttentionEdit):
+        lens, ids = lens_for(policy, kind), text_for(policy, ids)
     drops = isinstance(policy, CachePolicy)
     how: dict[str, Any] = {
         "max_new_tokens": 6,
