@@ -215,7 +215,7 @@ def attending_to(lens: Any, places: dict[int, Tensor]):
     try:
         yield
     finally:
-        ALL_ATTENTION_FUNCTIONS._local_mapping[name] = own
+        ALL_ATTENTION_FUNCTIONS._local_mapping.pop(name)  # the library's own is behind it
 
 
 @pytest.mark.parametrize("kind", SPARSE)
