@@ -201,7 +201,6 @@ def attending_to(lens: Any, places: dict[int, Tensor]):
     """The bare model, whose layers attend to some columns of their keys and mask alone."""
     layers = {block.attention: i for i, block in lens.anatomy.attending}
     name = lens.model.config._attn_implementation
-    own = ALL_ATTENTION_FUNCTIONS[name]
 
     def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, **rest: Any) -> Any:
         at = places[layers[module]]
