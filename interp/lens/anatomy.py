@@ -29,6 +29,7 @@ from interp.lens.trying import Tried, tried, vocabulary
 from interp.lens.unrotated import rotation_of
 from interp.lens.writers import ModuleCall, Writers, same_tensor, writers
 from interp.seam.config import AttentionType, LensConfig, image_token_of
+from interp.seam.rotation import Rotation
 from interp.seam.softmax_seam import only_open
 
 
@@ -166,6 +167,12 @@ def _attention(
     written = [call.out for call in inner if call.out is not None]
     seen = {k: v for k, v in facts.items() if k not in ("z", "k", "seam")} | {"rotary": tables is not None}
     seen["rotary"] &= seam != "softmax"  # keys stay inside
+    if tokens is None:
+        rotation: Rotation | str = ROTATED
+    elif seam == "softmax":
+        rotation = only_open(attention)
+    else:
+        rotation = rotation_of(attention, facts["k"], tables, written)
     itself = projection is not None and projection is attn_out  # Bloom's attention adds its input to what it projects
     return {
         "attention": attention,
@@ -174,11 +181,7 @@ def _attention(
         "gated": gated,
         "heads_written": itself or (heads_written(inside, name, found) and projection is not None),
         "seam": seam,
-        "rotation": ROTATED
-        if tokens is None
-        else only_open(attention)
-        if seam == "softmax"
-        else rotation_of(attention, facts["k"], tables, written),
+        "rotation": rotation,
         "seen": seen,
         "whole": facts["n_keys"] != tokens and is_encoder_decoder(model),
     }

@@ -45,11 +45,7 @@ def lists_of(model: Any, look: Look) -> tuple[Listed, ...]:
     Raises UnsupportedModelError where there are several and they are no encoder and its decoder, and where a module
     attends more than once.
     """
-    held: dict[str, list[tuple[str, nn.Module]]] = {}
-    for module in look.calls:
-        block = block_of(look.names[module], model)
-        held.setdefault(block.rpartition(".")[0], []).append((block, module))
-    found = _in_order(model, look, held)
+    found = _in_order(model, look, attending_lists(model, look))
     for module, calls in look.calls.items():
         if len(calls) > 1:
             raise UnsupportedModelError(
@@ -57,6 +53,18 @@ def lists_of(model: Any, look: Look) -> tuple[Listed, ...]:
                 "by layers, or attends several times in one), and a Lens has one set of points for a layer's attention."
             )
     return found
+
+
+def attending_lists(model: Any, look: Look) -> dict[str, list[tuple[str, nn.Module]]]:
+    """Names of the lists of layers that attend, each with its modules that do and the names of their blocks.
+
+    Raises UnsupportedModelError where a module that attends is in no list.
+    """
+    held: dict[str, list[tuple[str, nn.Module]]] = {}
+    for module in look.calls:
+        block = _block_of(look.names[module], model)
+        held.setdefault(block.rpartition(".")[0], []).append((block, module))
+    return held
 
 
 def _in_order(model: Any, look: Look, held: dict[str, list[tuple[str, nn.Module]]]) -> tuple[Listed, ...]:
@@ -102,7 +110,7 @@ def told_apart(
     return next(iter(own), None), next(iter(crossing), None)
 
 
-def block_of(attention_name: str, model: nn.Module) -> str:
+def _block_of(attention_name: str, model: nn.Module) -> str:
     """Name of the ancestor that sits in a ModuleList; an attention module that does itself is one of several.
 
     Of lists inside one another the innermost counts, but in encoder-decoders the outermost: T5 keeps the parts of each

@@ -17,7 +17,7 @@ from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
 from interp.lens.first_look import Look, look_before
-from interp.lens.stacks import VISION, Listed, block_of
+from interp.lens.stacks import VISION, Listed, attending_lists
 from interp.lens.writers import ModuleCall
 from interp.seam.config import image_token_of
 from interp.vision.prompts import PLACE, encoded, marked
@@ -48,10 +48,7 @@ def see_picture(model: Any, processor: Any, main: str) -> Tower | str:
     except Exception as error:  # whatever a model or its processor raises
         return f"it does not read a small picture ({' '.join(str(error).split())[:160] or type(error).__name__})"
     try:
-        held: dict[str, list[tuple[str, nn.Module]]] = {}
-        for module in look.calls:
-            block = block_of(look.names[module], model)
-            held.setdefault(block.rpartition(".")[0], []).append((block, module))
+        held = attending_lists(model, look)
     except UnsupportedModelError as error:
         return str(error)
     if not held:
