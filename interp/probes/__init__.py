@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.discovery import classes_in, fetching, homes
 from interp.errors import InterpError
-from interp.probes.base import Context, Fold, Probe, TaskProbe
+from interp.probes.base import Context, Fold, Probe, TaskProbe, no_images
 from interp.settings.reading import made, several
 
 __all__ = ["Context", "Fold", "Probe", "TaskProbe", "available", "every", "resolve"]
@@ -50,7 +50,7 @@ def resolve(probes: Iterable[str | Probe] | str | Probe | None, reads: str = "te
         if isinstance(probe, TaskProbe) and reads != "tasks":
             raise probe.refusal()
         if probe.reads == "images" and reads == "text":
-            raise InterpError(f"{probe.name} reads texts with images: interp.probe(lens, text, images=...).")
+            raise no_images(probe.name)
         if probe.reads != reads and not (reads == "images" and probe.reads == "text"):
             raise InterpError(f"{probe.name} reads text, not regression tasks; those are read by {', '.join(known)}.")
     names = [p.name for p in found]

@@ -49,6 +49,17 @@ class Context:
     def n_tokens(self) -> int:
         return int(self.tokens.shape[1])
 
+    def with_images(self, probe: str) -> TokenLayout:
+        """The layout, for a probe that reads images. Raises InterpError for a text without any."""
+        if self.layout is None or not (self.layout.modality == "image").any():
+            raise no_images(probe)
+        return self.layout
+
+
+def no_images(probe: str) -> InterpError:
+    """What a probe of images says to a text without any."""
+    return InterpError(f"{probe} reads texts with images: interp.probe(lens, text, images=...).")
+
 
 class Fold(ABC):
     """Collects one probe's numbers while a model reads one text."""

@@ -49,9 +49,8 @@ class ImageAttention(Probe):
             raise InterpError(f"{self.name}: head is counted from 0, found {self.head}.")
 
     def begin(self, context: Context) -> Fold:
-        layout = context.layout
-        if layout is None or not (image := layout.modality == "image").any():
-            raise InterpError(f"{self.name} reads texts with images: interp.probe(lens, text, images=...).")
+        layout = context.with_images(self.name)
+        image = layout.modality == "image"
         if self.head is not None and self.head >= context.cfg.n_heads:
             raise InterpError(f"{self.name}: {context.cfg.architecture} has heads 0 to {context.cfg.n_heads - 1}.")
         behind = (layout.modality == "text") & (np.arange(len(image)) > np.flatnonzero(image)[0])

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from interp.probes.base import Context, Fold, Probe
 from interp.probes.visual_sinks import VisualSinks
 from interp.results.described import Row, described
 from interp.results.naming import layers_named
+
+if TYPE_CHECKING:
+    from interp.lens.image_layout import TokenLayout
 
 Tensor = torch.Tensor
 POINT = re.compile(r"vision\.blocks\.(\d+)\.hook_resid_post")
@@ -73,12 +76,11 @@ class VisionRegisters(Probe):
         return VisualSinks(channels=self.channels, tau_rel=self.tau_rel, over_median=self.over_median)
 
     def begin(self, context: Context) -> Fold:
-        if context.layout is None or not (context.layout.modality == "image").any():
-            raise InterpError(f"{self.name} reads texts with images: interp.probe(lens, text, images=...).")
+        layout = context.with_images(self.name)
         points = {name: int(found[1]) for name in context.lens.hook_dict if (found := POINT.fullmatch(name))}
         if not points:
             raise InterpError(f"{self.name}: no blocks of a tower were found in {context.cfg.architecture}.")
-        return RegisterFold(self, context, points)
+        return RegisterFold(self, context, layout, points)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         layers, found = result["tower_layer"].values, result["registers"].values
@@ -126,11 +128,12 @@ class VisionRegisters(Probe):
 
 
 class RegisterFold(Fold):
-    def __init__(self, probe: VisionRegisters, context: Context, points: Mapping[str, int]) -> None:
-        assert context.layout is not None
+    def __init__(
+        self, probe: VisionRegisters, context: Context, layout: TokenLayout, points: Mapping[str, int]
+    ) -> None:
         self.probe, self.context, self.points = probe, context, points
-        self.image = context.layout.modality == "image"
-        self.patches = context.layout.patches
+        self.image = layout.modality == "image"
+        self.patches = layout.patches
         self.sinks = probe.sinks.begin(context)
         self.norms: dict[int, list[Tensor]] = {}
 

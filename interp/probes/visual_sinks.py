@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from interp.results.naming import layers_named
 from interp.results.ragged import stacked
 from interp.seam.event import AttentionEvent
 from interp.vision.sinks import sink_values
+
+if TYPE_CHECKING:
+    from interp.lens.image_layout import TokenLayout
 
 Tensor = torch.Tensor
 MOST = 8
@@ -69,12 +72,11 @@ class VisualSinks(Probe):
             raise InterpError(f"{self.name}: over_median should be at least 1, found {self.over_median}.")
 
     def begin(self, context: Context) -> VisualFold:
-        if context.layout is None or not (context.layout.modality == "image").any():
-            raise InterpError(f"{self.name} reads texts with images: interp.probe(lens, text, images=...).")
+        layout = context.with_images(self.name)
         given: list[int] = [] if self.channels is None else np.atleast_1d(self.channels).tolist()
         if missing := [channel for channel in given if not 0 <= channel < context.cfg.d_model]:
             raise InterpError(f"{self.name}: {context.cfg.architecture} has no channel {missing[0]}.")
-        return VisualFold(self, context, given)
+        return VisualFold(self, context, layout, given)
 
     def findings(self, result: xr.Dataset) -> list[str]:
         layers, found = result["layer"].values, result["visual_sinks"].values
@@ -111,13 +113,12 @@ class VisualSinks(Probe):
 
 
 class VisualFold(Fold):
-    def __init__(self, probe: VisualSinks, context: Context, channels: list[int]) -> None:
-        assert context.layout is not None
+    def __init__(self, probe: VisualSinks, context: Context, layout: TokenLayout, channels: list[int]) -> None:
         self.probe, self.context, self.channels = probe, context, channels
-        self.image = torch.from_numpy(context.layout.modality == "image")
+        self.image = torch.from_numpy(layout.modality == "image")
         last = int(np.flatnonzero(self.image)[-1])
         after = torch.arange(context.n_tokens) > last
-        self.rows = after & torch.from_numpy(context.layout.modality == "text")
+        self.rows = after & torch.from_numpy(layout.modality == "text")
         self.tau = probe.tau_rel * context.cfg.d_model**0.5
         self.sinks: dict[int, Tensor] = {}
         self.seen: dict[int, dict[str, np.ndarray]] = {}
