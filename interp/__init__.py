@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from interp.runs.side_by_side import side_by_side
     from interp.runs.sink_channels import sink_channels
     from interp.runs.sink_kind import sink_kind
+    from interp.runs.sink_threshold import sink_threshold
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ _WHERE = {
     "side_by_side": "interp.runs.side_by_side",
     "sink_channels": "interp.runs.sink_channels",
     "sink_kind": "interp.runs.sink_kind",
+    "sink_threshold": "interp.runs.sink_threshold",
     "load_cache": "interp.lens.cache_files",
     "save_cache": "interp.lens.cache_files",
     "Lens": "interp.lens.lens",
@@ -85,6 +87,7 @@ __all__ = [
     "side_by_side",
     "sink_channels",
     "sink_kind",
+    "sink_threshold",
 ]
 
 
