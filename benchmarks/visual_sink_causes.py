@@ -99,7 +99,7 @@ def _seen(lens: Any, text: str, pictures: list[Any], tau: float) -> dict[str, fl
     sinks, image = found["visual_sinks"], (found["visual_sinks"]["modality"] == "image").values
     share = sinks["phi"].values / lens.cfg.d_model**0.5
     received = found["text_sinks"]["mean_received"].mean("head").values
-    received = received / received.mean(1, keepdims=True)
+    received = received / np.nanmean(received, 1, keepdims=True)  # too few queries see the last tokens
     return {
         "largest φ of an image token": share[:, image].max(),
         "median φ of image tokens": np.median(share[2:-2, image]),
