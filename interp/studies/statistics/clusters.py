@@ -1,7 +1,7 @@
 """The mean of per-item numbers that come in clusters, and how far it may be off.
 
 Items of one document, image or template are alike, so that they say less than as many independent ones. Two intervals
-know this. With eight clusters or more whole clusters are drawn again with replacement (the cluster bootstrap; Field and
+know this. With twelve clusters or more whole clusters are drawn again with replacement (the cluster bootstrap; Field and
 Welsh, JRSS B 69:369, 2007), and the percentiles are taken as far out as a t interval would: a plain percentile interval
 is too narrow by sqrt((C - 1) / C) and by what separates t from z (Hesterberg, The American Statistician 69:371, 2015,
 "expanded percentile"). With fewer, draws cannot reach that far, and the interval is the cluster-robust standard error
@@ -20,7 +20,7 @@ from scipy import stats
 from interp.errors import InterpError
 
 RESAMPLES = 9_999
-FEWEST_CLUSTERS = 8
+FEWEST_CLUSTERS = 12
 """Below this, and below `FEWEST_DEGREES`, the interval is CR2's: by simulation, where draws no longer reach."""
 FEWEST_DEGREES = 4.0
 BLOCK_BYTES = 64_000_000
