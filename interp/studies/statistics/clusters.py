@@ -1,12 +1,13 @@
 """The mean of per-item numbers that come in clusters, and how far it may be off.
 
 Items of one document, image or template are alike, so that they say less than as many independent ones. Two intervals
-know this. With twelve clusters or more whole clusters are drawn again with replacement (the cluster bootstrap; Field and
-Welsh, JRSS B 69:369, 2007), and the percentiles are taken as far out as a t interval would: a plain percentile interval
-is too narrow by sqrt((C - 1) / C) and by what separates t from z (Hesterberg, The American Statistician 69:371, 2015,
-"expanded percentile"). With fewer, draws cannot reach that far, and the interval is the cluster-robust standard error
-CR2 times a t quantile. The degrees of freedom of both are Bell and McCaffrey's (Survey Methodology 28:169, 2002), which
-are fewer than C - 1 where clusters differ in size. `benchmarks/interval_coverage.py` says how often each is right.
+know this. With twelve clusters or more whole clusters are drawn again with replacement (the cluster bootstrap; Field
+and Welsh, JRSS B 69:369, 2007), and the percentiles are taken as far out as a t interval would: a plain percentile
+interval is too narrow by sqrt((C - 1) / C) and by what separates t from z (Hesterberg, The American Statistician
+69:371, 2015, "expanded percentile"). With fewer, draws cannot reach that far, and the interval is the cluster-robust
+standard error CR2 times a t quantile. The degrees of freedom of both are Bell and McCaffrey's (Survey Methodology
+28:169, 2002), which are fewer than C - 1 where clusters differ in size. `benchmarks/interval_coverage.py` says how
+often each is right.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ def scores(**shifts: float) -> pd.DataFrame:
     full = rng.normal(size=len(number))
     shared = rng.normal(size=(60, len(shifts)))[number]
     own = {
-        name: full + shift + shared[:, i] + rng.normal(size=len(number)) for i, (name, shift) in enumerate(shifts.items())
+        name: full + shift + shared[:, i] + rng.normal(size=len(number))
+        for i, (name, shift) in enumerate(shifts.items())
     }
     return pd.DataFrame({"item": np.arange(len(number)), "cluster": number, "full": full, **own})
 

@@ -25,7 +25,7 @@ def scores(shift: float, clusters: int = 100, noise: float = 0.2) -> pd.DataFram
 def test_of_independent_items_it_is_the_two_t_tests():
     table = scores(0.05).iloc[:10]
     row = statistics.equivalence(table, "full", 0.3, cluster=None).iloc[0]
-    p, lower, upper = ttost_paired(table["small"].to_numpy(), table["full"].to_numpy(), -0.3, 0.3)
+    p, lower, _ = ttost_paired(table["small"].to_numpy(), table["full"].to_numpy(), -0.3, 0.3)
     assert (row["p"], row["p_loss"]) == pytest.approx((p, lower[1]))
     assert stats.ttest_rel(table["small"], table["full"]).confidence_interval(0.9) == pytest.approx(
         (row["low"], row["high"])
