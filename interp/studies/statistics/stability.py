@@ -18,6 +18,7 @@ from scipy import stats
 
 from interp.errors import InterpError
 from interp.studies.statistics.clusters import by_cluster, degrees_of_freedom, resampled
+from interp.studies.statistics.families import holm
 from interp.studies.statistics.items import complete
 
 RESAMPLES = 1_999
@@ -100,18 +101,10 @@ def _intervals(table: np.ndarray, number: np.ndarray, sizes: np.ndarray, alpha: 
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.abs(gap) / spread
     p = np.nan_to_num(2 * stats.t.sf(np.where(spread > 0, steps, 0), degrees_of_freedom(sizes)), nan=1.0)
-    np.fill_diagonal(p, np.nan)
-    shown = np.stack([_holm(row, alpha) for row in p])
+    others = ~np.eye(len(mean), dtype=bool)
+    shown = np.zeros_like(others)
+    shown[others] = (holm(p[others].reshape(len(mean), -1)) < alpha).ravel()
     return 1 + (shown & (gap < 0)).sum(1), len(mean) - (shown & (gap > 0)).sum(1)
-
-
-def _holm(p: np.ndarray, alpha: float) -> np.ndarray:
-    from statsmodels.stats.multitest import multipletests
-
-    others = ~np.isnan(p)
-    shown = np.zeros(len(p), bool)
-    shown[others] = multipletests(p[others], alpha, method="holm")[0]
-    return shown
 
 
 def _ranks(means: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
+from benchmarks.clustered_nulls import differences, sizes
 from interp.errors import InterpError
 from interp.studies import statistics
 from interp.studies.statistics.clusters import clustered_means
-from tests.studies.statistics.clustered_nulls import differences, sizes
 
 
 def scores(shift: float, clusters: int = 100, noise: float = 0.2) -> pd.DataFrame:

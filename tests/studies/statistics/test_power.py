@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.clustered_nulls import differences, sizes
 from interp.errors import InterpError
 from interp.studies import statistics
 from interp.studies.statistics.clusters import clustered_means
-from tests.studies.statistics.clustered_nulls import differences, sizes
 
 
 @pytest.mark.parametrize("power", [0.5, 0.8])
@@ -30,7 +30,7 @@ def test_it_is_the_noncentral_t():
     effect = statistics.detectable(0.5, 12.5, alpha=0.01, power=0.9)
     beyond = stats.t.ppf(0.995, 12.5)
     far = stats.nct(12.5, effect / 0.5)
-    assert far.sf(beyond) + far.cdf(-beyond) == pytest.approx(0.9, abs=1e-6)
+    assert far.sf(beyond) + far.cdf(-beyond) == pytest.approx(0.9, abs=1e-4)
 
 
 def test_more_comparisons_and_fewer_clusters_detect_less():
