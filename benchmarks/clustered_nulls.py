@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.studies.statistics.clusters import ClusteredMean, clustered_means
+from interp.studies.statistics.clusters import FEWEST_CLUSTERS, ClusteredMean, clustered_means
 
 Draw = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -43,11 +43,19 @@ def differences(kind: str, number: np.ndarray, icc: float, columns: int, rng: np
     if kind in draws:
         return alike(draws[kind], number, icc, columns, rng)
     shared = rng.standard_normal((number.max() + 1, columns))[number]
-    return np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.standard_normal(shared.shape)
+    normal: np.ndarray = np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.standard_normal(shared.shape)
+    return normal
 
 
 def studies(
-    clusters: int, icc: float, kind: str, repeats: int, layouts: int, per_cluster: str = "1-10", resamples: int = 1_999
+    clusters: int,
+    icc: float,
+    kind: str,
+    repeats: int,
+    layouts: int,
+    per_cluster: str = "1-10",
+    resamples: int = 1_999,
+    fewest: int = FEWEST_CLUSTERS,
 ) -> list[tuple[np.ndarray, np.ndarray, list[ClusteredMean]]]:
     """Null studies: for each of `layouts` draws of the clusters' sizes, values `[item, study]`, the items' clusters and
     what is found; `repeats` studies in all."""
@@ -56,7 +64,7 @@ def studies(
     for seed in range(layouts):
         number = np.repeat(np.arange(clusters), sizes(clusters, rng, per_cluster))
         values = differences(kind, number, icc, repeats // layouts, rng)
-        made.append((values, number, clustered_means(values, number, seed=seed, resamples=resamples)))
+        made.append((values, number, clustered_means(values, number, seed=seed, resamples=resamples, fewest=fewest)))
     return made
 
 

@@ -1,9 +1,10 @@
 """How often the intervals of `interp.studies.statistics` hold the truth, and how often a true difference is found.
 
-Studies are simulated of which it is known that nothing differs: items in clusters, intraclass correlation from 0 to 0.8.
-`interval_coverage` sets the interval that is used beside the plain percentile interval of the same cluster bootstrap and
-beside one that takes items as independent; `interval_coverage_shares` is Wilson's; `interval_coverage_power` sets the
-power of 80 % that a minimum detectable effect is made for beside the share of studies that find it.
+Studies are simulated of which it is known that nothing differs: items in clusters, intraclass correlation from 0 to
+0.8. `interval_coverage` sets the interval that is used beside the plain percentile interval of the same cluster
+bootstrap and beside one that takes items as independent; `interval_coverage_shares` is Wilson's;
+`interval_coverage_power` sets the power of 80 % that a minimum detectable effect is made for beside the share of
+studies that find it; `interval_coverage_edge` sets the bootstrap beside CR2 where there are few clusters.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.clustered_nulls import alike, differences, sizes, studies
+from benchmarks.clustered_nulls import alike, coverage, differences, sizes, studies
 from benchmarks.table import publish
 from interp.studies.statistics.clusters import clustered_means, degrees_of_freedom
 from interp.studies.statistics.power import detectable
 from interp.studies.statistics.wilson import wilson
 
 REPEATS, LAYOUTS = 2_000, 20
-CLUSTERS, ICC = (8, 20, 50, 200), (0.0, 0.3, 0.8)
+CLUSTERS, ICC, KINDS = (8, 20, 50, 200), (0.0, 0.3, 0.8), ("binary", "continuous")
+SHARES = (0.5, 0.2, 0.05, 0.02)
 CELLS = [
-    *((c, per, icc, kind) for kind in ("binary", "continuous") for per in ("1-10", "10") for c in CLUSTERS for icc in ICC),
+    *((c, per, i, kind) for kind in KINDS for per in ("1-10", "10") for c in CLUSTERS for i in ICC),
     *((c, "1-10", icc, "continuous") for c in (3, 5, 11, 12) for icc in (0.0, 0.8)),
     *((c, "1-10", icc, kind) for kind in ("skewed", "rare") for c in CLUSTERS for icc in (0.0, 0.8)),
 ]  # fmt: skip
@@ -49,10 +51,20 @@ def intervals(clusters: int, per_cluster: str, icc: float, kind: str) -> dict[st
     }  # fmt: skip
 
 
+def edge(clusters: int, icc: float, kind: str) -> dict[str, Any]:
+    """Both intervals on the same studies: where the line between them lies."""
+    row: dict[str, Any] = {"scores": kind, "clusters": clusters, "items a cluster": 10, "intraclass correlation": icc}
+    for name, fewest in (("cluster bootstrap", 2), ("CR2", clusters + 1)):
+        covered = coverage(clusters, icc, kind, REPEATS, LAYOUTS, per_cluster="10", fewest=fewest)
+        row[name] = round(covered, 1)
+    return row | {"studies": REPEATS}
+
+
 def shares(share: float, clusters: int, icc: float) -> dict[str, Any]:
     """Per cent of Wilson intervals of a share that hold it: with clusters, and with items taken as independent."""
     rng = np.random.default_rng([clusters, int(100 * share), int(10 * icc)])
-    held, plain = [], []
+    held: list[bool] = []
+    plain: list[bool] = []
     for _ in range(LAYOUTS):
         number = np.repeat(np.arange(clusters), sizes(clusters, rng))
         values = alike(lambda shape: (rng.random(shape) < share) * 1.0, number, icc, 50, rng)
@@ -86,9 +98,8 @@ def _percent(held: list[np.ndarray]) -> float | None:
 
 def main() -> None:
     publish("interval_coverage_power", [power(c, icc) for c in CLUSTERS for icc in ICC])
-    publish(
-        "interval_coverage_shares", [shares(p, c, i) for p in (0.5, 0.2, 0.05, 0.02) for c in CLUSTERS for i in ICC]
-    )
+    publish("interval_coverage_shares", [shares(p, c, i) for p in SHARES for c in CLUSTERS for i in ICC])
+    publish("interval_coverage_edge", [edge(c, i, k) for k in KINDS for c in (5, 8, 12, 16) for i in (0.0, 0.8)])
     publish("interval_coverage", [intervals(*cell) for cell in CELLS])
 
 

@@ -119,9 +119,17 @@ def clustered_mean(
 
 
 def clustered_means(
-    values: np.ndarray, cluster: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    values: np.ndarray,
+    cluster: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    fewest: int = FEWEST_CLUSTERS,
 ) -> list[ClusteredMean]:
-    """`clustered_mean` of each column of `values` `[item, column]`; all see the same draws."""
+    """`clustered_mean` of each column of `values` `[item, column]`; all see the same draws.
+
+    fewest: clusters from which on the bootstrap is used.
+    """
     _, number = np.unique(cluster, return_inverse=True)
     sizes = np.bincount(number).astype(float)
     if len(sizes) < 2:
@@ -136,7 +144,7 @@ def clustered_means(
     alone = values.var(0, ddof=1) / items
     varies = variance > (NOTHING * np.abs(values).max(0)) ** 2
     df = degrees_of_freedom(sizes)
-    enough = len(sizes) >= FEWEST_CLUSTERS and df >= FEWEST_DEGREES
+    enough = len(sizes) >= fewest and df >= FEWEST_DEGREES
     draws = np.sort(resampled(totals, sizes[:, None], seed, resamples), axis=0) if enough else None
     return [
         ClusteredMean(
