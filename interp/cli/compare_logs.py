@@ -55,8 +55,8 @@ def compare_logs(
         about = {"command": command_line(), "harness": first.harness, "metric": metric, "cluster": clusters}
         print(json.dumps({"run": about, **{k: rows(t) for k, t in tables.items()}, "notes": notes}))
         return
-    print(printable(f"{metric}, logs of {first.harness}, clusters: {clusters}\n"), flush=True)
-    print("\n".join(printable(line) for line in _table(tables["difference"], one, two)))
+    print(printable(f"{metric}, logs of {first.harness}, clusters: {clusters}"))
+    print("\n" + "\n".join(printable(line) for line in _table(tables["difference"], one, two)))
     for table in tables.values():
         print("\n" + "\n".join(f"  - {printable(sentence)}" for sentence in table["sentence"]))
     if notes:

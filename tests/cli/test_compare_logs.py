@@ -33,6 +33,7 @@ def test_for_a_person(monkeypatch, capsys, logs):
     assert "acc, logs of lm-evaluation-harness, clusters: article" in out
     assert "small.jsonl is worse than full.jsonl by" in out
     assert "200 items in 50 clusters" in out
+    assert "\\n" not in out
     assert "It is not shown that small.jsonl loses less than 0.02" in out
     assert "items right" in out
 
