@@ -28,7 +28,7 @@ TITLES = {
     "interp.figures": "Figures", "interp.report": "Report", "interp.subjects": "Subjects", "interp.icl.tasks": "Tasks",
     "interp.icl.models": "Models", "interp.icl.learners": "Learners", "interp.icl.measures": "Measures",
     "interp.icl.language": "Language models", "interp.icl.studies": "Studies", "interp.icl": "In context",
-    "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
+    "interp.studies": "Ablation studies", "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
 }  # fmt: skip
 """Titles of rooms, in the order of the pages; a room that is not listed has one made of its name, at the end."""
 EXAMPLES = """Examples are run by the tests, on a tiny random model. They take some names for granted: `lens` is a Lens,

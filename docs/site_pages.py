@@ -25,6 +25,7 @@ LAST = [
     {"Coverage": "coverage.md"},
     {"Benchmarks": "benchmarks.md"},
     {"Models that see": "images.md"},
+    {"Statistics of studies": "statistics.md"},
     {"What is trusted": "trust.md"},
     {"Words and errors": [{"Glossary": "glossary.md"}, {"Errors": "errors.md"}]},
     {"Contributing": ["contributing.md", {"Architecture": "architecture.md"}]},
