@@ -66,6 +66,8 @@ class Task(Checked, ABC):
     """The facets by which a table sorts the items."""
     clusters: ClassVar[str] = "images"
     """What a cluster is, in the plural."""
+    whole_clusters: ClassVar[bool] = False
+    """Whether a part of a cluster says nothing, so that clusters are drawn whole."""
 
     @abstractmethod
     def items(self, seed: int) -> Sequence[Item]:

@@ -51,8 +51,8 @@ def evaluate(
         lens: from `interp.load`.
         task: a name, with settings (`"pope:strategy=popular"`) or without, or a task from `interp.tasks`.
         intervention: in force for every item, as in `lens.apply`; None: the model as it is.
-        items: at most about so many, whole clusters drawn by `seed`, the last of them whole too; None: all. What is
-            drawn for a smaller number is part of what is drawn for a larger one.
+        items: so many of them, drawn by `seed` (whole pairs, where those count, so that it may be one more); None:
+            all. What is drawn for a smaller number is part of what is drawn for a larger one.
         seed: of the items that a task makes itself, and of the draw.
         chat: whether prompts are messages of a conversation; None: where the model has a template for them.
         progress: see `Progress`.
@@ -112,7 +112,7 @@ def evaluate(
 
 
 def drawn(task: Task, items: Sequence[Item], number: int | None, seed: int) -> list[Item]:
-    """At most about so many items, in the task's order: whole clusters, drawn at random. Raises InterpError where there
+    """So many items, or whole clusters of as many, drawn at random, in the task's order. Raises InterpError where there
     is none, two have one id, or a picture of one is no file."""
     found = list(items)
     if not found:
@@ -120,16 +120,15 @@ def drawn(task: Task, items: Sequence[Item], number: int | None, seed: int) -> l
     if twice := [name for name, times in Counter(item.id for item in found).items() if times > 1]:
         raise InterpError(f"{task.name} has two items called {twice[0]!r}; give each an id of its own.")
     if number is not None and number < len(found):
-        sizes = Counter(item.cluster for item in found)
-        names = list(sizes)
-        kept: set[str] = set()
-        count = 0
+        together = [item.cluster if task.whole_clusters else item.id for item in found]
+        sizes = Counter(together)
+        names, kept, count = list(sizes), set[str](), 0
         for place in np.random.default_rng(seed).permutation(len(names)):
             if count >= number:
                 break
             kept.add(names[place])
             count += sizes[names[place]]
-        found = [item for item in found if item.cluster in kept]
+        found = [item for item, name in zip(found, together, strict=True) if name in kept]
     for item in found:
         for picture in item.images:
             if isinstance(picture, Path):

@@ -105,10 +105,11 @@ def findings(result: xr.Dataset) -> list[str]:
 
 
 def _shown(found: Estimate, metric: Metric) -> str:
-    if metric.share:
-        return f"{found.value:.1%}, 95 % interval {found.low:.1%} to {found.high:.1%}"
+    how = ".1%" if metric.share else ".4g"
     units = "" if metric.units == "1" else f" {metric.units}"
-    return f"{found.value:.4g}{units}, 95 % interval {found.low:.4g} to {found.high:.4g}"
+    if np.isnan(found.low):
+        return f"{found.value:{how}}{units}, without an interval, for which one cluster is too few"
+    return f"{found.value:{how}}{units}, 95 % interval {found.low:{how}} to {found.high:{how}}"
 
 
 def always_the_same(table: pd.DataFrame) -> tuple[str, float] | None:
