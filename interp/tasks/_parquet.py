@@ -34,7 +34,9 @@ class Held:
         try:
             return Image.open(io.BytesIO(self.content), formats=FORMATS)
         except UnidentifiedImageError:
-            raise InterpError("a picture in the Parquet file is no image that can be read.") from None
+            raise InterpError(
+                "a picture in the Parquet file is no image that can be read; download the file again."
+            ) from None
 
 
 def rows_with_pictures(path: Path) -> list[tuple[Mapping[str, Any], Callable[[], Any]]]:

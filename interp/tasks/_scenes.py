@@ -11,6 +11,8 @@ from interp.tasks.base import Asked, Item
 from interp.tasks.metrics import Metric
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from interp.subjects.emoji.questions import Question
     from interp.subjects.emoji.scenes import Scene
 
@@ -18,6 +20,16 @@ FIRST = 2 * 10**12
 """Seeds of these scenes begin here: no training goes so far, and emoji-vlm's own evaluation has those from 10**12."""
 BETWEEN = 10**7
 """Between the scenes of two seeds of a task."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The picture of a scene, drawn when it is looked at; that of an equal scene is equal."""
+
+    scene: Scene
+
+    def __call__(self) -> Image:
+        return self.scene.picture()
 
 
 def scenes(seed: int, held_out: bool) -> Iterator[tuple[int, Scene]]:
@@ -68,7 +80,7 @@ class OfScenes(Asked):
             name = scene_name(number, self.held_out)
             found += [
                 Item(
-                    f"{name}:{self.about}:{place}", name, question.text, (question.answer,), (scene.picture,),
+                    f"{name}:{self.about}:{place}", name, question.text, (question.answer,), (Drawn(scene),),
                     facets={"wording": str(question.wording), **self.facets_of(question, scene)},
                 )
                 for place, question in enumerate(asked)

@@ -21,7 +21,7 @@ from interp.errors import InterpError
 from interp.files.reading import read_text
 from interp.tasks._folder import Folder, name_of, need, text_of
 from interp.tasks._objects import Objects
-from interp.tasks._scenes import scene_name, scenes
+from interp.tasks._scenes import Drawn, scene_name, scenes
 from interp.tasks.base import Asked, Item
 from interp.tasks.metrics import Metric
 
@@ -119,7 +119,7 @@ class Chair(Asked):
         for (number, scene), _ in zip(scenes(seed, self.held_out), range(self.scenes), strict=False):
             name = scene_name(number, self.held_out)
             there = tuple(KINDS[kind].name for kind in sorted(scene.kinds))
-            yield Item(f"{name}:caption", name, self.question, there, (scene.picture,))
+            yield Item(f"{name}:caption", name, self.question, there, (Drawn(scene),))
 
     def _of_coco(self) -> Iterator[Item]:
         folder = self._published
@@ -127,7 +127,9 @@ class Chair(Asked):
         path = folder.file("instances*.json", "annotations/instances*.json")
         coco = folder.json(path)
         if not isinstance(coco, Mapping):
-            raise InterpError(f"{path} should hold an object with images, annotations and categories.")
+            raise InterpError(
+                f"{path} should hold an object with images, annotations and categories; download it again."
+            )
         there = self._annotated(folder, coco, path.name)
         if captions := _captions(folder):
             for image, caption in captions:

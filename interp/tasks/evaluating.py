@@ -76,7 +76,7 @@ def evaluate(
 
     chosen = made(task)
     if not reads_text(lens) or not takes_interventions(lens):
-        raise InterpError(f"evaluate asks a Lens from interp.load, and this is {type(lens).__name__}.")
+        raise InterpError(f"evaluate asks a Lens, not {type(lens).__name__}; pass one from interp.load.")
     if intervention is not None and not isinstance(intervention, Intervention):
         raise InterpError(
             f"evaluate: an intervention is one of interp.interventions, such as interp.ThinK(ratio=0.5), not "
@@ -116,7 +116,7 @@ def drawn(task: Task, items: Sequence[Item], number: int | None, seed: int) -> l
     is none, two have one id, or a picture of one is no file."""
     found = list(items)
     if not found:
-        raise InterpError(f"{task.name} has no items with these settings.")
+        raise InterpError(f"{task.name} has no items with these settings; change them.")
     if twice := [name for name, times in Counter(item.id for item in found).items() if times > 1]:
         raise InterpError(f"{task.name} has two items called {twice[0]!r}; give each an id of its own.")
     if number is not None and number < len(found):

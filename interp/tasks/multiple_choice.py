@@ -11,7 +11,7 @@ import numpy as np
 from interp.errors import InterpError
 from interp.tasks._answers import letters
 from interp.tasks._choosing import Choosing, written
-from interp.tasks._scenes import scene_name, scenes
+from interp.tasks._scenes import Drawn, scene_name, scenes
 from interp.tasks.base import Item
 
 
@@ -70,7 +70,7 @@ class MultipleChoice(Choosing):
                 name = scene_name(number, self.held_out)
                 found.append(
                     Item(
-                        f"{name}:choice", name, written(question.text, texts), (letter,), (scene.picture,), texts,
+                        f"{name}:choice", name, written(question.text, texts), (letter,), (Drawn(scene),), texts,
                         {"letter": letter, "wording": str(question.wording)},
                     )
                 )  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 
 from interp.errors import InterpError
 from interp.tasks._folder import Folder, name_of, text_of
-from interp.tasks._scenes import FIRST, scene_name, scenes
+from interp.tasks._scenes import FIRST, Drawn, scene_name, scenes
 from interp.tasks.base import Asked, Item
 from interp.tasks.metrics import Metric
 
@@ -155,7 +155,7 @@ class Pope(Asked):
                 ):
                     yield Item(
                         f"{name}:{strategy}:{KINDS[kind].name}", name,
-                        WORDINGS["presence"][wording].format(some=KINDS[kind].some), (label,), (scene.picture,),
+                        WORDINGS["presence"][wording].format(some=KINDS[kind].some), (label,), (Drawn(scene),),
                         facets={"strategy": strategy, "label": label, "wording": str(wording)},
                     )  # fmt: skip
 

@@ -28,7 +28,7 @@ class WhatIsAt(OfScenes):
 
     Examples:
         >>> interp.tasks.WhatIsAt(scenes=2, questions=1).items(seed=0)[0].prompt
-        'Which thing is at the bottom left?'
+        'What can be found on the left?'
     """
 
     name: ClassVar[str] = "what_is_at"
