@@ -62,10 +62,11 @@ def evaluate(
     if out.suffix.lower() != ".nc":
         raise InterpError(f"--out names the NetCDF file for the result, not {out}; end it in .nc.")
     from interp.interventions import parse_all
+    from interp.tasks.evaluating import drawn
 
     chosen, intervention = _task(task, folder, images), parse_all(interventions or ())
     expect_writable(out)
-    chosen.items(seed)  # what its files lack is said before the model is loaded
+    drawn(chosen, chosen.items(seed), items, seed)  # what its files lack is said before the model is loaded
     lens, seconds = loaded(model, dtype)
     import interp
     from interp.results.storage import save

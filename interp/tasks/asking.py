@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from interp.lens.protocol import InterventionLens
 
 
-class _Said(NamedTuple):
+class Said(NamedTuple):
+    """A continuation."""
+
     text: str
+    """Without special tokens; untrusted."""
+    tokens: tuple[int, ...]
     notes: tuple[str, ...]
 
 
@@ -34,10 +39,19 @@ class Asking:
         self.chat = has_template(lens) if chat is None else chat
         self.notes: list[str] = []
         """What was warned of since somebody emptied it, such as that the intervention changed nothing."""
-        self._said: dict[Hashable, _Said] = {}
+        self._said: dict[Hashable, Said] = {}
+
+    @cached_property
+    def untouched(self) -> Asking:
+        """The same without the intervention."""
+        return self if self.intervention is None else Asking(self.lens, None, self.chat)
 
     def continued(self, prompt: str, pictures: tuple[Picture, ...], max_new_tokens: int, *, blind: bool = False) -> str:
         """What the model writes after a prompt, greedily, without special tokens."""
+        return self.said(prompt, pictures, max_new_tokens, blind=blind).text
+
+    def said(self, prompt: str, pictures: tuple[Picture, ...], max_new_tokens: int, *, blind: bool = False) -> Said:
+        """The same, with its tokens."""
         key = (prompt, pictures, max_new_tokens, blind)
         if key not in self._said:
             images = [look(picture, blind=blind) for picture in pictures] or None
@@ -45,10 +59,10 @@ class Asking:
             told = generate(
                 self.lens, places + prompt, self.intervention, max_new_tokens, chat=self.chat, images=images
             )
-            self._said[key] = _Said(str(told["text"]), tuple(told["notes"]))
+            self._said[key] = Said(str(told["text"]), tuple(told["new_token_ids"]), tuple(told["notes"]))
         said = self._said[key]
         self.notes += said.notes
-        return said.text
+        return said
 
     def nats(self, prompt: str, continuation: str, chunk: int = 256) -> np.ndarray:
         """Negative log-likelihood (nats) of each token of a continuation `[token]`, as `lens.score` has it."""

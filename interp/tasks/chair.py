@@ -44,9 +44,7 @@ class Chair(Asked):
         question: what is asked of every picture.
         scenes: of emoji, how many are described.
         held_out: with pairs of things that training never had; else new scenes of the kind it had.
-        ask: how a question is put; `{question}` stands for it.
         max_new_tokens: a caption ends after so many tokens; CHAIR grows with it, so name it with every number.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
 
     Examples:
         >>> task = interp.tasks.Chair(scenes=1)

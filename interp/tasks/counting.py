@@ -23,14 +23,6 @@ class Counting(OfScenes):
 
     An answer is right that is the number, in digits or as a word. How far off a number is, is measured too.
 
-    Args:
-        scenes: how many are asked about.
-        questions: about each, at most; a scene that has no beyond-doubt answer is left out.
-        held_out: with pairs of things and wordings that training never had; else new scenes of the kind it had.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
-
     Examples:
         >>> task = interp.tasks.Counting()
         >>> item = task.items(seed=0)[0]

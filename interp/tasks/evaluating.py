@@ -100,7 +100,7 @@ def evaluate(
         "model": lens.cfg.model_name,
         "architecture": lens.cfg.architecture,
         "dtype": lens.cfg.dtype,
-        "interventions": json.dumps([] if intervention is None else [part.settings() for part in parts(intervention)]),
+        "interventions": json.dumps([part.settings() for part in _in_force(lens, intervention)]),
         "chat": asking.chat,
         "seed": seed,
         "seconds": round(time.perf_counter() - began, 3),
@@ -111,9 +111,16 @@ def evaluate(
     return result
 
 
+def _in_force(lens: InterventionLens, intervention: Intervention | None) -> Sequence[Intervention]:
+    """What acts: the intervention of the call, or those of a block of `lens.apply` around it."""
+    if intervention is None:
+        return [*lens.edits_in_force, *lens.policies_in_force]
+    return parts(intervention)
+
+
 def drawn(task: Task, items: Sequence[Item], number: int | None, seed: int) -> list[Item]:
     """So many items, or whole clusters of as many, drawn at random, in the task's order. Raises InterpError where there
-    is none, two have one id, or a picture of one is no file."""
+    is none, two have one id, one is no text, or a picture of one is no file."""
     found = list(items)
     if not found:
         raise InterpError(f"{task.name} has no items with these settings; change them.")
@@ -130,10 +137,19 @@ def drawn(task: Task, items: Sequence[Item], number: int | None, seed: int) -> l
             count += sizes[names[place]]
         found = [item for item, name in zip(found, together, strict=True) if name in kept]
     for item in found:
+        _expect_text(item, task)
         for picture in item.images:
             if isinstance(picture, Path):
                 _expect_file(picture, item, task)
     return found
+
+
+def _expect_text(item: Item, task: Task) -> None:
+    words = (item.id, item.cluster, item.prompt, *item.expected, *item.choices, *item.facets.values())
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError:  # JSON may hold half a character as \ud800, which no text does
+        raise InterpError(f"{task.name}: item {ascii(item.id)} holds half a character; mend it in its file.") from None
 
 
 def _expect_file(picture: Path, item: Item, task: Task) -> None:

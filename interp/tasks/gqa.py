@@ -28,9 +28,6 @@ class Gqa(Asked):
         folder: with the published files.
         images: the folder with the pictures, where it is another.
         questions: the name of the file.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
 
     Examples:
         >>> interp.tasks.Gqa().items(seed=0)

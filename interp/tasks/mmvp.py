@@ -48,9 +48,6 @@ class Mmvp(Choosing):
     Args:
         folder: with the published files.
         images: the folder with the pictures, where it is another.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
 
     Examples:
         >>> interp.tasks.Mmvp().items(seed=0)

@@ -27,9 +27,6 @@ class MultipleChoice(Choosing):
         scenes: how many are asked about.
         choices: how many there are to choose from, in an order drawn for each question.
         held_out: with pairs of things and wordings that training never had; else new scenes of the kind it had.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
 
     Examples:
         >>> item = interp.tasks.MultipleChoice(scenes=1, choices=3).items(seed=0)[0]

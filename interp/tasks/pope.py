@@ -54,9 +54,6 @@ class Pope(Asked):
         scenes: of emoji, how many are asked about; each has at least `objects` kinds of things.
         objects: present things that a scene is asked about in each way, and absent ones.
         held_out: with pairs of things and wordings that training never had; else new scenes of the kind it had.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
 
     Examples:
         >>> items = interp.tasks.Pope(scenes=1, objects=2, strategy="popular").items(seed=0)

@@ -21,14 +21,6 @@ class Spatial(OfScenes):
     There is one thing of each of the two kinds, and one lies a patch (16 of 112 pixels) further. Naming one of the two
     at random is right half of the time. An answer is right that is "the" and the name, but for case and a full stop.
 
-    Args:
-        scenes: how many are asked about.
-        questions: about each, at most; a scene that has no beyond-doubt answer is left out.
-        held_out: with pairs of things and wordings that training never had; else new scenes of the kind it had.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
-
     Examples:
         >>> item = interp.tasks.Spatial(scenes=1, questions=1).items(seed=0)[0]
         >>> item.facets["direction"] in item.prompt

@@ -18,14 +18,6 @@ class WhatIsAt(OfScenes):
 
     An answer is right that is, but for case and a full stop, the thing's name with its article: "a cat".
 
-    Args:
-        scenes: how many are asked about.
-        questions: about each, at most; a scene that has no beyond-doubt answer is left out.
-        held_out: with pairs of things and wordings that training never had; else new scenes of the kind it had.
-        ask: how a question is put; `{question}` stands for it.
-        max_new_tokens: an answer ends after so many tokens.
-        blind: every picture is replaced by a grey one of its size: what is right then was not seen.
-
     Examples:
         >>> interp.tasks.WhatIsAt(scenes=2, questions=1).items(seed=0)[0].prompt
         'What can be found on the left?'

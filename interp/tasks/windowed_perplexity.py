@@ -7,35 +7,24 @@ in which nothing is ever read back from a compressed cache.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from interp.errors import InterpError
-from interp.files.private import expanded
+from interp.tasks._excerpts import OfExcerpts
 from interp.tasks.asking import Asking
-from interp.tasks.base import Item, Measured, Task
+from interp.tasks.base import Item, Measured
 from interp.tasks.metrics import Metric
-
-_WORD = re.compile(r"\S+\s*")
-MOST_FILES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowedPerplexity(Task):
+class WindowedPerplexity(OfExcerpts):
     """Negative log-likelihood of the words that follow a context.
 
-    Without a folder the excerpts are of the help topics of this Python, some of 80 documents; with one, of its `.txt`
-    files in UTF-8, each a document. Excerpts of a document do not overlap.
-
     Args:
-        folder: of text files, one a document; none: Python's help topics.
-        context: words that are read first.
-        scored: words after them that are scored.
-        per_document: excerpts of each document, at most; they begin at places drawn by the seed.
+        scored: words after the context that are scored.
         chunk: tokens of the continuation read at a time; policies that act at every step want 1.
 
     Examples:
@@ -46,7 +35,6 @@ class WindowedPerplexity(Task):
 
     name: ClassVar[str] = "windowed_perplexity"
     title: ClassVar[str] = "Text that follows a context"
-    clusters: ClassVar[str] = "documents"
     scores: ClassVar = {
         "nats": ("nats", "negative log-likelihood of the continuation, sum over its tokens"),
         "tokens": ("token", "tokens of the continuation"),
@@ -63,50 +51,17 @@ class WindowedPerplexity(Task):
             "bits/byte", share=False,
         ),
     }  # fmt: skip
-    folder: str | None = None
-    context: int = 300
     scored: int = 60
-    per_document: int = 4
     chunk: int = 256
 
     def __post_init__(self) -> None:
-        self.expect_positive("context", "scored", "per_document", "chunk")
+        super().__post_init__()
+        self.expect_positive("scored", "chunk")
 
     def items(self, seed: int) -> Sequence[Item]:
-        found: list[Item] = []
-        length = self.context + self.scored
-        for number, (name, text) in enumerate(self._documents()):
-            words = _WORD.findall(text)
-            room = len(words) // length
-            draw = np.random.default_rng([seed, number])
-            for place in sorted(draw.permutation(room)[: self.per_document].tolist()):
-                begin = place * length
-                middle = begin + self.context
-                context = "".join(words[begin:middle])
-                held = context.rstrip()  # white space goes with what follows it, as tokenizers have it
-                rest = context[len(held) :] + "".join(words[middle : begin + length]).rstrip()
-                found.append(Item(f"{name}:{begin}", name, held, (rest,), facets={}))
-        if not found:
-            raise InterpError(f"{self.name}: no document has {length} words; lower context or scored.")
-        return found
+        return self.excerpts(seed, self.scored)
 
     def measure(self, asking: Asking, item: Item) -> Measured:
         costs = asking.nats(item.prompt, item.expected[0], self.chunk)
         size = len(item.expected[0].encode("utf-8", "replace"))
         return Measured({"nats": float(costs.sum()), "tokens": float(costs.size), "bytes": float(size)})
-
-    def _documents(self) -> Iterator[tuple[str, str]]:
-        from interp.subjects.texts import demo_documents, read_text
-
-        if self.folder is None:
-            yield from demo_documents().items()
-            return
-        folder = expanded(self.folder, f"{self.name}: folder")
-        paths = sorted(folder.glob("*.txt")) if folder.is_dir() else []
-        if not paths or len(paths) > MOST_FILES:
-            raise InterpError(
-                f"{self.name}: folder should hold 1 to {MOST_FILES:,} text files that end in .txt, and {self.folder} "
-                f"holds {len(paths):,}; name another."
-            )
-        for path in paths:
-            yield path.name, read_text(path)

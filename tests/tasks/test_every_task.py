@@ -19,7 +19,8 @@ from tests.models import shared as shared_text
 from tests.models import tokenizer
 from tests.tasks.answered import PUBLISHED, answered, seeing_lens
 
-SMALL = {"scenes": 3, "context": 20, "scored": 5}
+SAID = {"text": "", "new_token_ids": [], "notes": []}
+SMALL = {"scenes": 3, "context": 20}
 
 
 def small(name: str, folder: Path) -> Task:
@@ -135,12 +136,20 @@ def test_what_changed_nothing_speaks(task: str) -> None:
     assert "A warning was given in 2 of 2 items: streaming_llm dropped nothing" in interp.tasks.findings(result)[-1]
 
 
+def test_a_block_around_it_is_recorded() -> None:
+    lens = seeing_lens()
+    with lens.apply(interp.KnockOut(keys=0)):
+        result = interp.evaluate(lens, "what_is_at:scenes=1,questions=1")
+    assert json.loads(result.attrs["interventions"])[0]["name"] == "knock_out"
+    assert interp.evaluate(lens, "what_is_at:scenes=1,questions=1").attrs["interventions"] == "[]"
+
+
 def test_what_was_asked_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same things are present in each of POPE's settings."""
     asked: list[str] = []
     monkeypatch.setattr(
         "interp.tasks.asking.generate",
-        lambda lens, prompt, *a, **k: asked.append(prompt) or {"text": "no", "notes": ["x"]},
+        lambda lens, prompt, *a, **k: asked.append(prompt) or SAID | {"text": "no", "notes": ["x"]},
     )
     with pytest.warns(UserWarning, match="in 12 of 12 items: x"):
         interp.evaluate(seeing_lens(), "pope:scenes=1,objects=2")
@@ -151,7 +160,7 @@ def test_prompts_without_a_template_have_a_place_for_the_picture(monkeypatch: py
     seen: list[tuple[str, bool]] = []
     monkeypatch.setattr(
         "interp.tasks.asking.generate",
-        lambda lens, prompt, *a, chat, **k: seen.append((prompt, chat)) or {"text": "", "notes": []},
+        lambda lens, prompt, *a, chat, **k: seen.append((prompt, chat)) or SAID,
     )
     asking = Asking(seeing_lens(), None, chat=False)
     asking.continued("w1 w2", (made("chair:scenes=1").items(0)[0].images[0],), 4)

@@ -12,6 +12,7 @@ import pytest
 import interp
 from interp.errors import InterpError
 from interp.tasks import available, made
+from interp.tasks.evaluating import drawn
 from interp.tasks.vqav2 import CONTRACTIONS, accuracy, normalised
 from tests.tasks.answered import PUBLISHED, answered, cv_rows, estimates, lines, pictures
 
@@ -157,7 +158,7 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
     for picture in sorted(tmp_path.rglob("*.jpg")) + sorted(tmp_path.rglob("*.png")):
         picture.unlink()
     with pytest.raises(InterpError, match=r"has no picture .* put it there, or name the folder"):
-        interp.tasks.evaluating.drawn(found, found.items(0), None, 0)
+        drawn(found, found.items(0), None, 0)
     (tmp_path / FIRST[name]).unlink()
     if name == "cv_bench":
         (tmp_path / "test_3d.jsonl").unlink()
@@ -217,7 +218,7 @@ def test_a_question_twice_is_refused(tmp_path: Path) -> None:
     lines(folder / "coco_pope_random.json", [row, row])
     found = interp.tasks.Pope(folder=str(folder), strategy="random")
     with pytest.raises(InterpError, match="two items called 'random:1'"):
-        interp.tasks.evaluating.drawn(found, found.items(0), None, 0)
+        drawn(found, found.items(0), None, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -232,7 +233,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     (folder / FIRST["gqa"]).unlink()
     (folder / FIRST["gqa"]).write_text(json.dumps({"1": {"imageId": "n1", "question": "?", "answer": "yes"}}))
     with pytest.raises(InterpError, match="it is a pipe"):
-        interp.tasks.evaluating.drawn(task("gqa", folder), task("gqa", folder).items(0), None, 0)
+        drawn(task("gqa", folder), task("gqa", folder).items(0), None, 0)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +244,9 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
         ("cv_bench", ("test_2d.jsonl", '"(A)"', '"(C)"'), "answer should be the letter of a choice"),
         ("cv_bench", ("test_2d.jsonl", '["left", "right"]', '["left"]'), "choices should be 2 to 26 texts"),
         ("vqav2", ("v2_OpenEnded_mscoco_val2014_questions.json", "val2014", "../x"), "data_subtype should be like"),
-        ("vqav2", ("v2_mscoco_val2014_annotations.json", '"question_id": 11', '"question_id": 12'), "has no annotation"),
+        ("vqav2", ("v2_mscoco_val2014_annotations.json", '"question_id": 11', '"question_id": 12'), "no annotation"),
         ("gqa", ("testdev_balanced_questions.json", '"answer"', '"key"'), "has no answer: take a split"),
-        ("chair", ("annotations/instances_val2014.json", '"category_id": 7', '"category_id": 8'), "there is no category 8"),
+        ("chair", ("annotations/instances_val2014.json", '"category_id": 7', '"category_id": 8'), "no category 8"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_a_sentence(name: str, change: tuple[str, str, str], said: str, tmp_path: Path) -> None:
@@ -256,6 +257,23 @@ def test_what_does_not_fit_is_a_sentence(name: str, change: tuple[str, str, str]
     path.write_text(text.replace(before, after))
     with pytest.raises(InterpError, match=said):
         task(name, folder).items(0)
+
+
+def test_hostile_words_are_stored_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = PUBLISHED["pope"](tmp_path)
+    text = "<script>alert('x')</script> \"\n\t\x00 \u202e 中文 {question}"
+    row = {"question_id": "\x1b[31m", "image": "COCO_val2014_000000000001.jpg", "text": text, "label": "yes"}
+    lines(folder / "coco_pope_random.json", [row])
+    result = answered(
+        interp.tasks.Pope(folder=str(folder), strategy="random"), lambda item: f"{text}. yes", monkeypatch
+    )
+    stored = interp.storage.load(interp.storage.save(result, tmp_path / "x.nc"))
+    assert stored["prompt"][0].item() == stored["answer"][0].item().removesuffix(". yes") == text
+    assert interp.tasks.summary(stored).equals(interp.tasks.summary(result))
+    assert "<script>" not in stored._repr_html_()
+    lines(folder / "coco_pope_random.json", [row | {"text": "half \ud800"}])
+    with pytest.raises(InterpError, match="holds half a character"):
+        answered(interp.tasks.Pope(folder=str(folder), strategy="random"), lambda item: "yes", monkeypatch)
 
 
 def test_the_file_of_gqa_is_a_name() -> None:

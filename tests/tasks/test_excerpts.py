@@ -1,4 +1,4 @@
-"""Excerpts and what they cost, beside `lens.score` itself."""
+"""Excerpts, what they cost, and how long they are continued alike, beside `lens.score` and `lens.generate`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,26 @@ def test_numbers_are_those_of_score(lens: interp.Lens, tmp_path: Path) -> None:
         size = sum(len(item.expected[0].encode()) for item in task.items(0))
         assert found["bits_per_byte"] == pytest.approx(total / np.log(2) / size, rel=1e-5)
         assert not result["noted"].any()
+
+
+def test_agreement_is_counted_to_the_first_difference(lens: interp.Lens, tmp_path: Path) -> None:
+    task = interp.tasks.GreedyAgreement(folder=str(folder(tmp_path)), context=24, max_new_tokens=6)
+    same = interp.evaluate(lens, task)
+    assert estimates(same) == {"agreed": 1.0, "identical": 1.0}
+    policy = interp.StreamingLLM(budget=0.2)
+    result = interp.evaluate(lens, task, policy)
+    for number, item in enumerate(task.items(0)):
+        tokens = lens.to_tokens(item.prompt)
+        plain = lens.generate(tokens, max_new_tokens=6)[0, tokens.shape[1] :].tolist()
+        with lens.apply(policy):
+            said = lens.generate(tokens, max_new_tokens=6)[0, tokens.shape[1] :].tolist()
+        agreed = next(
+            (n for n, (a, b) in enumerate(zip(said, plain, strict=False)) if a != b), min(len(said), len(plain))
+        )
+        assert result["agreed"][number] == agreed
+        assert result["identical"][number] == (said == plain)
+        assert agreed >= 1, "the first token comes from the prompt alone"
+    assert estimates(result)["identical"] < 1
 
 
 def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
