@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.tasks.counting import Counting as Counting
     from interp.tasks.cv_bench import CvBench as CvBench
     from interp.tasks.gqa import Gqa as Gqa
+    from interp.tasks.greedy_agreement import GreedyAgreement as GreedyAgreement
     from interp.tasks.mmvp import Mmvp as Mmvp
     from interp.tasks.multiple_choice import MultipleChoice as MultipleChoice
     from interp.tasks.pope import Pope as Pope

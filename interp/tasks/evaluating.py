@@ -149,7 +149,7 @@ def _expect_text(item: Item, task: Task) -> None:
     try:
         "".join(words).encode()
     except UnicodeEncodeError:  # JSON may hold half a character as \ud800, which no text does
-        raise InterpError(f"{task.name}: item {ascii(item.id)} holds half a character; mend it in its file.") from None
+        raise InterpError(f"{task.name}: item {item.id!a} holds half a character; mend it in its file.") from None
 
 
 def _expect_file(picture: Path, item: Item, task: Task) -> None:
