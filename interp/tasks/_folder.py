@@ -42,8 +42,14 @@ class Folder:
         return path
 
     def file(self, *names: str) -> Path:
+        """What `find` finds. Raises InterpError where there is none."""
+        if (found := self.find(*names)) is None:
+            raise InterpError(f"{self.task} finds no {' or '.join(names)} in {self.path}; it reads {self.needs}.")
+        return found
+
+    def find(self, *names: str) -> Path | None:
         """The first of these files that is there; `*` in the name of a file stands for anything. Raises InterpError
-        where there is none, and where a pattern fits several."""
+        where several fit."""
         for name in names:
             found = sorted(self.path.glob(name)) if "*" in name else [self.path / name]
             found = [path for path in found if path.is_file()]
@@ -52,10 +58,7 @@ class Folder:
                 raise InterpError(f"{self.task}: {self.path} has {len(found)} files {name} ({listed}); keep one.")
             if found:
                 return found[0]
-        raise InterpError(f"{self.task} finds no {' or '.join(names)} in {self.path}; it reads {self.needs}.")
-
-    def has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        return None
 
     def json(self, path: Path) -> Any:
         """What a JSON file holds."""

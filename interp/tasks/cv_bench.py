@@ -62,7 +62,7 @@ class CvBench(Choosing):
 
     def items(self, seed: int) -> Sequence[Item]:
         folder = Folder(self.name, self.folder, self.images, NEEDS)
-        there = [name for name in FILES if folder.has(f"{name}.jsonl") or folder.has(f"{name}.parquet")]
+        there = [name for name in FILES if folder.find(f"{name}.jsonl", f"{name}.parquet")]
         return [item for name in there or FILES[:1] for item in self._of_file(folder, name)]
 
     def _of_file(self, folder: Folder, name: str) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 A picture is asked about things that are in it and as many that are not. What is not in it is drawn at random
 (`random`), is what most pictures have (`popular`), or what most often stands beside what it has (`adversarial`): the
 later two find out who says yes by habit. An answer is "no" where its first sentence has the word "no" or "not", else
-"yes", as in the released evaluation. That takes an answer without either word for a yes; `unclear` is their share.
+"yes", as in the released evaluation. That takes an answer with none of these words for a yes; `unclear` is their share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from interp.tasks._scenes import FIRST, Drawn, scene_name, scenes
 from interp.tasks.base import Asked, Item
 from interp.tasks.metrics import Metric
 
+if TYPE_CHECKING:
+    from interp.subjects.emoji.scenes import Scene
+
 Strategy = Literal["random", "popular", "adversarial"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-COUNTED = 5000
+COUNTED = 2000
 """Scenes by which it is counted what most of them have, and what stands beside what."""
 PLACES = ("", "val2014", "images", "images/val2014")
 
@@ -43,7 +46,7 @@ class Pope(Asked):
     object a line (`question_id`, `image`, `text`, `label`), and COCO's pictures in it, in `val2014` or `images`, or in
     the folder `images`. Without one, scenes of emoji that emoji-vlm never saw are asked about: absent things of
     `popular` are those that most scenes have, of `adversarial` those that most often stand in a scene with what is
-    there, both counted over 5,000 scenes.
+    there, both counted over 2,000 scenes.
 
     Precision, recall and F1 are of the answer "yes".
 
@@ -69,7 +72,7 @@ class Pope(Asked):
         "yes": ("1", "1 where the answer counts as yes, else 0"),
         "present": ("1", "1 where the thing is in the picture, else 0"),
         "hit": ("1", "1 where it is and the answer is yes, else 0"),
-        "unclear": ("1", "1 where the answer has neither yes nor no in it, and counts as yes, else 0"),
+        "unclear": ("1", "1 where the answer counts as yes without the word in it, else 0"),
     }
     metrics: ClassVar = {
         "accuracy": Metric("share of answers that are right", lambda t: t["correct"]),
@@ -79,7 +82,7 @@ class Pope(Asked):
             "harmonic mean of precision and recall", lambda t: 2 * t["hit"], lambda t: t["yes"] + t["present"]
         ),
         "yes_rate": Metric("share of answers that are yes", lambda t: t["yes"]),
-        "unclear": Metric("share of answers with neither yes nor no", lambda t: t["unclear"]),
+        "unclear": Metric("share of answers that count as yes without the word", lambda t: t["unclear"]),
     }
     folder: str | None = None
     images: str | None = None
@@ -129,32 +132,36 @@ class Pope(Asked):
                 )  # fmt: skip
 
     def _of_scenes(self, wanted: Sequence[Strategy], seed: int) -> Iterator[Item]:
+        used, endless = 0, scenes(seed, self.held_out)
+        while used < self.scenes:
+            number, scene = next(endless)
+            if len(scene.kinds) >= self.objects:
+                used += 1
+                yield from self._of_scene(number, scene, wanted)
+
+    def _of_scene(self, number: int, scene: Scene, wanted: Sequence[Strategy]) -> Iterator[Item]:
         from interp.subjects.emoji.held_out import wording_held_out
         from interp.subjects.emoji.kinds import KINDS
         from interp.subjects.emoji.questions import WORDINGS
 
-        wordings = [n for n in range(len(WORDINGS["presence"])) if wording_held_out(n) == self.held_out]
-        used, endless = 0, scenes(seed, self.held_out)
-        while used < self.scenes:
-            number, scene = next(endless)
-            if len(scene.kinds) < self.objects:
-                continue
-            used += 1
-            draw = np.random.default_rng([number, self.objects])
-            wording = int(draw.choice(wordings))
-            there = [int(kind) for kind in draw.permutation(sorted(scene.kinds))[: self.objects]]
-            absent = {strategy: _absent(scene.kinds, strategy, self.objects, draw) for strategy in STRATEGIES}
-            name = scene_name(number, self.held_out)
-            for strategy in wanted:
-                asked = zip(there, absent[strategy], strict=True)
-                for kind, label in (
-                    (k, answer) for pair in asked for k, answer in zip(pair, ("yes", "no"), strict=True)
-                ):
-                    yield Item(
-                        f"{name}:{strategy}:{KINDS[kind].name}", name,
-                        WORDINGS["presence"][wording].format(some=KINDS[kind].some), (label,), (Drawn(scene),),
-                        facets={"strategy": strategy, "label": label, "wording": str(wording)},
-                    )  # fmt: skip
+        draw = np.random.default_rng([number, self.objects])
+        texts = WORDINGS["presence"]
+        wording = int(draw.choice([n for n in range(len(texts)) if wording_held_out(n) == self.held_out]))
+        present = [int(kind) for kind in draw.permutation(sorted(scene.kinds))[: self.objects]]
+        # of all strategies whichever are wanted, so that each asks the same beside the others and alone
+        absent = {strategy: _absent(scene.kinds, strategy, self.objects, draw) for strategy in STRATEGIES}
+        name = scene_name(number, self.held_out)
+        asked = [
+            (strategy, *one)
+            for strategy in wanted
+            for there, other in zip(present, absent[strategy], strict=True)
+            for one in ((there, "yes"), (other, "no"))
+        ]
+        for strategy, kind, label in asked:
+            yield Item(
+                f"{name}:{strategy}:{KINDS[kind].name}", name, texts[wording].format(some=KINDS[kind].some), (label,),
+                (Drawn(scene),), facets={"strategy": strategy, "label": label, "wording": str(wording)},
+            )  # fmt: skip
 
 
 def _absent(there: set[int], strategy: str, number: int, draw: np.random.Generator) -> list[int]:
