@@ -56,7 +56,8 @@ def estimate(metric: Metric, table: pd.DataFrame) -> Estimate:
     (of the linearised ratio, between clusters), with Student's t for few clusters. Wilson's interval with an effective
     size is what Franco et al. (J. Surv. Stat. Methodol. 2019) find to cover best in surveys. Where nothing varies
     between clusters (all right, all wrong) their number is that of the items. Other numbers have value ± t * standard
-    error.
+    error. In simulation 95 % of the intervals hold the true share with 50 clusters of 10 items (64 % of those that take
+    items for independent), but 88 % with 30 clusters of 12 whose shares lie far apart around 95 %.
     """
     over = np.asarray(metric.over(table), dtype=float)
     under = np.asarray(metric.under(table), dtype=float)
