@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.loading import loaded
+from interp.cli.loading import check_device, loaded
 from interp.cli.terminal import at_home, bar, command_line, printable
 from interp.errors import InterpError
 from interp.files.writing import expect_writable
@@ -50,6 +50,9 @@ def evaluate(
         typer.Option("--chat/--no-chat", help="whether prompts are chat messages; without it, where a template is"),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="dtype of the weights")] = "float32",
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or auto (over all GPUs); without it the CPU")
+    ] = None,
     list_tasks: Annotated[bool, typer.Option("--list", help="list the tasks")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -65,9 +68,10 @@ def evaluate(
     from interp.tasks.evaluating import drawn
 
     chosen, intervention = _task(task, folder, images), parse_all(interventions or ())
+    check_device(device)
     expect_writable(out)
     drawn(chosen, chosen.items(seed), items, seed)  # what its files lack is said before the model is loaded
-    lens, seconds = loaded(model, dtype)
+    lens, seconds = loaded(model, dtype, device)
     import interp
     from interp.results.storage import save
     from interp.runs.noting import noting

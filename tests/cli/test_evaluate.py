@@ -32,7 +32,7 @@ def run(patch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def test_a_table_and_a_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     folder, out = PUBLISHED["pope"](tmp_path), tmp_path / "pope.nc"
-    given = (model, "--task", "pope:strategy=random", "--folder", folder, "--out", out, "--items", 3)
+    given = (model, "--task", "pope:strategy=random", "--folder", folder, "--out", out, "--items", 3, "--device", "cpu")
     assert run(monkeypatch, *given) == 0
     told = capsys.readouterr()
     result = load(out)
@@ -77,6 +77,8 @@ def test_tasks_are_listed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
         (("m", "--task", "counting", "--folder", ".", "--out", "x.nc"), "leave --folder out"),
         (("m", "--task", "pope", "--folder", ".", "--out", "x.nc"), "pope finds no"),
         (("m", "--task", "pope", "--with", "snap", "--out", "x.nc"), "there is no intervention 'snap'"),
+        (("m", "--task", "pope", "--device", "gpu", "--out", "x.nc"), "--device is cpu, cuda"),
+        (("m", "--task", "pope", "--device", "cuda:99", "--out", "x.nc"), "leave --device out"),
         (("m", "--task", "pope", "--out", "absent/\x01/../x/y.nc", "--items", "0"), ""),
     ],
 )
