@@ -19,7 +19,7 @@ WRITTEN = [
     {"Questions": "questions.md"},
     {"Methods": [
         {"Probes": "probes.md"}, {"Interventions": "interventions.md"}, {"Hook points": "hook_points.md"},
-        {"In-context learning": "icl.md"}, {"Explorer": "explorer.md"}]},
+        {"Tasks": "tasks.md"}, {"In-context learning": "icl.md"}, {"Explorer": "explorer.md"}]},
 ]  # fmt: skip
 LAST = [
     {"Coverage": "coverage.md"},

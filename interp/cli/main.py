@@ -1,4 +1,4 @@
-"""The command line: `interp models | probe | report | generate | icl | compare-logs | bench | app`.
+"""The command line: `interp models | probe | report | generate | icl | evaluate | compare-logs | bench | app`.
 
 A user's mistake is one line on standard error and exit code 2; a failure of ours is one line and exit code 1 (`--debug`
 shows the traceback of either). With `--json` standard output is one JSON object; progress goes to standard error.
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.compare_logs import compare_logs
+from interp.cli.evaluate import evaluate
 from interp.cli.icl import icl
+from interp.cli.loading import loaded
 from interp.cli.terminal import DEBUG, ReaderGoneError, at_home, bar, command_line, plain_streams, printable
 from interp.errors import InterpError
 from interp.files.writing import Outputs, expect_writable
@@ -25,7 +27,6 @@ from interp.files.writing import Outputs, expect_writable
 if TYPE_CHECKING:
     import xarray as xr
 
-    from interp.lens.lens import Lens
     from interp.probes import Probe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -164,7 +165,7 @@ def generate(
     if not content or not content.strip():
         raise InterpError("the prompt is empty; pass some text.")
     pictures = _pictures(images)
-    lens, seconds = _load(model, dtype)
+    lens, seconds = loaded(model, dtype)
     from interp.results.provenance import provenance
     from interp.runs.generating import generate as generate_text
     from interp.subjects.quiet import quiet_transformers
@@ -233,6 +234,7 @@ def bench(
 
 app.command()(icl)
 app.command(name="compare-logs")(compare_logs)
+app.command()(evaluate)
 
 
 @app.command(name="app")
@@ -265,22 +267,6 @@ def _account(model: str, told: dict[str, Any]) -> list[str]:
         f"{dense / 2**20:,.2f} MiB ({1 - held / dense:.0%} saved).",
         f"Prefill {told['prefill_seconds']:.2f} s{decoding}{memory}.",
     ]
-
-
-def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
-    """A Lens, and the seconds that imports and loading took."""
-    with bar("loading", 1) as step:
-        began = time.perf_counter()
-        import interp
-        from interp.subjects.quiet import quiet_transformers
-
-        _ = interp.Lens  # brings torch, transformers and transformer-lens: imports, not loading
-        imported = time.perf_counter()
-        with quiet_transformers():
-            lens = interp.load(model, dtype=dtype)
-        seconds = {"import": imported - began, "load": time.perf_counter() - imported}
-        step(1, 1)
-    return lens, seconds
 
 
 def _resolved(probes: list[str] | None, images: list[Path] | None) -> list[Probe]:
@@ -316,7 +302,7 @@ def _read(
     if images and tokens is not None:
         raise InterpError("a text with images is read whole; leave --tokens out.")
     content, pictures = demo_text() if text is None else read_text(text), _pictures(images)
-    lens, seconds = _load(model, dtype)
+    lens, seconds = loaded(model, dtype)
     import interp
 
     asked = tokens or min(DEFAULT_TOKENS, lens.cfg.n_ctx or DEFAULT_TOKENS)
