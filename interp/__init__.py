@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from interp.lens.lens import Lens
     from interp.lens.loading import load
     from interp.results import storage as storage
+    from interp.results.before_after import before_after
     from interp.results.comparing import compare
     from interp.runs import patching as patching
     from interp.runs.patching import patch
@@ -56,6 +57,7 @@ _WHERE = {
     "load": "interp.lens.loading",
     "probe": "interp.runs.probing",
     "patch": "interp.runs.patching",
+    "before_after": "interp.results.before_after",
     "compare": "interp.results.comparing",
     "explain": "interp.explaining",
     "side_by_side": "interp.runs.side_by_side",
@@ -76,6 +78,7 @@ __all__ = [
     "Lens",
     "UnknownNameError",
     "UnsupportedModelError",
+    "before_after",
     "compare",
     "evaluate",
     "explain",
@@ -139,6 +142,7 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.probes.channel_imbalance import ChannelImbalance as ChannelImbalance
     from interp.probes.icl_gd import IclGd as IclGd
     from interp.probes.image_attention import ImageAttention as ImageAttention
+    from interp.probes.image_logit_lens import ImageLogitLens as ImageLogitLens
     from interp.probes.logit_lens import LogitLens as LogitLens
     from interp.probes.text_sinks import TextSinks as TextSinks
     from interp.probes.vision_registers import VisionRegisters as VisionRegisters

@@ -41,14 +41,36 @@ def loaded(model: str, text: str = NOT_KNOWN, dtype: str = DEFAULT_DTYPE) -> lis
     return [*paths, "import interp", f"lens = {load}", f"text = {text}"]
 
 
-def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = None) -> list[str]:
+def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = None, chat: bool = False) -> list[str]:
     """`results` of probes, or of names of probes; settings other than the defaults are written out. With `images` the
     whole text is read, in which each of them has its place."""
+    imports, named = _named(probes)
+    read = _with_images(images, chat) if images else {"tokens": tokens}
+    return [*imports, f"results = {call('interp.probe', 'lens', 'text', named, **read)}"]
+
+
+def changed(probe: Any, edits: Sequence[str], images: Sequence[str] | None = None, chat: bool = False) -> list[str]:
+    """`results["before_after"]`: what a probe of `results` sees with edits in force, given as `--with` has them."""
+    name = probe if isinstance(probe, str) else probe.name
+    _, named = _named([probe])
+    again = call("interp.probe", "lens", "text", named, **(_with_images(images, chat) if images else {}))
+    both = call("interp.before_after", f"results[{name!r}]", f"after[{name!r}]")
+    return [
+        "from interp.interventions import parse_all",
+        f"with lens.apply({call('parse_all', repr(list(edits)))}):\n    after = {again}",
+        f"results = {{'before_after': {both}}}",
+    ]
+
+
+def _with_images(images: Sequence[str], chat: bool) -> dict[str, Any]:
+    return {"images": list(images), **({"chat": True} if chat else {})}
+
+
+def _named(probes: Sequence[Any]) -> tuple[list[str], str]:
+    """Imports of probes with settings other than the defaults, and a list of all of them as an expression."""
     written = [probe for probe in probes if not isinstance(probe, str) and not _by_default(probe)]
     named = [repr(probe if isinstance(probe, str) or probe in written else probe.name) for probe in probes]
-    read: dict[str, Any] = {"images": list(images)} if images else {"tokens": tokens}
-    run = call("interp.probe", "lens", "text", f"[{', '.join(named)}]", **read)
-    return [*(_import_of(type(probe)) for probe in written), f"results = {run}"]
+    return [_import_of(type(probe)) for probe in written], f"[{', '.join(named)}]"
 
 
 def reported(path: str = "report.html") -> list[str]:
