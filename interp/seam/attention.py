@@ -121,7 +121,9 @@ class Site:
         stored = self.cache.layers[home] if self.cache is not None and self.through_cache else None
         latent = stored if isinstance(stored, StoredLatent) else None
         expansion = None if latent is None else Expansion.of(call.module, *latent.widths, like=call.v)
-        with in_one_dtype(replace(call, q=q, k=k, v=v)) as even:
+        if q is not call.q or k is not call.k or v is not call.v:
+            call = replace(call, q=q, k=k, v=v)
+        with in_one_dtype(call) as even:
             if isinstance(stored, StoredLayer) and self.lender is not None:
                 z, weights = self._attend_lent(even, stored)
             elif latent is not None and expansion is not None:

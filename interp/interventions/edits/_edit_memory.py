@@ -35,7 +35,8 @@ class EditMemory:
                 f"the cache holds {seen} tokens, of which {seen - known} were read without the attention edits in "
                 "force; start a new one inside the block."
             )
-        self.keep(seen)
+        if known > seen:
+            self.keep(seen)
         self.ids = ids if seen == 0 or self.ids is None else torch.cat([self.ids, ids], 1)
         return self.ids
 
@@ -47,8 +48,9 @@ class EditMemory:
         return min(new, max(0, total - self.prompt))
 
     def learn(self, place: Place, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
-        for known, new in ((self.groups, groups.to(torch.uint8)), (self.rows, rows)):
-            known[place] = torch.cat([known[place], new], 1) if place in known else new
+        for known, new in ((self.groups, groups), (self.rows, rows)):
+            before = known.get(place)
+            known[place] = new if before is None else torch.cat([before, new.to(before.device)], 1)
 
     def keep(self, tokens: int) -> None:
         """Forget what came after the first `tokens` ones."""

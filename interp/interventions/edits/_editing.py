@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from interp.errors import InterpError, UnsupportedModelError
 from interp.interventions.edits._answers import groups_of, rows_of
 from interp.interventions.edits._edit_memory import EditMemory
-from interp.interventions.edits._members import Meeting, Member, met
+from interp.interventions.edits._members import NONE, Meeting, Member, met
 from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
 from interp.interventions.edits._reweighting import EditedEvent, Reweighting
 from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
@@ -23,6 +24,8 @@ from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 E = TypeVar("E", bound=AttentionEdit)
+FEW_TOKENS = 8
+"""New tokens, of all texts, of which an answer is looked at one by one."""
 
 
 @dataclass
@@ -30,14 +33,24 @@ class EditAccount:
     """What edits in force came to, by their number: whether they changed anything, and the longest text they met."""
 
     changed: dict[int, Tensor] = field(default_factory=dict)
+    settled: set[int] = field(default_factory=set)
+    """Edits that are known to have changed something: nobody looks any more."""
     longest: int = 0
 
-    def note(self, number: int) -> Callable[[Tensor], None]:
+    def note(self, number: int) -> Callable[[Tensor], None] | None:
+        """What to tell whether an edit changed anything; None: it did."""
+        if number in self.settled:
+            return None
+
         def add(changed: Tensor) -> None:
             before = self.changed.get(number)
             self.changed[number] = changed if before is None else before.to(changed.device) | changed
 
         return add
+
+    def settle(self) -> None:
+        """Look at what was noted so far; once a step, because a GPU is waited for."""
+        self.settled |= {i for i, changed in self.changed.items() if i not in self.settled and bool(changed)}
 
     def silent(self, edits: Sequence[AttentionEdit]) -> Iterator[str]:
         """What a user should know of edits that were in force, in a sentence each."""
@@ -51,6 +64,26 @@ class EditAccount:
                 yield f"{edit.name}: {unmet}, the longest text that it met."
 
 
+class Answer:
+    """What an edit says of tokens that just arrived."""
+
+    def __init__(self, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
+        self.groups, self.rows = groups, rows
+
+    @cached_property
+    def _may(self) -> list[bool]:
+        return [may for row in self.rows.tolist() for may in row]
+
+    @property
+    def any(self) -> bool:
+        """Whether the edit may change any row."""
+        return any(self._may)
+
+    @property
+    def all(self) -> bool:
+        return all(self._may)
+
+
 class Editing:
     """Edits in force for the length of one Lens call."""
 
@@ -61,6 +94,8 @@ class Editing:
         self.edits, self.cfg, self.memory, self.seen, self.account = edits, cfg, memory, seen, account
         self.ids = self.positions = self.images = torch.zeros(0)
         self.new = self.generated = 0
+        self.answers: dict[int, Answer] = {}
+        """What edits said of the newest tokens that holds in every layer."""
 
     @property
     def names(self) -> str:
@@ -83,6 +118,8 @@ class Editing:
         self.images = self._images(real)
         self._check_one_text_a_row(kwargs.get("position_ids"), real[:, -self.new :] != 0)
         self.account.longest = max(self.account.longest, int(self.positions.max()) + 1)
+        self.account.settle()
+        self.answers.clear()
 
     def _images(self, real: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
         """Which of all tokens so far stand for an image: an id that was generated brings none."""
@@ -115,6 +152,8 @@ class LayerEdits:
         self.logit_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, LogitEdit)]
         self.pattern_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, PatternEdit)]
         self.residual: Tensor | None = None
+        self.may: dict[int, Answer] = {}
+        """What edits said of the newest tokens, where these are few."""
 
     @property
     def reads_residual(self) -> bool:
@@ -138,29 +177,29 @@ class LayerEdits:
         places: the column in the input of every key, where they are not simply the newest tokens so far.
         """
         self._learn()
-        memory, positions = self.editing.memory, self.editing.positions
         if not acting:
-            return Meeting(torch.zeros(len(positions), 1, keys, dtype=torch.long, device=device), 1, ())
+            return NONE
+        memory, positions = self.editing.memory, self.editing.positions
         known = [memory.groups[self.layer, i] for i, _ in acting]
-        groups, of = met(known, [edit.group_count for _, edit in acting], self.editing.names)
-        if places is None:
-            groups = groups[:, None, -keys:]
-        else:
-            groups = (
-                groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
-            )
+        groups, count, of = met(known, [edit.group_count for _, edit in acting], self.editing.names)
+        groups = groups.unsqueeze(1)
+        if places is not None:
+            groups = groups.expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
+        elif groups.shape[2] > keys:
+            groups = groups[:, :, -keys:]
         members = [
             Member(
                 edit,
-                own.to(device),
+                None if own is None else own.to(device),
                 memory.rows[self.layer, i].to(device),
+                self.editing.new if i in self.may and self.may[i].all else 0,
                 positions.to(device),
                 _among(edit.heads, heads, device),
                 self.editing.account.note(i),
             )
             for (i, edit), own in zip(acting, of, strict=True)
         ]
-        return Meeting(groups.to(device), len(of[0]), members)
+        return Meeting(groups.to(device), count, members)
 
     def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored_head key"] | None = None) -> ScoredEvent:
         where = (event.q.shape[1], event.k.shape[2], event.q.device, places)
@@ -186,19 +225,29 @@ class LayerEdits:
                 f"{names} does not go with attention dropout, which falls on a pattern that is not kept: put the model "
                 "into eval mode."
             )
+        new = call.q.shape[2]
+        if new == 1 and weights is None and not self._at_stake(1):
+            return own, None
         try:
             asked = event(call)
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{names} cannot act here: {error}") from None
         assert isinstance(asked, ScoredEvent)
-        rows = self._at_stake(call.q.shape[2])
-        z = own if rows == 0 else asked.newest(rows).attend(own[:, -rows:])
-        z = z if rows in (0, own.shape[1]) else torch.cat([own[:, :-rows], z], 1)
+        rows = self._at_stake(new)
+        if rows == new:
+            z = asked.attend(own)
+        elif rows:
+            z = torch.cat([own[:, :-rows], asked.newest(rows).attend(own[:, -rows:])], 1)
+        else:
+            z = own
         return z, None if weights is None else asked.weights(weights)
 
     def _at_stake(self, new: int) -> int:
         """How many of the newest `new` rows there are from the first that an edit may change: of a prompt with a long
         image the few words after it."""
+        self._learn()
+        if self.may and not any(answer.any for answer in self.may.values()):
+            return 0
         if new == 1:
             return 1
         may = torch.stack([self.editing.memory.rows[self.layer, i][:, -new:].any(0) for i, _ in self.acting]).any(0)
@@ -228,17 +277,30 @@ class LayerEdits:
             known = editing.memory.groups.get((self.layer, i))
             if known is not None and known.shape[1] == editing.ids.shape[1]:
                 continue
-            residual = self.residual if edit.reads_residual else None
-            text = NewTokens(
-                self.layer, editing.new, editing.positions, editing.ids, editing.images, editing.generated, residual
-            )
-            editing.memory.learn((self.layer, i), groups_of(edit, text), rows_of(edit, text))
+            answer = editing.answers.get(i) or self._asked(i, edit)
+            editing.memory.learn((self.layer, i), answer.groups, answer.rows)
+            self.may.pop(i, None)
+            if answer.groups.numel() <= FEW_TOKENS:
+                self.may[i] = answer
+
+    def _asked(self, number: int, edit: AttentionEdit) -> Answer:
+        editing = self.editing
+        text = NewTokens(
+            self.layer, editing.new, editing.positions, editing.ids, editing.images, editing.generated,
+            self.residual if edit.reads_residual else None,
+        )  # fmt: skip
+        answer = Answer(groups_of(edit, text).to(torch.uint8), rows_of(edit, text))
+        if edit.same_in_all_layers(text):
+            editing.answers[number] = answer
+        return answer
 
 
+@lru_cache(maxsize=64)
 def _among(numbers: Any, count: int, device: torch.device) -> Bool[Tensor, " head"] | None:
     if numbers is None:
         return None
-    return torch.isin(torch.arange(count, device=device), torch.tensor(numbers, device=device))
+    with torch.inference_mode(False):  # it is kept, and may be needed where gradients are
+        return torch.isin(torch.arange(count, device=device), torch.tensor(numbers, device=device))
 
 
 def _by_query_head(meeting: Meeting[PatternEdit], heads: int) -> Reweighting:

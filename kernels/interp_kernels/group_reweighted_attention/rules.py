@@ -100,12 +100,12 @@ def visual_redistribution(
         text_sink, visual_sink, visual, other = masses.unbind(-1)
         seen = visual_sink + visual
         gaining = {"images": visual, "text": other, "both": visual + other}[give_to]
-        selected = (seen >= min_visual_mass) & (visual >= min_nonsink_ratio * seen) & (visual > 0)
-        selected = selected & (visual_sink > 0) & (gaining > 0)
-        moved = remove_fraction * (text_sink + visual_sink)
-        sink = 1 - remove_fraction * selected.to(masses.dtype)
-        gain = torch.where(selected, 1 + moved / torch.where(selected, gaining, 1.0), 1.0)
-        same = torch.ones_like(gain)
+        selected = (seen >= min_visual_mass) & (visual >= min_nonsink_ratio * seen)
+        selected = selected & (torch.minimum(visual_sink, gaining) > 0)  # then visual is above 0 too
+        same = torch.ones_like(seen)
+        removed = remove_fraction * selected.to(masses.dtype)
+        sink = same - removed
+        gain = torch.addcdiv(same, removed * (text_sink + visual_sink), torch.where(selected, gaining, same))
         return torch.stack(
             [sink, sink, same if give_to == "text" else gain, same if give_to == "images" else gain], dim=-1
         )
