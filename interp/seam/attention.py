@@ -139,7 +139,7 @@ class Site:
         if self._eagerly or (self.edits is not None and call.biased):  # kernels know of no bias by query and key
             return self._eager(call)
         z, weights = call.answer()
-        return (z, weights) if self.edits is None else self.edits.attend(call, self._event, z, weights)
+        return (z, weights) if self.edits is None else self.edits.attend(call, self._unedited, z, weights)
 
     @property
     def _eagerly(self) -> bool:
@@ -301,8 +301,13 @@ class Site:
 
     def _event(self, call: AttentionCall, facts: dict[str, Any] | None = None) -> AttentionEvent:
         """The call as probes and policies see it; facts of its mask, where the mask itself does not tell them."""
+        event = self._unedited(call, facts)
+        return event if self.edits is None else self.edits.of(event, call.places)
+
+    def _unedited(self, call: AttentionCall, facts: dict[str, Any] | None = None) -> AttentionEvent:
+        """What the model itself attends to."""
         call.refuse_unknown()
-        event = AttentionEvent(
+        return AttentionEvent(
             layer=self.layer,
             q=call.q,
             k=call.k,
@@ -315,7 +320,6 @@ class Site:
             expanded=call.expanded,
             unrotate=self._unrotate(),
         )
-        return event if self.edits is None else self.edits.of(event, call.places)
 
     def _facts(self, call: AttentionCall) -> dict[str, Any]:
         facts = call.facts()

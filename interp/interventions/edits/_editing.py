@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.interventions.edits._answers import groups_of, rows_of
+from interp.interventions.edits import _few_rows
+from interp.interventions.edits._answers import Answer
 from interp.interventions.edits._edit_memory import EditMemory
 from interp.interventions.edits._members import NONE, Meeting, Member, met
+from interp.interventions.edits._remembered import Groups
 from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
-from interp.interventions.edits._reweighting import EditedEvent, Reweighting
+from interp.interventions.edits._reweighting import EditedEvent, Reweighting, factors_of
 from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
 from interp.seam.call import AttentionCall
 from interp.seam.config import LensConfig
@@ -24,8 +26,6 @@ from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
 E = TypeVar("E", bound=AttentionEdit)
-FEW_TOKENS = 8
-"""New tokens, of all texts, of which an answer is looked at one by one."""
 
 
 @dataclass
@@ -64,26 +64,6 @@ class EditAccount:
                 yield f"{edit.name}: {unmet}, the longest text that it met."
 
 
-class Answer:
-    """What an edit says of tokens that just arrived."""
-
-    def __init__(self, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
-        self.groups, self.rows = groups, rows
-
-    @cached_property
-    def _may(self) -> list[bool]:
-        return [may for row in self.rows.tolist() for may in row]
-
-    @property
-    def any(self) -> bool:
-        """Whether the edit may change any row."""
-        return any(self._may)
-
-    @property
-    def all(self) -> bool:
-        return all(self._may)
-
-
 class Editing:
     """Edits in force for the length of one Lens call."""
 
@@ -94,8 +74,11 @@ class Editing:
         self.edits, self.cfg, self.memory, self.seen, self.account = edits, cfg, memory, seen, account
         self.ids = self.positions = self.images = torch.zeros(0)
         self.new = self.generated = 0
+        self.arrivals = 0
         self.answers: dict[int, Answer] = {}
         """What edits said of the newest tokens that holds in every layer."""
+        self.groups = Groups(memory)
+        """Of single edits, in steps of generation."""
 
     @property
     def names(self) -> str:
@@ -119,6 +102,7 @@ class Editing:
         self._check_one_text_a_row(kwargs.get("position_ids"), real[:, -self.new :] != 0)
         self.account.longest = max(self.account.longest, int(self.positions.max()) + 1)
         self.account.settle()
+        self.arrivals += 1
         self.answers.clear()
 
     def _images(self, real: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
@@ -152,8 +136,12 @@ class LayerEdits:
         self.logit_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, LogitEdit)]
         self.pattern_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, PatternEdit)]
         self.residual: Tensor | None = None
-        self.may: dict[int, Answer] = {}
-        """What edits said of the newest tokens, where these are few."""
+        self.newest: dict[int, Answer] = {}
+        """What each edit said of the newest tokens."""
+        self._asked_at = 0
+        self._member: Member[PatternEdit] | None = None
+        for i, _ in self.acting:
+            editing.groups.layers.setdefault(i, []).append(layer)
 
     @property
     def reads_residual(self) -> bool:
@@ -180,7 +168,7 @@ class LayerEdits:
         if not acting:
             return NONE
         memory, positions = self.editing.memory, self.editing.positions
-        known = [memory.groups[self.layer, i] for i, _ in acting]
+        known = [memory.groups((self.layer, i)) for i, _ in acting]
         groups, count, of = met(known, [edit.group_count for _, edit in acting], self.editing.names)
         groups = groups.unsqueeze(1)
         if places is not None:
@@ -191,8 +179,8 @@ class LayerEdits:
             Member(
                 edit,
                 None if own is None else own.to(device),
-                memory.rows[self.layer, i].to(device),
-                self.editing.new if i in self.may and self.may[i].all else 0,
+                memory.rows((self.layer, i)).to(device),
+                self.editing.new if self.newest[i].all else 0,
                 positions.to(device),
                 _among(edit.heads, heads, device),
                 self.editing.account.note(i),
@@ -219,21 +207,22 @@ class LayerEdits:
 
         Raises UnsupportedModelError where the model's attention does something that the kernel does not.
         """
-        names = self.editing.names
         if call.module.training and call.rest.get("dropout"):
             raise UnsupportedModelError(
-                f"{names} does not go with attention dropout, which falls on a pattern that is not kept: put the model "
+                f"{self.editing.names} does not go with attention dropout, which falls on a pattern that is not kept: put the model "
                 "into eval mode."
             )
         new = call.q.shape[2]
-        if new == 1 and weights is None and not self._at_stake(1):
+        rows = self._at_stake(new)
+        if new == 1 and rows == 0 and weights is None:
             return own, None
         try:
-            asked = event(call)
+            unedited = event(call)
         except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{names} cannot act here: {error}") from None
-        assert isinstance(asked, ScoredEvent)
-        rows = self._at_stake(new)
+            raise UnsupportedModelError(f"{self.editing.names} cannot act here: {error}") from None
+        if new == 1 and weights is None and (z := self._stepped(unedited, own)) is not None:
+            return z, None
+        asked = self.of(unedited, call.places)
         if rows == new:
             z = asked.attend(own)
         elif rows:
@@ -246,11 +235,11 @@ class LayerEdits:
         """How many of the newest `new` rows there are from the first that an edit may change: of a prompt with a long
         image the few words after it."""
         self._learn()
-        if self.may and not any(answer.any for answer in self.may.values()):
+        if all(answer.none for answer in self.newest.values()):
             return 0
         if new == 1:
             return 1
-        may = torch.stack([self.editing.memory.rows[self.layer, i][:, -new:].any(0) for i, _ in self.acting]).any(0)
+        may = torch.stack([answer.rows.any(0) for answer in self.newest.values()]).any(0)
         return new - int(may.nonzero()[0]) if bool(may.any()) else 0
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
@@ -270,18 +259,39 @@ class LayerEdits:
         edits = self.meeting(self.pattern_edits, heads, call.k.shape[2], call.q.device, call.places)
         return _by_query_head(edits, heads).pattern(pattern) if edits.members else pattern
 
+    def _stepped(
+        self, event: AttentionEvent, own: Float[Tensor, "batch 1 head d_value"]
+    ) -> Float[Tensor, "batch 1 head d_value"] | None:
+        """z of a step of generation where one pattern edit is all that acts in this layer, without what is made for
+        whoever asks for more; None where there is more to it."""
+        (number, edit), editing = self.acting[0], self.editing
+        if len(self.acting) > 1 or not isinstance(edit, PatternEdit) or not self.newest[number].all:
+            return None
+        answer = editing.answers.get(number)
+        if answer is None or not _few_rows.fit(event):
+            return None
+        members = editing.groups.members(number, edit, answer, self.layer, event)
+        if members is None:
+            return None
+        if self._member is None or self._member.note is not None:
+            heads = _among(edit.heads, event.q.shape[1], event.q.device)
+            self._member = Member(edit, None, None, 1, None, heads, editing.account.note(number))
+        few = _few_rows.edited(event, members, partial(factors_of, self._member))
+        changed = few.changed.view(len(own), 1, -1, 1)
+        return torch.where(changed, few.attend(event).view(own.shape).to(own.dtype), own)
+
     def _learn(self) -> None:
         """Ask the edits about the tokens that just arrived, once."""
         editing = self.editing
+        if self._asked_at == editing.arrivals:
+            return
         for i, edit in self.acting:
-            known = editing.memory.groups.get((self.layer, i))
-            if known is not None and known.shape[1] == editing.ids.shape[1]:
-                continue
-            answer = editing.answers.get(i) or self._asked(i, edit)
-            editing.memory.learn((self.layer, i), answer.groups, answer.rows)
-            self.may.pop(i, None)
-            if answer.groups.numel() <= FEW_TOKENS:
-                self.may[i] = answer
+            answer, place = editing.answers.get(i), (self.layer, i)
+            if answer is None:
+                answer = self._asked(i, edit)
+            self.newest[i] = answer
+            editing.memory.learn(place, answer)
+        self._asked_at = editing.arrivals
 
     def _asked(self, number: int, edit: AttentionEdit) -> Answer:
         editing = self.editing
@@ -289,8 +299,8 @@ class LayerEdits:
             self.layer, editing.new, editing.positions, editing.ids, editing.images, editing.generated,
             self.residual if edit.reads_residual else None,
         )  # fmt: skip
-        answer = Answer(groups_of(edit, text).to(torch.uint8), rows_of(edit, text))
-        if edit.same_in_all_layers(text):
+        answer = Answer(edit, text)
+        if answer.everywhere:
             editing.answers[number] = answer
         return answer
 

@@ -7,6 +7,7 @@ which keep no scores, put together what each group came to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,6 @@ from interp_kernels.facts import resolve
 from jaxtyping import Bool, Float
 
 if TYPE_CHECKING:
-    from interp.interventions.edits._reweighting import Reweighting
     from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -33,10 +33,11 @@ class FewRows:
     changed: Bool[Tensor, "batch head row"]
     """Rows of which an edit changed something."""
 
-    def attend(self, v: Float[Tensor, "batch kv_head key d_value"]) -> Float[Tensor, "batch head row d_value"]:
-        batch, heads, rows, keys = self.pattern.shape
+    def attend(self, event: AttentionEvent) -> Float[Tensor, "batch head row d_value"]:
+        """What the rows read from the event's values."""
+        v, (batch, heads, rows, keys) = clear_padding(event.v, event.facts.get("key_mask")), self.pattern.shape
         together = self.pattern.reshape(batch * v.shape[1], -1, keys)
-        return torch.bmm(together, v.to(together.dtype).flatten(0, 1)).view(batch, heads, rows, v.shape[-1])
+        return torch.bmm(together, _wide(v, together.dtype).flatten(0, 1)).view(batch, heads, rows, v.shape[-1])
 
 
 def fit(event: AttentionEvent) -> bool:
@@ -47,49 +48,55 @@ def fit(event: AttentionEvent) -> bool:
     return event.k.dtype in (torch.float32, torch.float64) or event.k.numel() + event.v.numel() <= FEW_CELLS
 
 
-def edited(event: AttentionEvent, reweighting: Reweighting) -> FewRows:
-    """The rows of an event as pattern edits leave them. The logits are the model's own."""
-    pattern = _pattern(event)
-    batch, heads, rows, keys = pattern.shape
-    members = reweighting.one_hot(pattern.dtype)
-    apart = members.shape[1]  # heads whose keys are grouped in a way of their own
-    members = members.expand(batch, -1, -1, -1).flatten(0, 1)
-    masses = torch.bmm(pattern.view(batch * apart, -1, keys), members.mT).view(batch, heads, rows, -1)
-    factors = reweighting.factors(masses)
-    by_key = torch.bmm(factors.reshape(batch * apart, -1, factors.shape[-1]), members).view_as(pattern)
-    return FewRows(pattern.mul_(by_key), (factors != 1).any(-1))
+def edited(
+    event: AttentionEvent, members: Float[Tensor, "batch head_or_1 group key"], rule: Callable[[Tensor], Tensor]
+) -> FewRows:
+    """The rows of an event as pattern edits leave them; the logits are the model's own.
+
+    members: 1 where a key is in a group, else 0. rule: factors `[batch, head, row, group]` from the groups' masses.
+    """
+    (batch, heads, rows, _), (apart, count, keys) = event.q.shape, members.shape[1:]
+    members = members.expand(batch, -1, -1, -1).reshape(-1, count, keys)
+    pattern = _pattern(event).view(batch * apart, -1, keys)
+    masses = torch.bmm(pattern, members.mT).view(batch, heads, rows, count)
+    factors = rule(masses)
+    by_key = torch.bmm(factors.reshape(batch * apart, -1, count), members)
+    return FewRows((pattern * by_key).view(batch, heads, rows, keys), (factors != 1).any(-1))
 
 
-def _pattern(event: AttentionEvent) -> Float[Tensor, "batch head row key"]:
+def _pattern(event: AttentionEvent) -> Float[Tensor, "batch_head row key"]:
     """The model's own pattern, learned sink column dropped; zero in padded rows."""
     q, k, facts = event.q, event.k, event.facts
     dtype = torch.promote_types(q.dtype, torch.float32)
-    (batch, heads, rows, _), (_, kv_heads, keys, _) = q.shape, k.shape
+    (batch, heads, rows, size), (kv_heads, keys) = q.shape, k.shape[1:3]
     k = clear_padding(k, facts.get("key_mask"))
-    by_stored_head = (q.to(dtype) * event.scale).reshape(batch * kv_heads, -1, q.shape[-1])
-    scores = torch.bmm(by_stored_head, k.to(dtype).flatten(0, 1).mT).view(batch, heads, rows, keys)
-    scores = capped(scores, event.softcap)
+    by_stored_head = (_wide(q, dtype) * event.scale).reshape(batch * kv_heads, -1, size)
+    scores = torch.bmm(by_stored_head, _wide(k, dtype).flatten(0, 1).mT)
+    if _plain(event):
+        return scores.softmax(-1)
+    scores = capped(scores, event.softcap).view(batch, heads, rows, keys)
     if facts.get("bias") is not None:
         scores += facts["bias"].to(dtype)
-    hidden = None if _all_seen(event) else ~resolve("attention edits", q, k, **event.maths).visible()
-    if hidden is not None:
-        scores.masked_fill_(hidden, torch.finfo(dtype).min)
+    hidden = ~resolve("attention edits", q, k, **event.maths).visible()
+    scores.masked_fill_(hidden, torch.finfo(dtype).min)
     if event.sinks is not None:
         column = event.sinks.to(dtype)[:, None, None].expand(batch, -1, rows, 1)
         scores = torch.cat([scores, column], -1)
-    pattern = scores.softmax(-1)
-    if event.sinks is not None:
-        pattern = pattern[..., :-1].contiguous()
-    return pattern if hidden is None else pattern.masked_fill_(hidden, 0.0)
+    return scores.softmax(-1)[..., :keys].masked_fill(hidden, 0.0).contiguous()
 
 
-def _all_seen(event: AttentionEvent) -> bool:
-    """Whether the facts hide no key from any row, told without a look at a tensor: so it is for one row at the end."""
-    facts, keys = event.facts, event.k.shape[2]
-    if any(facts.get(name) is not None for name in ("mask", "key_mask", "query_mask", "bias")):
+def _wide(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _plain(event: AttentionEvent) -> bool:
+    """Whether every row is a plain softmax over all keys, as far as is told without a look at a tensor: so it is with
+    one row at the end of a text alone."""
+    facts, rows, keys = event.facts, event.q.shape[2], event.k.shape[2]
+    given = (event.softcap, event.sinks, *(facts.get(name) for name in ("mask", "key_mask", "query_mask", "bias")))
+    if any(fact is not None for fact in given):
         return False
-    first = facts.get("offset")
-    first = keys - event.q.shape[2] if first is None else first
-    window = facts.get("window")
+    window, first = facts.get("window"), facts.get("offset")
+    first = keys - rows if first is None else first
     causal = facts.get("causal", True) or window is not None
-    return (not causal or first >= keys - 1) and (window is None or first + event.q.shape[2] <= window)
+    return (not causal or first >= keys - 1) and (window is None or first + rows <= window)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from interp_kernels.explicit import clear_padding
 from jaxtyping import Float, Int
 
 from interp.interventions.edits._answers import stretching
@@ -90,7 +89,9 @@ class EditedEvent(ScoredEvent):
     @cached_property
     def _few(self) -> FewRows | None:
         """Its rows in the open, where they are few and no logit is edited; None: kernels compute what is asked."""
-        return edited(self, self.reweighting) if fit(self) and not self.meeting.members else None
+        if self.meeting.members or not fit(self):
+            return None
+        return edited(self, self.reweighting.one_hot(torch.promote_types(self.q.dtype, torch.float32)), self.reweighting.factors)
 
     @cached_property
     def column_mass(self) -> Float[Tensor, "batch head key"]:
@@ -141,7 +142,7 @@ class EditedEvent(ScoredEvent):
 
     def attend(self, own: Float[Tensor, "batch row head d"] | None = None) -> Float[Tensor, "batch row head d"]:
         if self._few is not None:
-            return self.merged(self._few.attend(clear_padding(self.v, self.facts.get("key_mask"))), own, self._few.changed)
+            return self.merged(self._few.attend(self), own, self._few.changed)
         changed = self.rescoring.changed if self.meeting.members else torch.zeros((), dtype=torch.bool)
 
         def decide(masses: Tensor) -> Tensor:
