@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -207,8 +207,7 @@ class Site:
 
     @property
     def _looked_at(self) -> bool:
-        names = ("cached_k", "cached_v", *OBSERVABLES)
-        return any(live(self.points.get(f"attn.hook_{name}")) for name in names)
+        return any(map(live, self._shown))
 
     def _attend_and_step(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         assert self.cache is not None
@@ -280,9 +279,19 @@ class Site:
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         return self._event(full, {"causal": True, "bias": bias})
 
-    @torch.no_grad()
+    @cached_property
+    def _shown(self) -> tuple[nn.Module, ...]:
+        """The points that `_show` may have to fire; each step of generation asks for them in every layer."""
+        names = ("cached_k", "cached_v", *OBSERVABLES)
+        return tuple(self.points[f"attn.hook_{name}"] for name in names if f"attn.hook_{name}" in self.points)
+
     def _show(self, call: AttentionCall) -> None:
         """Fire the points that hooks may look at: what is attended to, and observables of it."""
+        if self._looked_at:
+            self._show_some(call)
+
+    @torch.no_grad()
+    def _show_some(self, call: AttentionCall) -> None:
         for name, x in (("cached_k", call.k), ("cached_v", call.v)):
             if live(self.point(name)):
                 show(self.point(name), x.transpose(1, 2))

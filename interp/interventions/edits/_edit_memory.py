@@ -58,18 +58,16 @@ class EditMemory:
         """How many tokens came so far."""
         return 0 if self.ids is None else self.ids.shape[1]
 
-    def learn(self, place: Place, answer: Answer) -> None:
-        """Put what an edit said of the newest tokens to what it said of those before; once, where that is the same in
-        all layers and they know of tokens before."""
-        later, known = self._later.setdefault(place[1], []), self._groups.get(place)
-        if known is not None and known.shape[1] + sum(a.groups.shape[1] for a in later) == self.tokens:
-            return
-        if known is not None and answer.everywhere:
-            later.append(answer)
-            return
+    def learn(self, place: Place, answer: Answer) -> bool:
+        """Put what an edit said of the newest tokens to what it said of those before. Returns whether that was done in
+        all layers: where it is the same in all of them, and they know of tokens before."""
+        if answer.everywhere and place in self._groups:
+            self._later.setdefault(place[1], []).append(answer)
+            return True
         self._settle()
         self.version += 1
         self._put(place, [answer])
+        return False
 
     def __contains__(self, place: Place) -> bool:
         return place in self._groups

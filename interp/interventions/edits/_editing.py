@@ -77,6 +77,8 @@ class Editing:
         self.arrivals = 0
         self.answers: dict[int, Answer] = {}
         """What edits said of the newest tokens that holds in every layer."""
+        self.learnt: set[int] = set()
+        """Edits whose answer about the newest tokens was remembered in all layers."""
         self.groups = Groups(memory)
         """Of single edits, in steps of generation."""
 
@@ -104,6 +106,7 @@ class Editing:
         self.account.settle()
         self.arrivals += 1
         self.answers.clear()
+        self.learnt.clear()
 
     def _images(self, real: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
         """Which of all tokens so far stand for an image: an id that was generated brings none."""
@@ -138,7 +141,7 @@ class LayerEdits:
         self.residual: Tensor | None = None
         self.newest: dict[int, Answer] = {}
         """What each edit said of the newest tokens."""
-        self._asked_at = 0
+        self._asked_at, self._idle = 0, False
         self._member: Member[PatternEdit] | None = None
         for i, _ in self.acting:
             editing.groups.layers.setdefault(i, []).append(layer)
@@ -213,8 +216,8 @@ class LayerEdits:
                 "into eval mode."
             )
         new = call.q.shape[2]
-        rows = self._at_stake(new)
-        if new == 1 and rows == 0 and weights is None:
+        self._learn()
+        if new == 1 and self._idle and weights is None:
             return own, None
         try:
             unedited = event(call)
@@ -222,7 +225,7 @@ class LayerEdits:
             raise UnsupportedModelError(f"{self.editing.names} cannot act here: {error}") from None
         if new == 1 and weights is None and (z := self._stepped(unedited, own)) is not None:
             return z, None
-        asked = self.of(unedited, call.places)
+        asked, rows = self.of(unedited, call.places), self._at_stake(new)
         if rows == new:
             z = asked.attend(own)
         elif rows:
@@ -234,11 +237,8 @@ class LayerEdits:
     def _at_stake(self, new: int) -> int:
         """How many of the newest `new` rows there are from the first that an edit may change: of a prompt with a long
         image the few words after it."""
-        self._learn()
-        if all(answer.none for answer in self.newest.values()):
-            return 0
-        if new == 1:
-            return 1
+        if self._idle or new == 1:
+            return new * (not self._idle)
         may = torch.stack([answer.rows.any(0) for answer in self.newest.values()]).any(0)
         return new - int(may.nonzero()[0]) if bool(may.any()) else 0
 
@@ -286,12 +286,13 @@ class LayerEdits:
         if self._asked_at == editing.arrivals:
             return
         for i, edit in self.acting:
-            answer, place = editing.answers.get(i), (self.layer, i)
+            answer = editing.answers.get(i)
             if answer is None:
                 answer = self._asked(i, edit)
             self.newest[i] = answer
-            editing.memory.learn(place, answer)
-        self._asked_at = editing.arrivals
+            if i not in editing.learnt and editing.memory.learn((self.layer, i), answer):
+                editing.learnt.add(i)
+        self._asked_at, self._idle = editing.arrivals, all(answer.none for answer in self.newest.values())
 
     def _asked(self, number: int, edit: AttentionEdit) -> Answer:
         editing = self.editing

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from interp_kernels.checks import accumulator
 from interp_kernels.explicit import capped, clear_padding
 from interp_kernels.facts import resolve
 from jaxtyping import Bool, Float
@@ -56,7 +57,7 @@ def edited(
     members: 1 where a key is in a group, else 0. rule: factors `[batch, head, row, group]` from the groups' masses.
     """
     (batch, heads, rows, _), (apart, count, keys) = event.q.shape, members.shape[1:]
-    members = members.expand(batch, -1, -1, -1).reshape(-1, count, keys)
+    members = (members if len(members) == batch else members.expand(batch, -1, -1, -1)).reshape(-1, count, keys)
     pattern = _pattern(event).view(batch * apart, -1, keys)
     masses = torch.bmm(pattern, members.mT).view(batch, heads, rows, count)
     factors = rule(masses)
@@ -67,7 +68,7 @@ def edited(
 def _pattern(event: AttentionEvent) -> Float[Tensor, "batch_head row key"]:
     """The model's own pattern, learned sink column dropped; zero in padded rows."""
     q, k, facts = event.q, event.k, event.facts
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = accumulator(q)
     (batch, heads, rows, size), (kv_heads, keys) = q.shape, k.shape[1:3]
     k = clear_padding(k, facts.get("key_mask"))
     by_stored_head = (_wide(q, dtype) * event.scale).reshape(batch * kv_heads, -1, size)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from interp_kernels.checks import accumulator
 from jaxtyping import Float, Int
 
 from interp.interventions.edits._answers import Answer
@@ -44,7 +45,7 @@ class Groups:
 
         answer: what the edit said of the newest tokens, which holds in all of its layers.
         """
-        dtype, keys = torch.promote_types(event.q.dtype, torch.float32), event.k.shape[2]
+        dtype, keys = accumulator(event.q), event.k.shape[2]
         step = self._steps.get(number)
         if step is None or step.answer is not answer or step.dtype != dtype:
             groups = self._groups(number, answer)
