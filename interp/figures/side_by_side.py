@@ -8,10 +8,9 @@ import xarray as xr
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from interp.figures._lines import LINE, line_ticks, set_in_lines, width
+from interp.figures._lines import LINE, line_ticks, set_in_lines, token_bars
 from interp.figures._need import need
-from interp.figures._text import escape
-from interp.figures._theme import INK, MONO, SIGNED, finish
+from interp.figures._theme import INK, SIGNED, finish
 
 RESULT = "side_by_side"
 LINES = 40  # of each text
@@ -82,15 +81,12 @@ def _draw(fig: go.Figure, row: int, one: xr.Dataset, column: np.ndarray, line: n
     grounds[known] = sample_colorscale(SIGNED, depth[known]) if known.any() else []
     first = int(one.attrs.get("first_divergence", -1))
     frame = np.where(np.arange(len(shown)) == first, 2.5, 0.0)
-    fig.add_bar(
-        orientation="h", base=column, x=np.array([width(text) for text in shown], "int16"), y=line, width=0.9,
-        text=[escape(text) for text in shown], textposition="inside", insidetextanchor="middle", constraintext="none",
-        textangle=0,
-        insidetextfont={"family": MONO, "size": 12, "color": np.where(np.abs(depth - 0.5) > 0.33, "white", INK)},
+    bars = token_bars(
+        column, line, shown, grounds=grounds.tolist(), dark=np.abs(depth - 0.5) > 0.33,
         marker={"color": grounds.tolist(), "line": {"width": frame, "color": INK}},
         customdata=np.array([[str(i), f"{s:+.2f}", *(f"{np.exp(p):.2%}" for p in both)]
                              for i, (s, both) in enumerate(zip(shift, logprob, strict=True))], object).reshape(-1, 4),
         hovertemplate="new token %{customdata[0]}<br>probability %{customdata[2]} unchanged, "
         "%{customdata[3]} with the intervention<br>shift %{customdata[1]} nats<extra></extra>",
-        row=row, col=1,
     )  # fmt: skip
+    fig.add_trace(bars, row=row, col=1)

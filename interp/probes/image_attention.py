@@ -19,6 +19,7 @@ from interp.errors import InterpError
 from interp.probes.base import Context, Fold, Probe
 from interp.results.described import Row, described
 from interp.results.naming import quoted
+from interp.results.ragged import stacked
 from interp.seam.event import AttentionEvent
 
 Tensor = torch.Tensor
@@ -76,6 +77,7 @@ class RowsFold(Fold):
     def __init__(self, probe: ImageAttention, context: Context, rows: np.ndarray) -> None:
         self.probe, self.context, self.rows = probe, context, rows
         self.seen: dict[int, np.ndarray] = {}
+        self.by_head: dict[int, np.ndarray] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
         return {"attn.hook_event": self.attend}
@@ -87,14 +89,17 @@ class RowsFold(Fold):
         received = event.transpose_apply(asked.expand(1, heads, *asked.shape))[0].float()  # head, key, row
         chosen = received.mean(0) if self.probe.head is None else received[self.probe.head]
         self.seen[layer] = chosen.T.cpu().numpy()
+        self.by_head[layer] = received.mean(-1).cpu().numpy()
 
     def result(self) -> xr.Dataset:
         layers, text = sorted(self.seen), np.array(self.context.str_tokens, dtype=object)
         of = "the mean over heads" if self.probe.head is None else f"head {self.probe.head}"
         said = f"attention that a token of text (query) gives to each token, {of}"
-        values = np.stack([self.seen[layer] for layer in layers]).astype("float32")
+        values = stacked([self.seen[layer] for layer in layers])
+        by_head = stacked([self.by_head[layer] for layer in layers])
         coordinates = {
             "layer": layers,
+            "head": np.arange(by_head.shape[1]),
             "query": self.rows,
             "query_text": ("query", text[self.rows]),
             "token": np.arange(self.context.n_tokens),
@@ -106,4 +111,9 @@ class RowsFold(Fold):
             "n_tokens": self.context.n_tokens,
             "heads": "all" if self.probe.head is None else str(self.probe.head),
         }
-        return described({"attention": Row(("layer", "query", "token"), values, "1", said)}, coordinates, attrs)
+        received = "attention that each token receives from those queries, their mean, by head"
+        variables = {
+            "attention": Row(("layer", "query", "token"), values, "1", said),
+            "received": Row(("layer", "head", "token"), by_head, "1", received),
+        }
+        return described(variables, coordinates, attrs)
