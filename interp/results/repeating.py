@@ -44,11 +44,22 @@ def loaded(model: str, text: str = NOT_KNOWN, dtype: str = DEFAULT_DTYPE) -> lis
 def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = None) -> list[str]:
     """`results` of probes, or of names of probes; settings other than the defaults are written out. With `images` the
     whole text is read, in which each of them has its place."""
+    imports, named = _named(probes)
+    read: dict[str, Any] = {"images": list(images)} if images else {"tokens": tokens}
+    return [*imports, f"results = {call('interp.probe', 'lens', 'text', named, **read)}"]
+
+
+def looked_at(probes: Sequence[Any], picture: Sequence[str]) -> list[str]:
+    """`picture`, from the statements that make it, and `results` of probes of `text` about it."""
+    imports, named = _named(probes)
+    return [*imports, *picture, f"results = {call('interp.probe', 'lens', 'text', named, 'images=picture')}"]
+
+
+def _named(probes: Sequence[Any]) -> tuple[list[str], str]:
+    """Imports of probes with settings other than the defaults, and a list of all of them as an expression."""
     written = [probe for probe in probes if not isinstance(probe, str) and not _by_default(probe)]
     named = [repr(probe if isinstance(probe, str) or probe in written else probe.name) for probe in probes]
-    read: dict[str, Any] = {"images": list(images)} if images else {"tokens": tokens}
-    run = call("interp.probe", "lens", "text", f"[{', '.join(named)}]", **read)
-    return [*(_import_of(type(probe)) for probe in written), f"results = {run}"]
+    return [_import_of(type(probe)) for probe in written], f"[{', '.join(named)}]"
 
 
 def reported(path: str = "report.html") -> list[str]:
@@ -63,9 +74,11 @@ def heads_scored(samples: int) -> list[str]:
     return ["from interp.icl.language import head_scores", f"results = {{'head_scores': {scores}}}"]
 
 
-def continued(prompt: str, specs: Sequence[str], steps: int, *, chat: bool) -> list[str]:
-    """`sides`: a prompt continued without and with interventions, given as `--with` has them."""
-    run = call("interp.side_by_side", "lens", "prompt", "intervention", repr(steps), chat=chat)
+def continued(prompt: str, specs: Sequence[str], steps: int, *, chat: bool, pictured: bool = False) -> list[str]:
+    """`sides`: a prompt continued without and with interventions, given as `--with` has them; `pictured`: about
+    `picture`."""
+    seen = ["images=picture"] if pictured else []
+    run = call("interp.side_by_side", "lens", "prompt", "intervention", repr(steps), *seen, chat=chat)
     return [
         f"prompt = {prompt!r}",
         "from interp.interventions import parse_all",
@@ -85,10 +98,12 @@ def explained(questions: Sequence[str], *, chat: bool) -> list[str]:
     ]
 
 
-def drawn(figure: str, result: str, /, **chosen: Any) -> list[str]:
-    """A figure of the library on the screen; `result` is the expression that it is drawn from. None is no choice."""
+def drawn(figure: str, result: str, /, *beside: str, **chosen: Any) -> list[str]:
+    """A figure of the library on the screen; `result` is the expression that it is drawn from, `beside` are names that
+    arguments have in the script, too. None is no choice."""
     given = {name: value for name, value in chosen.items() if value is not None}
-    return [f"{call(f'interp.figures.{figure}', result, **given)}.show()"]
+    same = [f"{name}={name}" for name in beside]
+    return [f"{call(f'interp.figures.{figure}', result, *same, **given)}.show()"]
 
 
 def opened(name: str, path: str | Path) -> list[str]:

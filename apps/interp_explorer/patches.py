@@ -1,0 +1,77 @@
+"""Patches of a picture, which are tokens: clicking on them, drawing a box around them, and writing them in a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+import xarray as xr
+
+from interp.errors import InterpError
+
+MOST = 10_000  # tokens that a line may name
+
+
+def read(text: str) -> list[int]:
+    """Positions of tokens, written as in `17-20, 24`. Raises InterpError for anything else."""
+    found: set[int] = set()
+    for part in re.split(r"[\s,]+", text.strip()):
+        if not part:
+            continue
+        ends = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        if ends is None:
+            raise InterpError(f"{part[:40]} names no patch; write positions of tokens, as in 17-20, 24.")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if not first <= last < first + MOST:
+            raise InterpError(f"{part} is no range of patches; write the smaller number first.")
+        found |= set(range(first, last + 1))
+    return sorted(found)
+
+
+def written(positions: Sequence[int]) -> str:
+    """The same the other way round, as short as it can be."""
+    each = sorted(set(positions))
+    starts = [each[0], *(after for before, after in pairwise(each) if after > before + 1)] if each else []
+    ends = [*(before for before, after in pairwise(each) if after > before + 1), *each[-1:]]
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
+
+
+def take(key: str) -> None:
+    """Make the clicked patch, or those in the box, the chosen ones."""
+    points = st.session_state[key]["selection"]["points"]
+    if tokens := {int(np.ravel(point["customdata"])[0]) for point in points if "customdata" in point}:
+        st.session_state["patches"] = written(sorted(tokens))
+
+
+def with_targets(figure: go.Figure, ds: xr.Dataset, chosen: Sequence[int], words: str) -> go.Figure:
+    """The figure with an invisible point in the middle of every patch, on each of its pictures, and frames around the
+    chosen ones.
+
+    ds: a result with `box` along its tokens. words: what is said where the pointer is, with %{customdata}, the token.
+    """
+    figure = go.Figure(figure)
+    boxes = ds["box"].transpose("token", "side").values
+    every = np.flatnonzero(np.isfinite(boxes[:, 0]))
+    views = ds["view"].values
+    for panel in _panels(figure):
+        tokens = panel.tokens if panel.tokens is not None else _once(every, views)
+        left, top, right, bottom = boxes[tokens].T
+        figure.add_scatter(
+            x=(left + right) / 2, y=(top + bottom) / 2, customdata=tokens, mode="markers", showlegend=False,
+            marker={"size": 8, "opacity": 0.0}, hovertemplate=f"{words}<extra></extra>",
+            selected={"marker": {"opacity": 0.0}}, unselected={"marker": {"opacity": 0.0}},
+            xaxis=panel.x, yaxis=panel.y,
+        )  # fmt: skip
+        for token in np.intersect1d(tokens, chosen):
+            left, top, right, bottom = boxes[token]
+            figure.add_shape(
+                type="rect", x0=left, y0=top, x1=right, y1=bottom, xref=panel.x, yref=panel.y,
+                line={"color": CHOSEN, "width": 3},
+            )  # fmt: skip
+    figure.for_each_trace(lambda trace: trace.update(hoverinfo="skip", hovertemplate=None), {"type": "heatmap"})
+    # a patch is hit wherever it is clicked, and a box is drawn by pulling
+    return figure.update_layout(hoverdistance=-1, hovermode="closest", dragmode="select")
