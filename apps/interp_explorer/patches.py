@@ -37,7 +37,9 @@ def written(positions: Sequence[int]) -> str:
     each = sorted(set(positions))
     starts = [each[0], *(after for before, after in pairwise(each) if after > before + 1)] if each else []
     ends = [*(before for before, after in pairwise(each) if after > before + 1), *each[-1:]]
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
+    return ", ".join(
+        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
+    )
 
 
 def take(key: str) -> None:

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-import json
-import re
+import difflib
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from interp.figures._need import FigureError, choose, need
+from interp.figures._picture import ground
 from interp.figures._text import quoted
 from interp.figures._theme import finish
+from interp.results.many_texts import single
 
 RESULT = "image_attention"
-JPEG = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
-FINEST = 160
-"""Cells across the longer side at most."""
+BESIDE = {"sinks": "visual_sinks"}
 BRIGHTEST = 0.98
-"""Which quantile of the cells the brightest colour stands for, so that a sink or two do not drown the rest."""
+"""Which quantile of the tokens the brightest colour stands for where no sinks are given, so that one or two tokens do
+not drown the rest."""
 
 
 def image_attention(
-    ds: xr.Dataset, query: int | None = None, layer: int | None = None, image: int = 0, picture: Any = None
+    ds: xr.Dataset,
+    query: int | str | None = None,
+    layer: int | None = None,
+    image: int = 0,
+    picture: Any = None,
+    head: int | None = None,
+    sinks: xr.Dataset | None = None,
 ) -> go.Figure:
-    """The image, each place as bright as the attention that one token of text gives to it, for its share of the
-    picture. Colours end at the 98th percentile, so that sinks do not drown the rest. Where a model sees the whole
-    picture and parts of it, tiles are put together on the left and the whole stands on the right.
+    """The image, and over it the attention that one token of text gives to each place: 1 is what an even spread of the
+    same attention would give. Where a model sees the whole picture and parts of it, the parts are put together and the
+    whole stands beside them. Frames mark sinks; the scale is that of the other tokens, so that sinks do not drown them.
 
     Args:
         ds: a result of the probe `image_attention`.
-        query: position of the token that looks; None: the last one.
+        query: the token that looks, its position or its text (the last one of that text); None: the last one.
         layer: a layer; None: the mean over all.
         image: the number of the image.
         picture: the picture itself (a PIL image); None: the small one that the result carries.
+        head: a head, of results of `interp.ImageAttention(head="each")`; None: the mean over all that the result has.
+        sinks: a result of the probe `visual_sinks` of the same text: which tokens are sinks, in this layer or, of all
+            layers, in at least half of those in which any token is. None: none is marked, and colours end at the 98th
+            percentile of the tokens.
 
     Raises:
-        FigureError: for another dataset, or a layer, token or image that it does not hold.
+        FigureError: for another dataset, or a layer, head, token or image that it does not hold, or sinks of another
+            text.
 
     Examples:
         >>> figure = interp.figures.image_attention(results["image_attention"], layer=1)
@@ -46,74 +56,87 @@ def image_attention(
         'Where token 19 “w3” looks, layer 1'
     """
     ds = need(ds, "image_attention", RESULT, "attention", "box")
-    query = int(ds["query"].values[-1]) if query is None else choose(ds, "query", query)
-    part = ds["attention"].sel(query=query)
-    values = (part.mean("layer") if layer is None else part.sel(layer=choose(ds, "layer", layer))).values
-    box, of = ds["box"].values, ds["image"].values
-    placed = np.isfinite(box[:, 0])
-    if placed.any() and image not in of[placed]:
-        raise FigureError(f"there is no image {image} in this result, which has {int(of[placed].max()) + 1}.")
-    here = placed & (of == image)
-    size = _size(box[here], picture)
-    source = _carried(ds, image) if picture is None else picture
-    whole = here & (ds["view"].values == "whole")
-    panels = [("all of it", here)] if whole.sum() in (0, here.sum()) else [("parts", here & ~whole), ("whole", whole)]
-    planes = [_plane(box[chosen], values[chosen], size) for _, chosen in panels]
-    top = max(float(np.quantile(plane, BRIGHTEST)) if plane.size else 0.0 for plane in planes) or 1.0
-    fig = make_subplots(cols=len(panels), subplot_titles=[name for name, _ in panels] if len(panels) > 1 else None)
-    for column, plane in enumerate(planes, start=1):
-        rows, columns = plane.shape
-        fig.add_heatmap(
-            z=plane, x=_middles(size[0], columns), y=_middles(size[1], rows), coloraxis="coloraxis", row=1, col=column,
-            opacity=1.0 if source is None else 0.6,
-            hovertemplate="x %{x:.0f}, y %{y:.0f}<br>%{z:.3~g} times an even spread<extra></extra>",
-        )  # fmt: skip
-        fig.update_xaxes(range=[0, size[0]], constrain="domain", showgrid=False, title_text="pixels", row=1, col=column)
-        fig.update_yaxes(
-            range=[size[1], 0], scaleanchor=f"x{column if column > 1 else ''}", constrain="domain", showgrid=False,
-            title_text="pixels", row=1, col=column,
-        )  # fmt: skip
-        if source is not None:
-            fig.add_layout_image(
-                source=source, xref=f"x{column}", yref=f"y{column}", x=0, y=0, sizex=size[0], sizey=size[1],
-                sizing="stretch", layer="below",
-            )  # fmt: skip
-    fig.update_layout(
-        coloraxis={"colorscale": "Inferno", "cmin": 0, "cmax": top, "colorbar": {"title": {"text": "times even"}}}
-    )
-    text = str(ds["query_text"].sel(query=query).values)
+    query, seen = looking(ds, query, layer, head)
+    values = seen["attention"].values
+    on = ground(ds, image, picture)
+    is_sink = np.zeros(len(values), bool) if sinks is None else sinks_of(sinks, ds, layer)
+    all_sinks = len(on.tokens) > 0 and bool(is_sink[on.tokens].all())
+    aside = np.zeros_like(is_sink) if all_sinks else is_sink
+    shown = [_times_even(panel.area, values[panel.token], ~aside[panel.token]) for panel in on.panels]
+    rest = np.concatenate([times[~aside[panel.token]] for times, panel in zip(shown, on.panels, strict=True)])
+    rest = rest[np.isfinite(rest)]
+    top = 0.0 if not rest.size else float(rest.max() if aside[on.tokens].any() else np.quantile(rest, BRIGHTEST))
+    bare = ["the picture"] if on.source is not None else []
+    every = f"attention; all {len(on.tokens):,} tokens are sinks" if all_sinks else "attention"
+    fig = on.start(*bare, *(panel.title or every for panel in on.panels))
+    for column, (panel, times) in enumerate(zip(on.panels, shown, strict=True), start=1 + len(bare)):
+        on.colour(fig, panel, times, "%{z:.3~g} times an even spread", column)
+        on.frame(fig, panel, aside[panel.token], f"sinks, {aside[on.tokens].sum():,} of {len(on.tokens):,}", column)
+    scale = {"colorscale": "Inferno", "cmin": 0, "cmax": top or 1.0, "colorbar": {"title": {"text": "times even"}}}
+    fig.update_layout(coloraxis=scale)
+    return finish(fig, f"Where token {query} {_named(ds, query)} looks, {_where(ds, layer, head)}", fig.layout.height)
+
+
+def looking(ds: xr.Dataset, query: int | str | None, layer: int | None, head: int | None) -> tuple[int, xr.Dataset]:
+    """The position of the token that looks, and the result at it: one layer or the mean, one head or the mean.
+
+    Raises FigureError for what the result does not hold.
+    """
+    query = _query(ds, query)
+    seen = ds[["attention"]].sel(query=query)
+    seen = seen.mean("layer") if layer is None else seen.sel(layer=choose(ds, "layer", layer))
+    if "head" in seen.dims:
+        return query, seen.mean("head") if head is None else seen.sel(head=choose(ds, "head", head))
+    held = str(ds.attrs.get("heads", "all"))
+    if head is not None and held != str(head):
+        has = "the mean over heads" if held == "all" else f"head {held}"
+        raise FigureError(f'this result has {has} alone; probe with interp.ImageAttention(head="each") to choose one.')
+    return query, seen
+
+
+def _query(ds: xr.Dataset, query: int | str | None) -> int:
+    if query is None:
+        return int(ds["query"].values[-1])
+    if not isinstance(query, str):
+        return choose(ds, "query", query)
+    texts = [str(text) for text in ds["query_text"].values]
+    plain = [text.strip() for text in texts]
+    at = [i for i, text in enumerate(texts) if text == query] or [i for i, t in enumerate(plain) if t == query.strip()]
+    if not at:
+        near = difflib.get_close_matches(query, plain, n=1)
+        hint = f"the nearest is {quoted(near[0])}" if near else f"there are {', '.join(map(quoted, texts[-8:]))}"
+        raise FigureError(f"no token that looks reads {quoted(query)}: {hint}.")
+    return int(ds["query"].values[at[-1]])
+
+
+def sinks_of(sinks: xr.Dataset, ds: xr.Dataset, layer: int | None) -> np.ndarray:
+    """Which tokens of the text of `ds` are sinks: in a layer, or in half of the layers in which any is.
+
+    Raises FigureError where `sinks` is no result of `visual_sinks` of the same text.
+    """
+    sinks = single(need(sinks, "image_attention", "visual_sinks", "is_sink"))
+    same = sinks.sizes["token"] == ds.sizes["token"] and (sinks["token_text"].values == ds["token_text"].values).all()
+    if not same or sinks.attrs.get("pictures") != ds.attrs.get("pictures"):
+        raise FigureError("these sinks are of another text or image; probe both in one call of interp.probe.")
+    found = sinks["is_sink"].transpose("layer", "token").values > 0
+    if layer is not None:
+        return found[sinks["layer"].values.tolist().index(choose(sinks, "layer", layer))]
+    layers = found.any(1)
+    return found[layers].mean(0) >= 0.5 if layers.any() else found.any(0)
+
+
+def _times_even(area: np.ndarray, values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Attention for its share of the picture, in units of what an even spread over the counted tokens would give."""
+    even = values[counted].sum() / area[counted].sum() if counted.any() else 0.0
+    return values / area / even if even > 0 else np.zeros(len(values))
+
+
+def _named(ds: xr.Dataset, query: int) -> str:
+    return quoted(str(ds["query_text"].sel(query=query).values))
+
+
+def _where(ds: xr.Dataset, layer: int | None, head: int | None) -> str:
+    held = str(ds.attrs.get("heads", "all"))
+    one = head if head is not None else held if held.isdecimal() else None
     where = f"mean of {ds.sizes['layer']} layers" if layer is None else f"layer {layer}"
-    return finish(fig, f"Where token {query} {quoted(text)} looks, {where}", 520)
-
-
-def _carried(ds: xr.Dataset, image: int) -> str | None:
-    """The thumbnail of an image that a result carries; None where what it carries is none."""
-    try:
-        address = json.loads(ds.attrs.get("pictures", "[]"))[image]
-    except (LookupError, TypeError, ValueError, RecursionError):
-        return None
-    return address if isinstance(address, str) and JPEG.fullmatch(address) else None
-
-
-def _size(boxes: np.ndarray, picture: Any) -> tuple[float, float]:
-    """Width and height of the picture, from the picture or from where tokens end."""
-    if picture is not None:
-        width, height = picture.size
-        return float(width), float(height)
-    return (float(boxes[:, 2].max()), float(boxes[:, 3].max())) if len(boxes) else (1.0, 1.0)
-
-
-def _plane(boxes: np.ndarray, values: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-    """Attention for each cell of the picture, in units of what an even spread of the same attention would give."""
-    fine = FINEST / max(size)
-    plane = np.zeros((max(1, round(size[1] * fine)), max(1, round(size[0] * fine))), "float32")
-    for (left, top, right, bottom), value in zip(boxes * fine, values, strict=True):
-        rows = slice(round(top), max(round(bottom), round(top) + 1))
-        columns = slice(round(left), max(round(right), round(left) + 1))
-        plane[rows, columns] = value / max(plane[rows, columns].size, 1)
-    total = float(plane.sum())
-    return plane / (total / plane.size) if total > 0 else plane
-
-
-def _middles(length: float, cells: int) -> np.ndarray:
-    return ((np.arange(cells) + 0.5) * length / cells).astype("float32")
+    return where if one is None else f"{where}, head {one}"

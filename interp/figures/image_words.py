@@ -9,7 +9,7 @@ from plotly.colors import sample_colorscale
 
 from interp.figures._lines import LINE, line_ticks, set_in_lines, token_bars
 from interp.figures._need import choose, need
-from interp.figures._patches import chosen_patches
+from interp.figures._patches import chosen_patches, given_attention
 from interp.figures._text import escape
 from interp.figures._theme import ORANGE, finish
 
@@ -42,11 +42,11 @@ def image_words(
     """
     ds = need(ds, "image_words", RESULT, "attention", "modality", "query_text")
     patches, _ = chosen_patches(ds, None)
-    part = ds["attention"].sel(layer=choose(ds, "layer", layer)) if layer is not None else ds["attention"].mean("layer")
+    part, where = given_attention(ds, layer)
     tokens = [str(text) for text in ds["query_text"].values]
     column, line, shown = set_in_lines(tokens, LINES, characters)
     positions = ds["query"].values[: len(shown)]
-    share = part.transpose("query", "token").values[: len(shown), patches].sum(-1)
+    share = part.values[: len(shown), patches].sum(-1)
     depth = np.clip(share, 0, 1)
     framed = np.zeros(len(shown), bool) if query is None else positions == choose(ds, "query", query)
     grounds = sample_colorscale(PALE_TO_DARK, depth) if len(shown) else []
@@ -75,5 +75,4 @@ def image_words(
     bar |= {"y": -70 / height, "yanchor": "top", "tickformat": ".0%"}
     colours = {"colorscale": PALE_TO_DARK, "cmin": 0, "cmax": 1, "colorbar": bar}
     fig.update_layout(coloraxis=colours, barmode="overlay", showlegend=False)
-    where = f"mean of {ds.sizes['layer']} layers" if layer is None else f"layer {layer}"
     return finish(fig, f"How much each token looks at the image, {where}", height).update_layout(margin_b=130)

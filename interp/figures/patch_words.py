@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from interp.figures._need import choose, need
-from interp.figures._patches import chosen_patches
+from interp.figures._need import need
+from interp.figures._patches import chosen_patches, given_attention
 from interp.figures._text import escape, quoted
 from interp.figures._theme import BLUE, finish
 
@@ -36,8 +36,8 @@ def patch_words(ds: xr.Dataset, patches: Sequence[int] | None = None, layer: int
     """
     ds = need(ds, "patch_words", RESULT, "attention", "modality", "query_text")
     which, called = chosen_patches(ds, patches)
-    part = ds["attention"].sel(layer=choose(ds, "layer", layer)) if layer is not None else ds["attention"].mean("layer")
-    share = 100 * part.transpose("query", "token").values[:, which].sum(-1)
+    part, where = given_attention(ds, layer)
+    share = 100 * part.values[:, which].sum(-1)
     tokens, positions = [str(text) for text in ds["query_text"].values], ds["query"].values
     fig = go.Figure(
         go.Bar(
@@ -51,5 +51,4 @@ def patch_words(ds: xr.Dataset, patches: Sequence[int] | None = None, layer: int
         ticktext=[escape(text.strip() or text, LABEL) for text in tokens[::step]],
     )  # fmt: skip
     fig.update_yaxes(title_text=f"attention to {called} (%)", rangemode="tozero")
-    where = f"mean of {ds.sizes['layer']} layers" if layer is None else f"layer {layer}"
     return finish(fig, f"Which tokens look at {called}, {where}", 380)

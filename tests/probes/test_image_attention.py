@@ -10,7 +10,6 @@ import torch
 
 import interp
 from interp.errors import InterpError
-from interp.figures._need import FigureError
 from tests.lens.test_images import seeing
 from tests.probes.schema import check_result
 from tests.vision_models import picture
@@ -48,26 +47,16 @@ def test_no_layer_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
         seeing("llava").run_with_cache("w1", names_filter="blocks.0.attn.hook_pattern")
 
 
-def test_brightness_is_attention_for_its_share_of_the_picture() -> None:
-    result = interp.probe(seeing("llava"), TEXT, NAME, images=picture(0, 96, 64))[NAME].copy(deep=True)
-    at = np.flatnonzero(result.modality.values == "image")[5]  # second row, second column: 32 to 48, 16 to 32
-    result.attention.values[:] = 0.001
-    result.attention.values[..., at] = 0.5
-    figure = interp.figures.image_attention(result, layer=0)
-    plane, x, y = figure.data[0].z, figure.data[0].x, figure.data[0].y
-    row, column = np.unravel_index(plane.argmax(), plane.shape)
-    assert 32 < x[column] < 48
-    assert 16 < y[row] < 32
-    assert plane.mean() == pytest.approx(1.0, rel=1e-4)
-
-
-def test_tiles_and_the_whole_have_a_panel_each() -> None:
-    result = interp.probe(seeing("idefics3"), TEXT, NAME, images=picture(0, 96, 64))[NAME]
-    figure = interp.figures.image_attention(result, picture=picture(0, 96, 64))
-    assert len(figure.data) == 2
-    assert len(figure.layout.images) == 2
-    with pytest.raises(FigureError, match="no image 3"):
-        interp.figures.image_attention(result, image=3)
+def test_each_head_is_kept_by_itself(tmp_path: Path) -> None:
+    lens = seeing("llava")
+    every = interp.probe(lens, TEXT, interp.ImageAttention(head="each"), images=picture())[NAME]
+    check_result(every, tmp_path)
+    for head in every["head"].values.tolist():
+        one = interp.probe(lens, TEXT, interp.ImageAttention(head=head), images=picture())[NAME]
+        np.testing.assert_array_equal(every.attention.sel(head=head).values, one.attention.values)
+    mean = interp.probe(lens, TEXT, NAME, images=picture())[NAME]
+    np.testing.assert_allclose(every.attention.mean("head").values, mean.attention.values, atol=1e-6)
+    assert interp.ImageAttention(head="each").findings(every) == interp.ImageAttention().findings(mean)
 
 
 def test_what_cannot_be_asked() -> None:
@@ -76,7 +65,7 @@ def test_what_cannot_be_asked() -> None:
         interp.probe(lens, "w1 <image>", NAME, images=picture())
     with pytest.raises(InterpError, match="has heads 0 to 3"):
         interp.probe(lens, TEXT, interp.ImageAttention(head=4), images=picture())
-    for setting in ({"rows": 0}, {"head": -1}):
+    for setting in ({"rows": 0}, {"head": -1}, {"head": "every"}):
         with pytest.raises(InterpError, match="image_attention"):
             interp.ImageAttention(**setting)
 

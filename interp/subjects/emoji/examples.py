@@ -1,4 +1,4 @@
-"""A handful of scenes to try things on: held-out pairs of kinds, rendered when they are asked for, nothing to install."""
+"""A handful of scenes to try things on, of held-out pairs of kinds; rendered when asked for, nothing to install."""
 
 from __future__ import annotations
 
