@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,12 +76,26 @@ def _clicked(take: Callable[[str], None] | None, key: str) -> None:
         take(key)
 
 
-def show_others(dataset: Any, result: str, *known: str) -> None:
-    """Draw what the library draws of `result` besides the figures that a page knows by name."""
+def show_others(
+    dataset: Any,
+    result: str,
+    *known: str,
+    beside: Mapping[str, Any] | None = None,
+    headings: bool = True,
+    **chosen: Any,
+) -> None:
+    """Draw what the library draws of `result` besides the figures that a page knows by name.
+
+    beside, chosen: as in `show`, for those figures that take them.
+    """
     for name, figure in figures.figures_of(result).items():
-        if name not in known:
+        if name in known:
+            continue
+        if headings:
             st.subheader(plain(name.replace("_", " ").capitalize()))
-            show(figure, dataset, result=result, key=f"other {name}")
+        takes = inspect.signature(figure).parameters
+        given, same = ({n: v for n, v in some.items() if n in takes} for some in (chosen, beside or {}))
+        show(figure, dataset, result=result, key=f"other {name}", beside=same, **given)
 
 
 def _made(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,7 @@ import xarray as xr
 
 from interp.errors import InterpError
 
+CHOSEN = "#d55e00"
 MOST = 10_000  # tokens that a line may name
 
 
@@ -49,31 +50,40 @@ def take(key: str) -> None:
         st.session_state["patches"] = written(sorted(tokens))
 
 
-def with_targets(figure: go.Figure, ds: xr.Dataset, chosen: Sequence[int], words: str) -> go.Figure:
+def with_targets(figure: go.Figure, ds: xr.Dataset, chosen: Sequence[int], said: Sequence[str]) -> go.Figure:
     """The figure with an invisible point in the middle of every patch, on each of its pictures, and frames around the
     chosen ones.
 
-    ds: a result with `box` along its tokens. words: what is said where the pointer is, with %{customdata}, the token.
+    ds: a result with `box` along its tokens. said: of each token, where the pointer is; plotly reads it as markup.
     """
     figure = go.Figure(figure)
     boxes = ds["box"].transpose("token", "side").values
-    every = np.flatnonzero(np.isfinite(boxes[:, 0]))
-    views = ds["view"].values
-    for panel in _panels(figure):
-        tokens = panel.tokens if panel.tokens is not None else _once(every, views)
+    unseen = {"marker": {"opacity": 0.0}}
+    for x, y, tokens in list(_panels(figure, ds)):
         left, top, right, bottom = boxes[tokens].T
         figure.add_scatter(
-            x=(left + right) / 2, y=(top + bottom) / 2, customdata=tokens, mode="markers", showlegend=False,
-            marker={"size": 8, "opacity": 0.0}, hovertemplate=f"{words}<extra></extra>",
-            selected={"marker": {"opacity": 0.0}}, unselected={"marker": {"opacity": 0.0}},
-            xaxis=panel.x, yaxis=panel.y,
+            x=(left + right) / 2, y=(top + bottom) / 2, customdata=tokens, text=[said[token] for token in tokens],
+            mode="markers", marker={"size": 8, "opacity": 0.0}, selected=unseen, unselected=unseen, showlegend=False,
+            hovertemplate="token %{customdata}<br>%{text}<extra></extra>", xaxis=x, yaxis=y,
         )  # fmt: skip
         for token in np.intersect1d(tokens, chosen):
             left, top, right, bottom = boxes[token]
-            figure.add_shape(
-                type="rect", x0=left, y0=top, x1=right, y1=bottom, xref=panel.x, yref=panel.y,
-                line={"color": CHOSEN, "width": 3},
-            )  # fmt: skip
+            line = {"color": CHOSEN, "width": 3}
+            figure.add_shape(type="rect", x0=left, y0=top, x1=right, y1=bottom, xref=x, yref=y, line=line)
     figure.for_each_trace(lambda trace: trace.update(hoverinfo="skip", hovertemplate=None), {"type": "heatmap"})
     # a patch is hit wherever it is clicked, and a box is drawn by pulling
     return figure.update_layout(hoverdistance=-1, hovermode="closest", dragmode="select")
+
+
+def _panels(figure: go.Figure, ds: xr.Dataset) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Axes of each picture of a figure, and the tokens that lie on it: those that are coloured there, and on a picture
+    without colours those that show it once."""
+    coloured = {
+        heat.xaxis or "x": np.unique(shown[np.isfinite(shown)]).astype(int)
+        for heat in figure.select_traces({"type": "heatmap"})
+        if (shown := np.asarray(heat.customdata, float)).size
+    }
+    once = next(iter(coloured.values()), np.flatnonzero(ds["modality"].values == "image"))
+    for axis in figure.select_xaxes():
+        x = axis.plotly_name.replace("axis", "")
+        yield x, x.replace("x", "y"), coloured.get(x, once)
