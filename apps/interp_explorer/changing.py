@@ -63,7 +63,6 @@ def section(lens: Any, asked: Asked, channels: Sequence[int], tau_rel: float, ch
         return interp.side_by_side(lens, asked.prompt, intervention, asked.steps, **seen, progress=progress)
 
     ds = waiting.done(("side_by_side", *asked.key, spec), "writing the answer twice", generate)
-    view.code(*repeating.loaded(asked.model, repr(asked.prompt), asked.dtype), *asked.picture.python)
     view.code(*repeating.continued(asked.prompt, [spec], asked.steps, chat=asked.chat, pictured=True))
     shown = view.current()
     if shown is not None:

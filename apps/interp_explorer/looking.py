@@ -145,10 +145,10 @@ def patches_of(looks: xr.Dataset, line: str) -> list[int]:
 
 def chosen(label: str, key: str, options: list[str], at_first: str) -> str:
     """One of the options, of which the address may name one."""
-    at_first = at_first if at_first in options else options[-1]
-    if st.session_state.get(key) not in (None, *options):  # of another question
-        st.session_state[key] = at_first
-    return str(st.selectbox(label, options, options.index(at_first), key=key, bind="query-params"))
+    known = st.session_state.get(key, st.query_params.get(key))
+    if known not in options:  # of another question
+        st.session_state[key] = at_first if at_first in options else options[-1]
+    return str(st.selectbox(label, options, key=key, bind="query-params"))
 
 
 def take_word(key: str) -> None:

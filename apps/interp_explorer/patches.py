@@ -71,8 +71,8 @@ def with_targets(figure: go.Figure, ds: xr.Dataset, chosen: Sequence[int], said:
             line = {"color": CHOSEN, "width": 3}
             figure.add_shape(type="rect", x0=left, y0=top, x1=right, y1=bottom, xref=x, yref=y, line=line)
     figure.for_each_trace(lambda trace: trace.update(hoverinfo="skip", hovertemplate=None), {"type": "heatmap"})
-    # a patch is hit wherever it is clicked, and a box is drawn by pulling
-    return figure.update_layout(hoverdistance=-1, hovermode="closest", dragmode="select")
+    # a patch is hit wherever it is clicked; while pulling draws a box, Streamlit hears no clicks
+    return figure.update_layout(hoverdistance=-1, hovermode="closest", dragmode=False)
 
 
 def _panels(figure: go.Figure, ds: xr.Dataset) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -14,8 +14,11 @@ from interp.figures._text import escape
 from interp.figures._theme import ORANGE, finish
 
 RESULT = "image_attention"
-LINES = 60
+LINES, FEWEST = 60, 4
+"""Lines that are drawn, at most, and that there is room for, at least."""
 PALE_TO_DARK = "Blues"
+BELOW = 52
+"""Pixels from the text down to the colour bar."""
 
 
 def image_words(
@@ -47,7 +50,8 @@ def image_words(
     column, line, shown = set_in_lines(tokens, LINES, characters)
     positions = ds["query"].values[: len(shown)]
     share = part.values[: len(shown), patches].sum(-1)
-    depth = np.clip(share, 0, 1)
+    most = float(share.max(initial=0.0)) or 1.0
+    depth = np.clip(share / most, 0, 1)
     framed = np.zeros(len(shown), bool) if query is None else positions == choose(ds, "query", query)
     grounds = sample_colorscale(PALE_TO_DARK, depth) if len(shown) else []
     fig = go.Figure(
@@ -63,8 +67,7 @@ def image_words(
     fig.add_scatter(  # bars whose colours are numbers cannot choose their text's colour: this one brings the colour bar
         x=[None], y=[None], mode="markers", marker={"color": [0.0], "coloraxis": "coloraxis"}, hoverinfo="skip"
     )
-    lines = int(line.max(initial=0)) + 1
-    height = lines * 20 + 210
+    lines = max(int(line.max(initial=0)) + 1, FEWEST)
     ticks = line_ticks(line)
     ticks["ticktext"] = [str(positions[int(first)]) for first in ticks["ticktext"]]
     fig.update_yaxes(
@@ -72,7 +75,7 @@ def image_words(
     )
     fig.update_xaxes(range=[-0.3, characters + 0.3], showgrid=False, title_text="characters", showline=False)
     bar = {"title": {"text": "attention to the image", "side": "top"}, "orientation": "h", "len": 0.5}
-    bar |= {"y": -70 / height, "yanchor": "top", "tickformat": ".0%"}
-    colours = {"colorscale": PALE_TO_DARK, "cmin": 0, "cmax": 1, "colorbar": bar}
+    bar |= {"y": -BELOW / (20 * lines), "yanchor": "top", "tickformat": ".0%"}
+    colours = {"colorscale": PALE_TO_DARK, "cmin": 0, "cmax": most, "colorbar": bar}
     fig.update_layout(coloraxis=colours, barmode="overlay", showlegend=False)
-    return finish(fig, f"How much each token looks at the image, {where}", height).update_layout(margin_b=130)
+    return finish(fig, f"How much each token looks at the image, {where}", 20 * lines + 208).update_layout(margin_b=130)

@@ -13,7 +13,7 @@ from interp.figures._need import need
 from interp.figures._theme import INK, SIGNED, finish
 
 RESULT = "side_by_side"
-LINES = 40  # of each text
+LINES, FEWEST = 40, 4  # of each text: what is drawn at most, and what there is room for at least
 WIDEST = 3.0  # nats at which colours stop
 UNKNOWN = "#e3e5e8"
 TITLES = {"unchanged": "the model as it is writes", "intervened": "with the intervention it writes"}
@@ -39,7 +39,7 @@ def side_by_side(ds: xr.Dataset, characters: int = LINE) -> go.Figure:
     ds = need(ds, "side_by_side", RESULT, "token_text", "token_id", "logprob", "shift", kind="function")
     sides = ds["side"].values.tolist()
     placed = [set_in_lines([str(text) for text, at in _tokens(ds, side)], LINES, characters) for side in sides]
-    heights = [int(line.max(initial=0)) + 1 for _, line, _ in placed]
+    heights = [max(int(line.max(initial=0)) + 1, FEWEST) for _, line, _ in placed]
     fig = make_subplots(
         len(sides), 1, subplot_titles=[TITLES.get(side, side) for side in sides], row_heights=heights,
         vertical_spacing=70 / (20 * sum(heights) + 260),
@@ -56,7 +56,7 @@ def side_by_side(ds: xr.Dataset, characters: int = LINE) -> go.Figure:
             ticks="outside" if last else "", title_text="characters" if last else "", row=row, col=1,
         )  # fmt: skip
     height = 20 * sum(heights) + 260
-    bar = {"orientation": "h", "len": 0.5, "y": -100 / height, "yanchor": "top"}
+    bar = {"orientation": "h", "len": 0.5, "y": -62 / (height - 218), "yanchor": "top"}
     colours = {"colorscale": SIGNED, "cmin": -WIDEST, "cmax": WIDEST}
     colours["colorbar"] = {"title": {"text": "shift of log-probability (nats)", "side": "top"}, **bar}
     fig.add_scatter(

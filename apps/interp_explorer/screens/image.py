@@ -111,14 +111,16 @@ with words_at:
     )  # fmt: skip
     given = st.text_input(
         "Patches, by the positions of their tokens", "", key="patches", placeholder="17-20, 24", bind="query-params",
-        help="Click a patch of the picture, or pull a box around several. Empty: all of them.",
+        help="Or click in the picture below. Empty: the whole image.",
     )  # fmt: skip
     try:
         chosen = looking.patches_of(looks, given or "")
     except InterpError as error:
         st.error(plain(str(error)))
         chosen = []
-    st.caption("Click a patch to see who looks at it, or pull a box around several.")
+    st.caption(
+        "Click a patch to see who looks at it. For several, choose Box Select at the upper right of the picture."
+    )
     row = looks["attention"].sel(query=word)
     row = row.mean("layer") if layer is None else row.sel(layer=layer)
     shares = [f"{value:.2%} of its attention" for value in row.values]
