@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interp.lens.lens import Lens
     from interp.lens.loading import load
     from interp.results import storage as storage
+    from interp.results.before_after import before_after
     from interp.results.comparing import compare
     from interp.runs import patching as patching
     from interp.runs.patching import patch
@@ -53,6 +54,7 @@ _WHERE = {
     "load": "interp.lens.loading",
     "probe": "interp.runs.probing",
     "patch": "interp.runs.patching",
+    "before_after": "interp.results.before_after",
     "compare": "interp.results.comparing",
     "explain": "interp.explaining",
     "side_by_side": "interp.runs.side_by_side",
@@ -71,6 +73,7 @@ __all__ = [
     "Lens",
     "UnknownNameError",
     "UnsupportedModelError",
+    "before_after",
     "compare",
     "explain",
     "figures",

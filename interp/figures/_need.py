@@ -15,9 +15,11 @@ class FigureError(InterpError, ValueError):
     """A dataset that a figure cannot draw, or a part of it that is not there."""
 
 
-def need(ds: xr.Dataset, figure: str, result: str, *variables: str, kind: str = "probe") -> xr.Dataset:
+def need(
+    ds: xr.Dataset, figure: str, result: str, *variables: str, kind: str = "probe", texts: bool = False
+) -> xr.Dataset:
     """`ds` if it holds all `variables`; `FigureError` otherwise, naming the probe (or other kind of thing) whose result
-    the figure draws."""
+    the figure draws. `texts`: whether it draws a result of several texts as it is."""
     missing = [name for name in variables if name not in ds]
     if missing:
         found = ", ".join(map(str, ds.data_vars)) or "nothing"
@@ -25,6 +27,8 @@ def need(ds: xr.Dataset, figure: str, result: str, *variables: str, kind: str = 
             f"figure {figure} draws a result of the {kind} {result!r}, which has {', '.join(missing)}; "
             f"this dataset holds {found}."
         )
+    if texts and "text" in ds.dims:
+        return ds
     if "text" in ds.dims:
         raise FigureError(
             f"figure {figure} draws one text, and this result holds {ds.sizes['text']}: choose one with .isel(text=0)."

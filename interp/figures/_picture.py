@@ -24,7 +24,7 @@ NEAR = 0.3
 """Edges of tokens that lie no further apart, in widths of a token, are one edge."""
 WIDTH, ROOM = 780, 150
 """Pixels that panels have side by side on a laptop, and those that titles and labels take below and above them."""
-VEIL = 0.72
+VEIL = 0.8
 """Opacity of colours over a picture."""
 MARK = "#00c8ff"
 """Of frames around tokens; on no scale that lies over pictures."""

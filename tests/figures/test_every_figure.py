@@ -105,6 +105,8 @@ def test_wrong_dataset_is_refused_by_name(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_results_of_several_texts_are_refused_with_the_way_out(name):
     ds = example(drawn_from(name), layers=2, heads=2, kv_heads=1, width=8, tokens=40)
+    if "text" in ds.dims:  # it is about several texts, and draws them
+        return
     several = xr.concat([ds, ds], dim="text")
     with pytest.raises(FigureError, match=r"this result holds 2: choose one with \.isel\(text=0\)"):
         getattr(figures, name)(several)
