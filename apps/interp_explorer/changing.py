@@ -28,8 +28,9 @@ KINDS = {
 }
 
 
-def section(lens: Any, asked: Asked, channels: Sequence[int], tau_rel: float, chosen: Sequence[int]) -> None:
-    """Choose what is changed, and see both answers. A choice that cannot be made is a sentence."""
+def side_by_side(lens: Any, asked: Asked, channels: Sequence[int], tau_rel: float, chosen: Sequence[int]) -> str | None:
+    """Choose what is changed, and see both answers; returns what that is, as `--with` has it, or None where nothing
+    was generated. A choice that cannot be made is a sentence."""
     st.subheader("Side by side")
     kind = str(
         st.segmented_control(
@@ -42,19 +43,19 @@ def section(lens: Any, asked: Asked, channels: Sequence[int], tau_rel: float, ch
         st.info(
             "No channel of this model's residual stream stands out, so it has no sinks to take from; type channels."
         )
-        return
+        return None
     if kind == "chosen patches" and not chosen:
         st.info("Choose patches first: click one in the picture above, or pull a box around several.")
-        return
+        return None
     spec = _spec(kind, channels, tau_rel, chosen)
     if not st.toggle("Generate", False, key="generate", bind="query-params", on_change=waiting.clicked):
         st.caption("Writes the answer twice, and scores each by both.")
-        return
+        return None
     try:
         intervention = parse(spec)
     except InterpError as error:
         st.error(plain(str(error)))
-        return
+        return None
 
     def generate(progress: Progress) -> xr.Dataset:
         import interp
@@ -76,6 +77,7 @@ def section(lens: Any, asked: Asked, channels: Sequence[int], tau_rel: float, ch
     view.code(*repeating.drawn("side_by_side", "sides"))
     for note in json.loads(ds.attrs["accounts"])[1]["notes"]:
         st.warning(plain(note))
+    return spec
 
 
 def _spec(kind: str, channels: Sequence[int], tau_rel: float, chosen: Sequence[int]) -> str:

@@ -56,7 +56,8 @@ def show(
     beside: Mapping[str, Any] | None = None,
     **chosen: Any,
 ) -> None:
-    """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`.
+    """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`, or from `source`
+    itself where `result` is empty.
 
     take: what a click on the figure does, `take_head` or `take_token`; it is called before the page runs again.
     box: whether a rectangle may be drawn, too, around several points.
@@ -67,7 +68,8 @@ def show(
     beside = dict(beside or {})
     figure = _made(make, dataset, key, chosen, beside)
     keep(figure, name=make.__name__, key=key, targets=targets, **({} if take is None else clicks))
-    view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", *beside, **chosen))
+    of = f"{source}[{result!r}]" if result else source
+    view.code(*repeating.drawn(make.__name__, of, *beside, **chosen))
 
 
 def _clicked(take: Callable[[str], None] | None, key: str) -> None:
@@ -81,21 +83,23 @@ def show_others(
     result: str,
     *known: str,
     beside: Mapping[str, Any] | None = None,
-    headings: bool = True,
+    folded: bool = False,
     **chosen: Any,
 ) -> None:
     """Draw what the library draws of `result` besides the figures that a page knows by name.
 
-    beside, chosen: as in `show`, for those figures that take them.
+    beside, chosen: as in `show`, for those figures that take them. folded: each opens with a click.
     """
     for name, figure in figures.figures_of(result).items():
         if name in known:
             continue
-        if headings:
-            st.subheader(plain(name.replace("_", " ").capitalize()))
+        title = plain(name.replace("_", " ").capitalize())
         takes = inspect.signature(figure).parameters
         given, same = ({n: v for n, v in some.items() if n in takes} for some in (chosen, beside or {}))
-        show(figure, dataset, result=result, key=f"other {name}", beside=same, **given)
+        with st.expander(title) if folded else st.container():
+            if not folded:
+                st.subheader(title)
+            show(figure, dataset, result=result, key=f"other {name}", beside=same, **given)
 
 
 def _made(

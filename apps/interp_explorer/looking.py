@@ -10,7 +10,9 @@ import streamlit as st
 import xarray as xr
 
 from interp.errors import InterpError
+from interp.interventions import parse
 from interp.lens.spelling import AS_THE_TOKENIZER_DOES
+from interp.probes import available, resolve
 from interp.probes.image_attention import ImageAttention
 from interp.probes.visual_sinks import VisualSinks
 from interp.results import repeating
@@ -70,7 +72,7 @@ def answered(lens: Any, asked: Asked) -> tuple[str, int]:
 
 def attention(lens: Any, asked: Asked, answer: str, head: int | None) -> xr.Dataset:
     """Where the words of question and answer look."""
-    return _probed(lens, asked, answer, ImageAttention(rows=ROWS, head=head), "seeing where words look")
+    return _probed(lens, asked, answer, _words(head), "seeing where words look")
 
 
 def sinks(lens: Any, asked: Asked, answer: str, channels: tuple[int, ...], tau_rel: float) -> xr.Dataset:
@@ -98,6 +100,32 @@ def sink_channels(lens: Any, asked: Asked, texts: bool) -> tuple[int, ...]:
     return waiting.done(("sink_channels", texts, *key), what, find)
 
 
+def others(lens: Any, asked: Asked, answer: str, name: str) -> xr.Dataset:
+    """The result of any other probe of texts with images, by its name."""
+    return _probed(lens, asked, answer, resolve([name], "images")[0], f"reading with {name}")
+
+
+def changed(lens: Any, asked: Asked, answer: str, head: int | None, spec: str) -> xr.Dataset:
+    """Where the words look before and after an intervention, that `spec` is as on the command line."""
+    before = attention(lens, asked, answer, head)
+
+    def work(progress: Progress) -> xr.Dataset:
+        import interp
+
+        probe = _words(head)
+        with lens.apply(parse(spec)):
+            seen = interp.probe(lens, asked.talk(answer), [probe], images=asked.picture.image, progress=progress)
+        return interp.before_after(before, seen[probe.name])
+
+    both = waiting.done(("changed", *asked.key, head, spec), "seeing where words look then", work)
+    view.code(*repeating.changed([_words(head)], [spec]))
+    return both
+
+
+def _words(head: int | None) -> ImageAttention:
+    return ImageAttention(rows=ROWS, head=head)
+
+
 def _probed(lens: Any, asked: Asked, answer: str, probe: Any, what: str) -> xr.Dataset:
     talk = asked.talk(answer)
 
@@ -120,8 +148,15 @@ def talks(lens: Any) -> bool:
     return bool(getattr(lens.processor, "chat_template", None) or getattr(lens.tokenizer, "chat_template", None))
 
 
-def findings(result: xr.Dataset) -> list[str]:
-    return VisualSinks().findings(result)
+def more(*known: str) -> list[str]:
+    """Names of probes of texts with images, besides those that the page knows by name."""
+    return [name for name in available("images") if name not in known]
+
+
+def findings(name: str, result: xr.Dataset) -> list[str]:
+    """What the probe called `name` says of its result."""
+    told: list[str] = resolve([name], "images")[0].findings(result)
+    return told
 
 
 def channels_in(line: str, width: int) -> tuple[int, ...]:

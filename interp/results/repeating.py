@@ -55,6 +55,20 @@ def looked_at(probes: Sequence[Any], picture: Sequence[str]) -> list[str]:
     return [*imports, *picture, f"results = {call('interp.probe', 'lens', 'text', named, 'images=picture')}"]
 
 
+def changed(probes: Sequence[Any], specs: Sequence[str]) -> list[str]:
+    """`both`: `results` of one probe of `text` about `picture`, before and after interventions, given as `--with` has
+    them."""
+    imports, named = _named(probes)
+    name = probes[0] if isinstance(probes[0], str) else probes[0].name
+    run = call("interp.probe", "lens", "text", named, "images=picture")
+    return [
+        *imports,
+        "from interp.interventions import parse_all",
+        f"with lens.apply({call('parse_all', repr(list(specs)))}):\n    after = {run}",
+        f"both = {call('interp.before_after', f'results[{name!r}]', f'after[{name!r}]')}",
+    ]
+
+
 def _named(probes: Sequence[Any]) -> tuple[list[str], str]:
     """Imports of probes with settings other than the defaults, and a list of all of them as an expression."""
     written = [probe for probe in probes if not isinstance(probe, str) and not _by_default(probe)]

@@ -37,7 +37,7 @@ with left:
     picture = pictures.choose()
     steps = int(
         st.number_input(
-            "New tokens", 1, 256, 12, key=address.number("steps"), bind="query-params", on_change=waiting.clicked
+            "New tokens", 1, 256, 12, key=address.number("new_tokens"), bind="query-params", on_change=waiting.clicked
         )
     )
 with right:
@@ -49,7 +49,7 @@ with right:
         or ""
     )  # fmt: skip
     chat = looking.talks(lens) and st.toggle(
-        "Through the chat template", True, key="chat", bind="query-params", on_change=waiting.clicked
+        "Through the chat template", True, key="chat_template", bind="query-params", on_change=waiting.clicked
     )
     spoken = st.empty()
 if not question.strip():
@@ -61,7 +61,7 @@ with spoken.container():
     st.caption("Answer")
     st.code(answer or "(nothing)", language=None, wrap_lines=True)
 
-words_at, sinks_at, change_at = st.container(), st.container(), st.container()
+words_at, sinks_at = st.container(), st.container()
 beside = {"picture": picture.image}
 
 with sinks_at:
@@ -86,7 +86,7 @@ with sinks_at:
             channels = looking.channels_in(line or "", lens.cfg.d_model)
         except InterpError as error:
             st.error(plain(str(error)))
-            st.stop()
+            channels = ()
     else:
         channels = looking.sink_channels(lens, asked, texts=source == TEXTS)
     named = ", ".join(map(str, channels)) or "none: those that stand out in a layer are taken there"
@@ -145,9 +145,25 @@ with words_at:
     charts.show_others(looks, "image_attention", *known, beside=beside, query=word, layer=layer)
 
 with sinks_at:
-    for sentence in looking.findings(sinks):
+    for sentence in looking.findings("visual_sinks", sinks):
         st.markdown(f"- {plain(sentence)}")
-    charts.show_others(sinks, "visual_sinks", beside=beside, headings=False, layer=layer)
+    charts.show(figures.phi_in_picture, sinks, result="visual_sinks", key="phi", beside=beside, layer=layer)
+    charts.show_others(sinks, "visual_sinks", "phi_in_picture", beside=beside, folded=True, layer=layer)
 
-with change_at:
-    changing.section(lens, asked, channels, tau_rel, chosen)
+spec = changing.side_by_side(lens, asked, channels, tau_rel, chosen)
+if spec is not None:
+    both = looking.changed(lens, asked, answer, head, spec)
+    charts.show(
+        figures.image_attention_change, both, result="", source="both", key="changed", beside=beside, query=word,
+        layer=layer,
+    )  # fmt: skip
+
+st.subheader("More about this picture")
+possible = looking.more("image_attention", "visual_sinks")
+for name in st.multiselect("Probes", possible, key="more", bind="query-params", on_change=waiting.clicked):
+    result = looking.others(lens, asked, answer, name)
+    with st.container(border=True):
+        st.subheader(plain(str(result.attrs["title"])))
+        for sentence in looking.findings(name, result):
+            st.markdown(f"- {plain(sentence)}")
+        charts.show_others(result, name, beside=beside, layer=layer)
