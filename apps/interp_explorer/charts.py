@@ -56,8 +56,7 @@ def show(
     beside: Mapping[str, Any] | None = None,
     **chosen: Any,
 ) -> None:
-    """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`, or from `source`
-    itself where `result` is empty.
+    """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`.
 
     take: what a click on the figure does, `take_head` or `take_token`; it is called before the page runs again.
     box: whether a rectangle may be drawn, too, around several points.
@@ -68,8 +67,7 @@ def show(
     beside = dict(beside or {})
     figure = _made(make, dataset, key, chosen, beside)
     keep(figure, name=make.__name__, key=key, targets=targets, **({} if take is None else clicks))
-    of = f"{source}[{result!r}]" if result else source
-    view.code(*repeating.drawn(make.__name__, of, *beside, **chosen))
+    view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", *beside, **chosen))
 
 
 def _clicked(take: Callable[[str], None] | None, key: str) -> None:

@@ -118,7 +118,10 @@ def changed(lens: Any, asked: Asked, answer: str, head: int | None, spec: str) -
         return interp.before_after(before, seen[probe.name])
 
     both = waiting.done(("changed", *asked.key, head, spec), "seeing where words look then", work)
-    view.code(*repeating.changed([_words(head)], [spec]))
+    view.code(*repeating.changed(_words(head), [spec], pictured=True))
+    shown = view.current()
+    if shown is not None:
+        shown.data["before_after"] = both
     return both
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.icl import icl
+from interp.cli.loading import loaded
 from interp.cli.terminal import DEBUG, ReaderGoneError, at_home, bar, command_line, plain_streams, printable
 from interp.errors import InterpError
 from interp.files.writing import Outputs, expect_writable
@@ -24,7 +25,6 @@ from interp.files.writing import Outputs, expect_writable
 if TYPE_CHECKING:
     import xarray as xr
 
-    from interp.lens.lens import Lens
     from interp.probes import Probe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -51,6 +51,7 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", help="for models that see: a picture for each <image> in the text, which else come first"),
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="put the text through the model's chat template")]
 Dtype = Annotated[str, typer.Option("--dtype", help="dtype of the weights")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -93,13 +94,14 @@ def probe(
     tokens: Tokens = None,
     probes: Probes = None,
     images: Images = None,
+    chat: Chat = False,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Run probes on a model reading a text and store their results."""
     wanted = _resolved(probes, images)
     expect_writable(*(out / f"{one.name}.nc" for one in wanted))
-    run = _read(model, text, tokens, wanted, dtype, images)
+    run = _read(model, text, tokens, wanted, dtype, images, chat)
     from interp.results.storage import save
 
     with Outputs() as outputs:
@@ -117,6 +119,11 @@ def report(
     tokens: Tokens = None,
     probes: Probes = None,
     images: Images = None,
+    chat: Chat = False,
+    interventions: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="with --image: show what an attention edit changes, as in var:channels=507"),
+    ] = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
@@ -124,11 +131,13 @@ def report(
     if out.suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"--out names the HTML file of the report, not {out}; end it in .html.")
     wanted = _resolved(probes, images)
+    from interp.cli.changing import CHANGED, edits_to_show
     from interp.report import write_markdown, write_report
     from interp.report.markdown import data_path
 
-    expect_writable(out, out.with_suffix(".md"), *(data_path(out, one.name) for one in wanted))
-    run = _read(model, text, tokens, wanted, dtype, images)
+    kept = [one.name for one in wanted] + [CHANGED] * bool(edits_to_show(interventions, wanted, images))
+    expect_writable(out, out.with_suffix(".md"), *(data_path(out, name) for name in kept))
+    run = _read(model, text, tokens, wanted, dtype, images, chat, interventions)
     with Outputs() as outputs:  # the page, which is opened, comes last
         markdown = write_markdown(run.results, run.about, out.with_suffix(".md"), run.probes, outputs)
         page = write_report(run.results, run.about, out, run.probes, outputs)
@@ -147,7 +156,7 @@ def generate(
         typer.Option("--with", help="an intervention, as in think:ratio=0.5, or a .toml file of them; may be repeated"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="stop after so many tokens")] = 64,
-    chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
+    chat: Chat = False,
     images: Images = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -163,13 +172,13 @@ def generate(
     if not content or not content.strip():
         raise InterpError("the prompt is empty; pass some text.")
     pictures = _pictures(images)
-    lens, seconds = _load(model, dtype)
+    lens, seconds = loaded(model, dtype)
     from interp.results.provenance import provenance
     from interp.runs.generating import generate as generate_text
     from interp.subjects.quiet import quiet_transformers
 
     with bar("generating", max_new_tokens) as step, quiet_transformers():
-        asked = content if chat else _with_places(content, images)
+        asked = _with_places(content, images, chat)
         told = generate_text(lens, asked, intervention, max_new_tokens, chat=chat, images=pictures, progress=step)
     about = {
         "model": lens.cfg.model_name,
@@ -265,22 +274,6 @@ def _account(model: str, told: dict[str, Any]) -> list[str]:
     ]
 
 
-def _load(model: str, dtype: str) -> tuple[Lens, dict[str, float]]:
-    """A Lens, and the seconds that imports and loading took."""
-    with bar("loading", 1) as step:
-        began = time.perf_counter()
-        import interp
-        from interp.subjects.quiet import quiet_transformers
-
-        _ = interp.Lens  # brings torch, transformers and transformer-lens: imports, not loading
-        imported = time.perf_counter()
-        with quiet_transformers():
-            lens = interp.load(model, dtype=dtype)
-        seconds = {"import": imported - began, "load": time.perf_counter() - imported}
-        step(1, 1)
-    return lens, seconds
-
-
 def _resolved(probes: list[str] | None, images: list[Path] | None) -> list[Probe]:
     """The probes that are asked for."""
     from interp.probes import resolve
@@ -296,16 +289,17 @@ def _pictures(images: list[Path] | None) -> list[Any] | None:
     return [opened(path) for path in images] if images else None
 
 
-def _with_places(content: str, images: list[Path] | None) -> str:
-    """A text with places for its images: before it, unless it has some."""
+def _with_places(content: str, images: list[Path] | None, chat: bool) -> str:
+    """A text with places for its images: before it, unless it has some or a chat template puts them there."""
     from interp.vision.prompts import PLACE
 
-    return content if not images or PLACE in content else PLACE * len(images) + "\n" + content
+    return content if not images or chat or PLACE in content else PLACE * len(images) + "\n" + content
 
 
 def _read(
-    model: str, text: Path | None, tokens: int | None, wanted: list[Probe], dtype: str, images: list[Path] | None
-) -> Reading:
+    model: str, text: Path | None, tokens: int | None, wanted: list[Probe], dtype: str, images: list[Path] | None,
+    chat: bool, specs: list[str] | None = None,
+) -> Reading:  # fmt: skip
     """Check everything that can be checked before the model is loaded, then load and probe."""
     from interp.subjects.texts import demo_text, read_text
 
@@ -313,16 +307,21 @@ def _read(
         raise InterpError("a picture goes with a text: pass --text FILE with what is asked of it.")
     if images and tokens is not None:
         raise InterpError("a text with images is read whole; leave --tokens out.")
+    if chat and not images:
+        raise InterpError("--chat is for texts with images here; pass --image FILE, or leave it out.")
     content, pictures = demo_text() if text is None else read_text(text), _pictures(images)
-    lens, seconds = _load(model, dtype)
+    lens, seconds = loaded(model, dtype)
     import interp
+    from interp.cli.changing import changed, edits_to_show
 
     asked = tokens or min(DEFAULT_TOKENS, lens.cfg.n_ctx or DEFAULT_TOKENS)
     lens.check_length(asked)
-    given = _with_places(content, images) if images else lens.to_tokens(content, truncate=asked)[0]
+    given = _with_places(content, images, chat) if images else lens.to_tokens(content, truncate=asked)[0]
     with bar("reading", lens.cfg.n_layers) as step:
         probing = time.perf_counter()
-        results = interp.probe(lens, given, wanted, images=pictures, progress=step)
+        results = interp.probe(lens, given, wanted, images=pictures, chat=chat, progress=step)
+        if edit := edits_to_show(specs, wanted, images):
+            results = changed(lens, edit, wanted, results, given, pictures, chat)
         probed = time.perf_counter()
     from interp.results.provenance import provenance
 
@@ -332,7 +331,8 @@ def _read(
         "architecture": lens.cfg.architecture,
         "text": "the help topics of this Python (pydoc_data.topics)" if text is None else str(text),
         "python_text": "interp.subjects.demo_text()" if text is None else f"interp.subjects.read_text({str(text)!r})",
-        **({"python_images": [str(path) for path in images]} if images else {}),
+        **({"python_images": [str(path) for path in images], "python_chat": chat} if images else {}),
+        **({"python_edits": specs} if specs else {}),
         "n_tokens": n,
         "tokens_asked": asked,
         **({"images": ", ".join(map(str, images))} if images else {}),

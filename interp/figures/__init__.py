@@ -35,6 +35,12 @@ def figures_of(result: str) -> dict[str, Figure]:
     return {name: _drawing(getattr(module, name)) for name, module in modules.items() if result == module.RESULT}
 
 
+def beside(name: str) -> dict[str, str]:
+    """What else the figure called `name` takes: probes whose results of the same text it draws besides its own, by
+    argument. It says so in a constant `BESIDE`."""
+    return dict(getattr(importlib.import_module(f"{__name__}.{name}"), "BESIDE", {}))
+
+
 @cache
 def _drawing(figure: Figure) -> Figure:
     """A figure that says in a sentence that it cannot draw a dataset."""
@@ -59,7 +65,7 @@ def __getattr__(name: str) -> Figure:
 
 
 def __dir__() -> list[str]:
-    return sorted({*names(), "figures_of", "names"})
+    return sorted({*names(), "beside", "figures_of", "names"})
 
 
 class _FiguresModule(ModuleType):

@@ -51,7 +51,7 @@ def image_attention_change(
     query, seen = looking(ds, query, layer, head)
     sides = seen["attention"].transpose("edited", "token").values * 100
     on = ground(ds, image, picture)
-    scaled = [panel.area.mean() / panel.area for panel in on.panels]
+    scaled = [panel.area.sum() / max(len(panel.area), 1) / panel.area for panel in on.panels]
     before, after = ([side[panel.token] * by for panel, by in zip(on.panels, scaled, strict=True)] for side in sides)
     change = [b - a for a, b in zip(before, after, strict=True)]
     masses = sides[:, on.tokens].sum(1)

@@ -39,7 +39,15 @@ LABELS = {
     "numpy": "numpy",
     "python": "Python",
 }
-ELSEWHERE = {"command", "python_text", "python_images"}  # shown under "How to regenerate"
+CHANGED, OF = "before_after", "image_attention"
+"""The result that says what an edit changed, and the probe that it is of."""
+ELSEWHERE = {
+    "command",
+    "python_text",
+    "python_images",
+    "python_chat",
+    "python_edits",
+}  # shown under "How to regenerate"
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def _content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probe
             name=name,
             title=str(result.attrs.get("title", name.replace("_", " ").capitalize())),
             description=str(result.attrs.get("description", "")),
-            findings=known[name].findings(result) if name in known else [],
+            findings=known[name].findings(result) if name in known else _summary(result),
             result=result,
         )
         for name, result in results.items()
@@ -106,11 +114,28 @@ def _content_of(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probe
         python=repeating.script(
             [
                 *repeating.loaded(model, str(run.get("python_text", repeating.NOT_KNOWN)), _dtype(first)),
-                *repeating.probed([known.get(name, name) for name in results], n_tokens, run.get("python_images")),
+                *_probed(results, known, n_tokens, run),
                 *repeating.reported(),
             ]
         ),
     )
+
+
+def _probed(
+    results: Mapping[str, xr.Dataset], known: Mapping[str, Probe], n_tokens: int, run: Mapping[str, Any]
+) -> list[str]:
+    """The lines that probe, and again with an edit where a result says what one changed."""
+    wanted = [known.get(name, name) for name in results if name != CHANGED]
+    read: dict[str, Any] = {"images": run.get("python_images"), "chat": bool(run.get("python_chat"))}
+    lines = repeating.probed(wanted, n_tokens, **read)
+    return lines + (
+        repeating.changed(known.get(OF, OF), run.get("python_edits", []), **read) if CHANGED in results else []
+    )
+
+
+def _summary(result: xr.Dataset) -> list[str]:
+    """What a result that no probe made says of itself."""
+    return [str(result.attrs["summary"])] if result.attrs.get("summary") else []
 
 
 def _dtype(result: xr.Dataset) -> str:

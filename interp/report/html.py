@@ -53,7 +53,7 @@ def write_report(
 def page(results: Mapping[str, xr.Dataset], run: Mapping[str, Any], probes: Iterable[Probe] | None = None) -> str:
     """What `write_report` writes."""
     content = content_of(results, run, probes)
-    drawn = {section.name: _figures(section) for section in content.sections}
+    drawn = {section.name: _figures(section, content.sections) for section in content.sections}
     return render(HERE / "page.html", content=content, figures=drawn)
 
 
@@ -82,17 +82,24 @@ def render(template: Path, style: str = "", **values: Any) -> str:
     )
 
 
-def _figures(section: Section) -> list[dict[str, Any]]:
+def _figures(section: Section, sections: Iterable[Section]) -> list[dict[str, Any]]:
     """Each figure of a result: name, caption, height in pixels, and JSON that plotly made safe for a script tag."""
     from markupsafe import Markup
 
+    same = {one.name: one.result for one in sections if _read(one) == _read(section)}
+
     drawn = []
     for name, figure in figures.figures_of(section.name).items():
-        fig = figure(section.result)
+        fig = figure(section.result, **{key: same[of] for key, of in figures.beside(name).items() if of in same})
         drawn.append(
             {"name": name, "caption": _caption(figure), "height": fig.layout.height, "json": Markup(fig.to_json())}
         )
     return drawn
+
+
+def _read(section: Section) -> tuple[Any, ...]:
+    """The text and images that a result is of."""
+    return tuple(section.result.attrs.get(name) for name in ("tokens_sha256", "pictures"))
 
 
 def _caption(figure: Any) -> str:

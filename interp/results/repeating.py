@@ -41,11 +41,11 @@ def loaded(model: str, text: str = NOT_KNOWN, dtype: str = DEFAULT_DTYPE) -> lis
     return [*paths, "import interp", f"lens = {load}", f"text = {text}"]
 
 
-def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = None) -> list[str]:
+def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = None, chat: bool = False) -> list[str]:
     """`results` of probes, or of names of probes; settings other than the defaults are written out. With `images` the
     whole text is read, in which each of them has its place."""
     imports, named = _named(probes)
-    read: dict[str, Any] = {"images": list(images)} if images else {"tokens": tokens}
+    read = _with_images(images, chat) if images else {"tokens": tokens}
     return [*imports, f"results = {call('interp.probe', 'lens', 'text', named, **read)}"]
 
 
@@ -55,18 +55,30 @@ def looked_at(probes: Sequence[Any], picture: Sequence[str]) -> list[str]:
     return [*imports, *picture, f"results = {call('interp.probe', 'lens', 'text', named, 'images=picture')}"]
 
 
-def changed(probes: Sequence[Any], specs: Sequence[str]) -> list[str]:
-    """`both`: `results` of one probe of `text` about `picture`, before and after interventions, given as `--with` has
-    them."""
-    imports, named = _named(probes)
-    name = probes[0] if isinstance(probes[0], str) else probes[0].name
-    run = call("interp.probe", "lens", "text", named, "images=picture")
+def changed(
+    probe: Any,
+    edits: Sequence[str],
+    images: Sequence[str] | None = None,
+    chat: bool = False,
+    *,
+    pictured: bool = False,
+) -> list[str]:
+    """`results["before_after"]`: what a probe of `results` sees with edits in force, given as `--with` has them;
+    `pictured`: of `text` about `picture`."""
+    name = probe if isinstance(probe, str) else probe.name
+    _, named = _named([probe])
+    seen = ["images=picture"] if pictured else []
+    again = call("interp.probe", "lens", "text", named, *seen, **(_with_images(images, chat) if images else {}))
+    both = call("interp.before_after", f"results[{name!r}]", f"after[{name!r}]")
     return [
-        *imports,
         "from interp.interventions import parse_all",
-        f"with lens.apply({call('parse_all', repr(list(specs)))}):\n    after = {run}",
-        f"both = {call('interp.before_after', f'results[{name!r}]', f'after[{name!r}]')}",
+        f"with lens.apply({call('parse_all', repr(list(edits)))}):\n    after = {again}",
+        f"results = {{'before_after': {both}}}",
     ]
+
+
+def _with_images(images: Sequence[str], chat: bool) -> dict[str, Any]:
+    return {"images": list(images), **({"chat": True} if chat else {})}
 
 
 def _named(probes: Sequence[Any]) -> tuple[list[str], str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from interp.cli.main import main
@@ -69,3 +72,49 @@ def test_mistakes_are_one_line(
     assert said in errors
     assert errors.count("\n") == 0
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_report_shows_what_an_edit_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    given = ("--text", folder / "asked.txt", "--image", folder / "seen.png", "--out", tmp_path / "r.html")
+    edit = ("--with", "attention_bias:keys=images,bias=2")
+    wanted = ("--probes", "image_attention,visual_sinks,image_logit_lens")
+    assert run(monkeypatch, "report", folder, *given, *edit, *wanted, "--chat") == 0
+    both = load(tmp_path / "r.before_after.nc")
+    on = np.isfinite(both.box.values[:, 0])
+    before, after = both.attention.isel(query=-1).mean("layer").values[:, on].sum(-1)
+    assert after > before, "a bias on the image's keys draws attention there"
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    drawn = re.findall(r'<figure data-figure="(\w+)"', page)
+    assert drawn[:2] == ["image_attention", "image_attention_change"]
+    assert {"image_heads", "phi_by_layer", "phi_in_picture", "image_logit_lens"} <= set(drawn)
+    for text in (page, (tmp_path / "r.md").read_text(encoding="utf-8")):
+        assert f"gives {after:.1%} of its attention to the image, where it gives {before:.1%} without" in text
+    code = html.unescape(re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)[-1])
+    held: dict = {"open": open}
+    exec(code.replace("interp.report.write_report", "(lambda *_: None)"), held)
+    again = held["results"]["before_after"]
+    np.testing.assert_allclose(again.attention.values, both.attention.values, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--text", "asked.txt", "--with", "temperature"), "pass --image FILE, and the probe image_attention"),
+        (("--text", "asked.txt", "--image", "seen.png", "--with", "temperature", "--probes", "visual_sinks"),
+         "and the probe image_attention"),
+        (("--text", "asked.txt", "--image", "seen.png", "--with", "h2o"), "h2o is no attention edit"),
+        (("--text", "asked.txt", "--image", "seen.png", "--with", "temperatur"), "did you mean 'temperature'"),
+        (("--text", "asked.txt", "--chat"), "--chat is for texts with images here"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_edits_are_one_line(
+    arguments: tuple[str, ...], said: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(monkeypatch, "report", folder, *arguments, "--out", tmp_path / "out.html") == 2
+    errors = capsys.readouterr().err.strip()
+    assert said in errors
+    assert errors.count("\n") == 0
+    assert not list(tmp_path.iterdir())

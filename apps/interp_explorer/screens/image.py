@@ -154,7 +154,7 @@ spec = changing.side_by_side(lens, asked, channels, tau_rel, chosen)
 if spec is not None:
     both = looking.changed(lens, asked, answer, head, spec)
     charts.show(
-        figures.image_attention_change, both, result="", source="both", key="changed", beside=beside, query=word,
+        figures.image_attention_change, both, result="before_after", key="changed", beside=beside, query=word,
         layer=layer,
     )  # fmt: skip
 
