@@ -55,7 +55,9 @@ CURES = {
     ", or is damaged: ‹why›": "Run again what wrote it.",
     "cannot write": "Choose a folder that exists, has room, and that you may write to.",
     "NetCDF takes strings and numbers": "Make it a string, a number, or a list or dict of them.",
+    "before_after takes two results": "Pass `results[name]` of both runs, not the whole dict.",
     # images
+    "there is no image ‹image› in this result": "Count images from 0; leave `image` out for the first.",
     "images go with a text or a list of texts": "Pass the text with `<image>` where each image stands.",
     "have no place: each is made": "Take a model whose image tokens are patches; a resampler's or Q-Former's are not.",
     "tokens, and the text has": "Pass the sizes of the images that the text was read with.",

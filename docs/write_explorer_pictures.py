@@ -31,7 +31,7 @@ PAGES = {
     "export": "rank?layer=7&head=4",
 }
 # what the page shows, and how much of it in pixels
-SHOWN = {"overview": 1000, "rank": 1320, "image": 1640, "intervene": 1560}
+SHOWN = {"overview": 1000, "rank": 1320, "image": 1570, "intervene": 1560}
 
 
 def photograph(page: Any, address: str, picture: Path, height: int | None, link: str | None = None) -> None:

@@ -134,6 +134,7 @@ if TYPE_CHECKING:  # for editors; written by python -m docs.write_names
     from interp.probes.channel_imbalance import ChannelImbalance as ChannelImbalance
     from interp.probes.icl_gd import IclGd as IclGd
     from interp.probes.image_attention import ImageAttention as ImageAttention
+    from interp.probes.image_logit_lens import ImageLogitLens as ImageLogitLens
     from interp.probes.logit_lens import LogitLens as LogitLens
     from interp.probes.text_sinks import TextSinks as TextSinks
     from interp.probes.vision_registers import VisionRegisters as VisionRegisters

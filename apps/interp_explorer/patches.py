@@ -13,7 +13,8 @@ import xarray as xr
 
 from interp.errors import InterpError
 
-CHOSEN = "#d55e00"
+FRAME = ({"color": "black", "width": 5}, {"color": "white", "width": 2})
+"""Lines around a chosen patch, which show on any picture and any colours over it."""
 MOST = 10_000  # tokens that a line may name
 
 
@@ -68,8 +69,8 @@ def with_targets(figure: go.Figure, ds: xr.Dataset, chosen: Sequence[int], said:
         )  # fmt: skip
         for token in np.intersect1d(tokens, chosen):
             left, top, right, bottom = boxes[token]
-            line = {"color": CHOSEN, "width": 3}
-            figure.add_shape(type="rect", x0=left, y0=top, x1=right, y1=bottom, xref=x, yref=y, line=line)
+            for line in FRAME:
+                figure.add_shape(type="rect", x0=left, y0=top, x1=right, y1=bottom, xref=x, yref=y, line=line)
     figure.for_each_trace(lambda trace: trace.update(hoverinfo="skip", hovertemplate=None), {"type": "heatmap"})
     # a patch is hit wherever it is clicked; while pulling draws a box, Streamlit hears no clicks
     return figure.update_layout(hoverdistance=-1, hovermode="closest", dragmode=False)

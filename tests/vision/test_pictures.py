@@ -92,7 +92,7 @@ def test_what_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path, "is a folder"),
         (animation(tmp_path / "a.gif"), "an animation of 3 frames"),
         (7, "found int"),
-        (b"bytes", "found bytes"),
+        (b"bytes", "no image that can be read"),
         (np.zeros((2, 2, 5), dtype=np.uint8), r"found \[2, 2, 5\]"),
         (np.zeros((0, 2), dtype=np.uint8), r"found \[0, 2\]"),
         (np.full((2, 2), 300), "found int64"),
