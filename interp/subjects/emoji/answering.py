@@ -63,7 +63,7 @@ class Answering(nn.Module):
 
 def shipped(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Answering:
     """emoji-vlm as it ships, its adapters merged."""
-    weights = read_weights(path)
+    weights, _ = read_weights(path)
     model, tokenizer = language_model(dtype)
     merge(model, part(weights, "adapter"))
     classifier = PatchClassifier()

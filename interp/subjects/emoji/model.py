@@ -39,7 +39,7 @@ def emoji_vlm(dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGe
     dtype: of all weights; those of this project are kept in float16. Raises `DemoMissingError` where the demo model's
     weights are not installed, and InterpError for a damaged file.
     """
-    return assemble(read_weights(WEIGHTS), dtype)
+    return assemble(read_weights(WEIGHTS)[0], dtype)
 
 
 def assemble(weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[Any, Any]:
@@ -88,12 +88,12 @@ def write_weights(path: Path, weights: dict[str, Tensor], about: dict[str, Any])
     return tensor_file.write(path, {name: tensor.half() for name, tensor in weights.items()}, "emoji-vlm", about)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors that `write_weights` kept. Raises InterpError for a file that is missing or damaged."""
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_weights` kept. Raises InterpError for a file that is missing or damaged."""
     try:
         tensors, about = tensor_file.read(path, "emoji-vlm")
     except tensor_file.UNREADABLE as error:
         raise InterpError(f"{path} holds no weights of emoji-vlm ({error}); install interp again.") from None
     if about is None:
         raise InterpError(f"{path} holds no weights of emoji-vlm; install interp again.")
-    return tensors
+    return tensors, dict(about)

@@ -72,7 +72,7 @@ def test_the_evaluation_counts_what_it_asks() -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     weights = {"tower.a": torch.tensor([1.5]), "adapter.x.up": torch.tensor([-2.0])}
     write_weights(tmp_path / "w.safetensors", weights, {"seed": 0})
-    found = read_weights(tmp_path / "w.safetensors")
+    found, _ = read_weights(tmp_path / "w.safetensors")
     assert {name: tensor.tolist() for name, tensor in found.items()} == {"tower.a": [1.5], "adapter.x.up": [-2.0]}
     assert list(part(found, "adapter")) == ["x.up"]
 

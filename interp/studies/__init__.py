@@ -1,0 +1,1 @@
+"""Ablation studies: what their numbers are allowed to say (`interp.studies.statistics`)."""
