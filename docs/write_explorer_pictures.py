@@ -1,6 +1,6 @@
 """Writes the pictures of docs/explorer.md, or all pages light and dark: `python -m docs.write_explorer_pictures [DIR]`.
 
-Starts the explorer and photographs it in headless Chromium through Playwright. Without DIR it writes the three pictures
+Starts the explorer and photographs it in headless Chromium through Playwright. Without DIR it writes the pictures
 that the page shows to docs/images; with one, every page in both themes, to be looked at.
 """
 
@@ -24,12 +24,14 @@ PAGES = {
     "channels": "channels?layer=5&kv_head=1",
     "rank": "rank?layer=7&head=4",
     "sinks": "sinks?layer=3&head=2",
+    "image": "image?model=emoji-vlm&word=66&patches=41-42&generate=true&change=all+of+the+image",
     "in_context": f"in_context?heads=true&tokens=128&run_study=true&study={STUDY}",
     "intervene": "intervene?tokens=256&steps=32&ask=true",
     "tables": f"studies?folder={Path(__file__).parents[1]}/benchmarks/results",
     "export": "rank?layer=7&head=4",
 }
-SHOWN = {"overview": 1000, "rank": 1320, "intervene": 1560}  # what the page shows, and how much of it in pixels
+# what the page shows, and how much of it in pixels
+SHOWN = {"overview": 1000, "rank": 1320, "image": 1570, "intervene": 1560}
 
 
 def photograph(page: Any, address: str, picture: Path, height: int | None, link: str | None = None) -> None:

@@ -13,6 +13,7 @@ PAGES = {
         "channels": ("Channels", ":material/equalizer:"),
         "rank": ("Rank", ":material/grid_on:"),
         "sinks": ("Sinks", ":material/water_drop:"),
+        "image": ("Image", ":material/image:"),
         "in_context": ("In-context learning", ":material/school:"),
     },
     "Change": {"intervene": ("Intervene", ":material/tune:")},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import streamlit as st
 from interp import figures
 from interp.figures._theme import INK, ORANGE
 from interp.results import repeating
-from interp_explorer import view
+from interp_explorer import view, waiting
 from interp_explorer.text import plain
 
 MANY = 2000  # cells of a map above which its points are drawn by the graphics card
@@ -25,10 +26,20 @@ _DARK_AXIS = {"gridcolor": "#3a3f47", "linecolor": "#6b7280", "tickcolor": "#6b7
 _DARK_SCENE = {"gridcolor": "#4a505a", "backgroundcolor": "#1b1f26"}
 
 
-def keep(figure: go.Figure, *, name: str, key: str, **selecting: Any) -> None:
-    """Draw a figure, and keep it under its name for the page Export."""
+def keep(
+    figure: go.Figure,
+    *,
+    name: str,
+    key: str,
+    targets: Callable[[go.Figure], go.Figure] | None = None,
+    **selecting: Any,
+) -> None:
+    """Draw a figure, and keep it under its name for the page Export.
+
+    targets: makes of a figure one that can be clicked where it could not; None: `with_targets`.
+    """
     view.drawn(name, figure)
-    figure = in_page_colours(with_targets(figure) if selecting else figure)
+    figure = in_page_colours((targets or with_targets)(figure) if selecting else figure)
     st.plotly_chart(figure, key=key, theme=None, config={"displaylogo": False}, **selecting)
 
 
@@ -40,32 +51,66 @@ def show(
     key: str,
     source: str = "results",
     take: Callable[[str], None] | None = None,
+    box: bool = False,
+    targets: Callable[[go.Figure], go.Figure] | None = None,
+    beside: Mapping[str, Any] | None = None,
     **chosen: Any,
 ) -> None:
     """Draw `make(dataset, **chosen)`, and note the line of Python that draws it from `source[result]`.
 
     take: what a click on the figure does, `take_head` or `take_token`; it is called before the page runs again.
+    box: whether a rectangle may be drawn, too, around several points.
+    targets: as in `keep`.
+    beside: arguments that the Python has under their own names.
     """
-    clicks = {} if take is None else {"on_select": lambda: take(key), "selection_mode": "points"}
-    keep(_made(make, dataset, key, chosen), name=make.__name__, key=key, **clicks)
-    view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", **chosen))
+    clicks = {"on_select": lambda: _clicked(take, key), "selection_mode": ("points", "box") if box else "points"}
+    beside = dict(beside or {})
+    figure = _made(make, dataset, key, chosen, beside)
+    keep(figure, name=make.__name__, key=key, targets=targets, **({} if take is None else clicks))
+    view.code(*repeating.drawn(make.__name__, f"{source}[{result!r}]", *beside, **chosen))
 
 
-def show_others(dataset: Any, result: str, *known: str) -> None:
-    """Draw what the library draws of `result` besides the figures that a page knows by name."""
+def _clicked(take: Callable[[str], None] | None, key: str) -> None:
+    waiting.clicked()
+    if take is not None:
+        take(key)
+
+
+def show_others(
+    dataset: Any,
+    result: str,
+    *known: str,
+    beside: Mapping[str, Any] | None = None,
+    folded: bool = False,
+    **chosen: Any,
+) -> None:
+    """Draw what the library draws of `result` besides the figures that a page knows by name.
+
+    beside, chosen: as in `show`, for those figures that take them. folded: each opens with a click.
+    """
     for name, figure in figures.figures_of(result).items():
-        if name not in known:
-            st.subheader(plain(name.replace("_", " ").capitalize()))
-            show(figure, dataset, result=result, key=f"other {name}")
+        if name in known:
+            continue
+        title = plain(name.replace("_", " ").capitalize())
+        takes = inspect.signature(figure).parameters
+        given, same = ({n: v for n, v in some.items() if n in takes} for some in (chosen, beside or {}))
+        with st.expander(title) if folded else st.container():
+            if not folded:
+                st.subheader(title)
+            show(figure, dataset, result=result, key=f"other {name}", beside=same, **given)
 
 
-def _made(make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[str, Any]) -> go.Figure:
+def _made(
+    make: Callable[..., go.Figure], dataset: Any, key: str, chosen: dict[str, Any], beside: dict[str, Any]
+) -> go.Figure:
     """The figure of this place, made anew only when what it shows is other: a slider moves one figure of a page."""
     places = st.session_state.setdefault("figures", {})
-    shown, wanted, figure = places.get(key, (None, None, None))
-    if shown is not dataset or wanted != (make, chosen):
-        figure = make(dataset, **chosen)
-        places[key] = dataset, (make, chosen), figure
+    shown, wanted, figure = places.get(key, ((), None, None))
+    given = (dataset, *beside.values())
+    same = len(shown) == len(given) and all(one is other for one, other in zip(shown, given, strict=True))
+    if not same or wanted != (make, chosen, list(beside)):
+        figure = make(dataset, **chosen, **beside)
+        places[key] = given, (make, chosen, list(beside)), figure
     return figure
 
 

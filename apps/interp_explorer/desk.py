@@ -20,7 +20,8 @@ Progress = Callable[[int, int], None]
 Work = Callable[[Progress], Any]
 
 PATIENCE = 10.0  # seconds without a sign of life from any tab after which a job is given up
-KEPT = {"lens": 2}  # finished jobs of a kind (a key's first part) whose results are kept: models are large
+# finished jobs of a kind (a key's first part) whose results are kept: models are large, and pictures may be
+KEPT = {"lens": 2, "picture": 2}
 KEPT_ELSE = 32
 
 

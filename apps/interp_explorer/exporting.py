@@ -56,7 +56,8 @@ def probed(shown: View) -> dict[str, xr.Dataset]:
     """The probe results of a view: what a report is about."""
     from interp.probes import available
 
-    return {name: dataset for name, dataset in shown.data.items() if name in available()}
+    known = available() | available("images")
+    return {name: dataset for name, dataset in shown.data.items() if name in known}
 
 
 def report(results: dict[str, xr.Dataset]) -> bytes:

@@ -162,13 +162,18 @@ def reading() -> Reading:
     """What the sidebar chose. Where it is nothing that can be read, a sentence says so and the page ends."""
     state = st.session_state
     source = state.get("text", TOPICS)
-    model, dtype = state.get("model", "demo"), state.get("dtype", "float32")
     try:
         text, about, python = _text(source)
     except InterpError as error:
         st.error(plain(str(error)))
         st.stop()
-    return Reading(model or "demo", dtype, text, about, python, int(state.get("tokens") or TOKENS))
+    return Reading(*chosen_model(), text, about, python, int(state.get("tokens") or TOKENS))
+
+
+def chosen_model() -> tuple[str, str]:
+    """The model that the sidebar chose, and the precision of its weights."""
+    state = st.session_state
+    return state.get("model", "demo") or "demo", state.get("dtype", "float32")
 
 
 def _text(source: str) -> tuple[str, str, str]:
@@ -198,17 +203,22 @@ def _text(source: str) -> tuple[str, str, str]:
 
 
 def lens(read: Reading) -> Any:
-    """The Lens on the chosen model, shared by all tabs."""
+    """The Lens on the model of a text, shared by all tabs."""
+    return lens_on(read.model, read.dtype, own=read.first)
+
+
+def lens_on(model: str, dtype: str, *, own: bool = False) -> Any:
+    """The Lens on a model, shared by all tabs; `own` as in `waiting.done`."""
 
     def load(_: Any) -> Any:
         import interp
         from interp.subjects.quiet import quiet_transformers
 
-        memory.check_weights(expanded(read.model, "the model"), read.dtype)
+        memory.check_weights(expanded(model, "the model"), dtype)
         with quiet_transformers():
-            return interp.load(read.model, dtype=read.dtype)
+            return interp.load(model, dtype=dtype)
 
-    return waiting.done(("lens", read.model, read.dtype), f"loading {read.model}", load, own=read.first)
+    return waiting.done(("lens", model, dtype), f"loading {model}", load, own=own)
 
 
 def row(read: Reading) -> Any:
@@ -251,5 +261,5 @@ def _choose(label: str, key: str, count: int, mean: bool) -> int | None:
     options = ([MEAN] if mean else []) + [str(number) for number in range(count)]
     if st.session_state.get(key) not in (None, *options):  # of another model, or a page that has no mean
         st.session_state[key] = options[0]
-    chosen = st.selectbox(label, options, key=key, bind="query-params")
+    chosen = st.selectbox(label, options, key=key, bind="query-params", on_change=waiting.clicked)
     return None if chosen == MEAN else int(chosen)

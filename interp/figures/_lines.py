@@ -1,4 +1,4 @@
-"""A text set in lines of a fixed width, token by token, for figures that colour it."""
+"""A text set in lines of a fixed width, token by token, each on a ground of its own colour."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import unicodedata
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
-from interp.figures._text import visible
+from interp.figures._text import escape, visible
+from interp.figures._theme import INK, MONO
 
 LINE = 104  # characters that fit side by side at 1000 px
 
@@ -43,3 +45,15 @@ def line_ticks(line: np.ndarray) -> dict[str, list[Any]]:
     """Every line labelled with the position of its first token, as far as there is room."""
     first = np.flatnonzero(np.diff(line, prepend=-1))
     return {"tickvals": line[first].tolist(), "ticktext": first.astype(str).tolist()}
+
+
+def token_bars(
+    column: np.ndarray, line: np.ndarray, shown: list[str], *, grounds: list[str], dark: np.ndarray, **more: Any
+) -> go.Bar:
+    """A bar for each token where `set_in_lines` puts it; letters are white on grounds that are `dark`."""
+    return go.Bar(
+        orientation="h", base=column, x=np.array([width(text) for text in shown], "int16"), y=line, width=0.9,
+        text=[escape(text) for text in shown], textposition="inside", insidetextanchor="middle", constraintext="none",
+        textangle=0, insidetextfont={"family": MONO, "size": 12, "color": np.where(dark, "white", INK)},
+        **{"marker": {"color": grounds, "line": {"width": 0}}, **more},
+    )  # fmt: skip

@@ -5,6 +5,8 @@ Where a model sees the whole picture and parts of it, the parts are put together
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from plotly.subplots import make_subplots
 from interp.figures._need import FigureError
 
 JPEG = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
+LARGEST = 800
+"""Pixels of the longer side of a picture that a figure carries."""
 NEAR = 0.3
 """Edges of tokens that lie no further apart, in widths of a token, are one edge."""
 WIDTH, ROOM = 780, 150
@@ -161,7 +165,16 @@ def ground(ds: xr.Dataset, image: int = 0, picture: Any = None) -> Ground:
     if len(panels) < 2:
         panels = [_panel(box, here, "" if here.any() else "no token has a place")]
     size = (panels[0].x[-1], panels[0].y[-1]) if picture is None else picture.size
-    return Ground(panels, (float(size[0]), float(size[1])), carried(ds, image) if picture is None else picture)
+    return Ground(panels, (float(size[0]), float(size[1])), carried(ds, image) if picture is None else _small(picture))
+
+
+def _small(picture: Any) -> str:
+    """A picture as figures carry it, however large it is; where its tokens lie is told by its own size."""
+    small = picture.convert("RGB")
+    small.thumbnail((LARGEST, LARGEST))
+    held = io.BytesIO()
+    small.save(held, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
 
 
 def carried(ds: xr.Dataset, image: int) -> str | None:

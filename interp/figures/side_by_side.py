@@ -8,13 +8,12 @@ import xarray as xr
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from interp.figures._lines import LINE, line_ticks, set_in_lines, width
+from interp.figures._lines import LINE, line_ticks, set_in_lines, token_bars
 from interp.figures._need import need
-from interp.figures._text import escape
-from interp.figures._theme import INK, MONO, SIGNED, finish
+from interp.figures._theme import INK, SIGNED, finish
 
 RESULT = "side_by_side"
-LINES = 40  # of each text
+LINES, FEWEST = 40, 4  # of each text: what is drawn at most, and what there is room for at least
 WIDEST = 3.0  # nats at which colours stop
 UNKNOWN = "#e3e5e8"
 TITLES = {"unchanged": "the model as it is writes", "intervened": "with the intervention it writes"}
@@ -40,7 +39,7 @@ def side_by_side(ds: xr.Dataset, characters: int = LINE) -> go.Figure:
     ds = need(ds, "side_by_side", RESULT, "token_text", "token_id", "logprob", "shift", kind="function")
     sides = ds["side"].values.tolist()
     placed = [set_in_lines([str(text) for text, at in _tokens(ds, side)], LINES, characters) for side in sides]
-    heights = [int(line.max(initial=0)) + 1 for _, line, _ in placed]
+    heights = [max(int(line.max(initial=0)) + 1, FEWEST) for _, line, _ in placed]
     fig = make_subplots(
         len(sides), 1, subplot_titles=[TITLES.get(side, side) for side in sides], row_heights=heights,
         vertical_spacing=70 / (20 * sum(heights) + 260),
@@ -57,7 +56,7 @@ def side_by_side(ds: xr.Dataset, characters: int = LINE) -> go.Figure:
             ticks="outside" if last else "", title_text="characters" if last else "", row=row, col=1,
         )  # fmt: skip
     height = 20 * sum(heights) + 260
-    bar = {"orientation": "h", "len": 0.5, "y": -100 / height, "yanchor": "top"}
+    bar = {"orientation": "h", "len": 0.5, "y": -62 / (height - 218), "yanchor": "top"}
     colours = {"colorscale": SIGNED, "cmin": -WIDEST, "cmax": WIDEST}
     colours["colorbar"] = {"title": {"text": "shift of log-probability (nats)", "side": "top"}, **bar}
     fig.add_scatter(
@@ -82,15 +81,12 @@ def _draw(fig: go.Figure, row: int, one: xr.Dataset, column: np.ndarray, line: n
     grounds[known] = sample_colorscale(SIGNED, depth[known]) if known.any() else []
     first = int(one.attrs.get("first_divergence", -1))
     frame = np.where(np.arange(len(shown)) == first, 2.5, 0.0)
-    fig.add_bar(
-        orientation="h", base=column, x=np.array([width(text) for text in shown], "int16"), y=line, width=0.9,
-        text=[escape(text) for text in shown], textposition="inside", insidetextanchor="middle", constraintext="none",
-        textangle=0,
-        insidetextfont={"family": MONO, "size": 12, "color": np.where(np.abs(depth - 0.5) > 0.33, "white", INK)},
+    bars = token_bars(
+        column, line, shown, grounds=grounds.tolist(), dark=np.abs(depth - 0.5) > 0.33,
         marker={"color": grounds.tolist(), "line": {"width": frame, "color": INK}},
         customdata=np.array([[str(i), f"{s:+.2f}", *(f"{np.exp(p):.2%}" for p in both)]
                              for i, (s, both) in enumerate(zip(shift, logprob, strict=True))], object).reshape(-1, 4),
         hovertemplate="new token %{customdata[0]}<br>probability %{customdata[2]} unchanged, "
         "%{customdata[3]} with the intervention<br>shift %{customdata[1]} nats<extra></extra>",
-        row=row, col=1,
     )  # fmt: skip
+    fig.add_trace(bars, row=row, col=1)

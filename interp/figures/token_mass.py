@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import sample_colorscale
 
-from interp.figures._lines import LINE, line_ticks, set_in_lines, width
+from interp.figures._lines import LINE, line_ticks, set_in_lines, token_bars
 from interp.figures._need import choose, need
 from interp.figures._text import escape
-from interp.figures._theme import INK, MONO, decades, finish
+from interp.figures._theme import decades, finish
 from interp.results.ragged import mean_of_known
 
 RESULT = "text_sinks"
@@ -57,24 +57,14 @@ def token_mass(ds: xr.Dataset, layer: int | None = None, head: int | None = None
         f"{value:.3%} of attention" if np.isfinite(value) else "attention from too few queries" for value in received
     ]
     fig = go.Figure(_colour_bar_only(highest))
-    fig.add_bar(
-        orientation="h",
-        base=column,
-        x=np.array([width(text) for text in shown], "int16"),
-        y=line,
-        width=0.9,
-        text=[escape(text) for text in shown],
-        textposition="inside",
-        insidetextanchor="middle",
-        constraintext="none",
-        textangle=0,
-        insidetextfont={"family": MONO, "size": 12, "color": np.where(depth > 0.55, "white", INK)},
-        marker={"color": _grounds(depth), "line": {"width": 0}},
+    bars = token_bars(
+        column, line, shown, grounds=_grounds(depth), dark=depth > 0.55,
         customdata=np.array(list(zip(map(str, range(len(shown))), share, mass.astype(str), strict=True)), object),
         hovertext=[escape(token, 60) for token in tokens[: len(shown)]],
         hovertemplate="“%{hovertext}”<br>position %{customdata[0]}<br>receives %{customdata[1]}"
         "<br>column mass %{customdata[2]:.4~g} queries<extra></extra>",
-    )
+    )  # fmt: skip
+    fig.add_trace(bars)
     lines = int(line.max()) + 1
     height = lines * 20 + 190
     fig.update_yaxes(

@@ -35,7 +35,7 @@ def score(
     if images is None:
         tokens, attention_mask = left_padded(*lens.tokens_and_mask(prompt))
     else:
-        read = lens.read_arguments(prompt, None, seen := {"images": images}, AS_THE_TOKENIZER_DOES)
+        read = lens.read_arguments(prompt, None, seen := {"images": images}, AS_THE_TOKENIZER_DOES, goes_on=True)
         tokens, attention_mask = read.tokens, read.mask
     if isinstance(attention_mask, Tensor) and attention_mask.ndim != 2:
         raise InterpError("score reads the prompt and then its continuation: pass a padding mask [batch, tokens].")

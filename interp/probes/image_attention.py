@@ -80,6 +80,7 @@ class RowsFold(Fold):
     def __init__(self, probe: ImageAttention, context: Context, rows: np.ndarray) -> None:
         self.probe, self.context, self.rows = probe, context, rows
         self.seen: dict[int, np.ndarray] = {}
+        self.by_head: dict[int, np.ndarray] = {}
 
     def hooks(self) -> Mapping[str, Callable[[int, Any], None]]:
         return {"attn.hook_event": self.attend}
@@ -92,6 +93,7 @@ class RowsFold(Fold):
         head = self.probe.head
         chosen = received.mean(0) if head is None else received if head == "each" else received[head]
         self.seen[layer] = chosen.mT.cpu().numpy()
+        self.by_head[layer] = received.mean(-1).cpu().numpy()
 
     def result(self) -> xr.Dataset:
         layers, text = sorted(self.seen), np.array(self.context.str_tokens, dtype=object)
@@ -99,9 +101,11 @@ class RowsFold(Fold):
         of = "the mean over heads" if head is None else "one head at a time" if head == "each" else f"head {head}"
         said = f"attention that a token of text (query) gives to each token, {of}"
         values = stacked([self.seen[layer] for layer in layers], "float32")
+        by_head = stacked([self.by_head[layer] for layer in layers], "float32")
         dims = ("layer", *(("head",) if head == "each" else ()), "query", "token")
         coordinates = {
             "layer": layers,
+            "head": np.arange(by_head.shape[1]),
             "query": self.rows,
             "query_text": ("query", text[self.rows]),
             "token": np.arange(self.context.n_tokens),
@@ -113,6 +117,9 @@ class RowsFold(Fold):
             "n_tokens": self.context.n_tokens,
             "heads": "all" if head is None else str(head),
         }
-        if head == "each":
-            coordinates["head"] = np.arange(values.shape[1])
-        return described({"attention": Row(dims, values, "1", said)}, coordinates, attrs)
+        received = "attention that each token receives from those queries, their mean, by head"
+        variables = {
+            "attention": Row(dims, values, "1", said),
+            "received": Row(("layer", "head", "token"), by_head, "1", received),
+        }
+        return described(variables, coordinates, attrs)

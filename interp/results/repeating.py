@@ -49,11 +49,26 @@ def probed(probes: Sequence[Any], tokens: int, images: Sequence[str] | None = No
     return [*imports, f"results = {call('interp.probe', 'lens', 'text', named, **read)}"]
 
 
-def changed(probe: Any, edits: Sequence[str], images: Sequence[str] | None = None, chat: bool = False) -> list[str]:
-    """`results["before_after"]`: what a probe of `results` sees with edits in force, given as `--with` has them."""
+def looked_at(probes: Sequence[Any], picture: Sequence[str]) -> list[str]:
+    """`picture`, from the statements that make it, and `results` of probes of `text` about it."""
+    imports, named = _named(probes)
+    return [*imports, *picture, f"results = {call('interp.probe', 'lens', 'text', named, 'images=picture')}"]
+
+
+def changed(
+    probe: Any,
+    edits: Sequence[str],
+    images: Sequence[str] | None = None,
+    chat: bool = False,
+    *,
+    pictured: bool = False,
+) -> list[str]:
+    """`results["before_after"]`: what a probe of `results` sees with edits in force, given as `--with` has them;
+    `pictured`: of `text` about `picture`."""
     name = probe if isinstance(probe, str) else probe.name
     _, named = _named([probe])
-    again = call("interp.probe", "lens", "text", named, **(_with_images(images, chat) if images else {}))
+    seen = ["images=picture"] if pictured else []
+    again = call("interp.probe", "lens", "text", named, *seen, **(_with_images(images, chat) if images else {}))
     both = call("interp.before_after", f"results[{name!r}]", f"after[{name!r}]")
     return [
         "from interp.interventions import parse_all",
@@ -85,9 +100,11 @@ def heads_scored(samples: int) -> list[str]:
     return ["from interp.icl.language import head_scores", f"results = {{'head_scores': {scores}}}"]
 
 
-def continued(prompt: str, specs: Sequence[str], steps: int, *, chat: bool) -> list[str]:
-    """`sides`: a prompt continued without and with interventions, given as `--with` has them."""
-    run = call("interp.side_by_side", "lens", "prompt", "intervention", repr(steps), chat=chat)
+def continued(prompt: str, specs: Sequence[str], steps: int, *, chat: bool, pictured: bool = False) -> list[str]:
+    """`sides`: a prompt continued without and with interventions, given as `--with` has them; `pictured`: about
+    `picture`."""
+    seen = ["images=picture"] if pictured else []
+    run = call("interp.side_by_side", "lens", "prompt", "intervention", repr(steps), *seen, chat=chat)
     return [
         f"prompt = {prompt!r}",
         "from interp.interventions import parse_all",
@@ -107,10 +124,12 @@ def explained(questions: Sequence[str], *, chat: bool) -> list[str]:
     ]
 
 
-def drawn(figure: str, result: str, /, **chosen: Any) -> list[str]:
-    """A figure of the library on the screen; `result` is the expression that it is drawn from. None is no choice."""
+def drawn(figure: str, result: str, /, *beside: str, **chosen: Any) -> list[str]:
+    """A figure of the library on the screen; `result` is the expression that it is drawn from, `beside` are names that
+    arguments have in the script, too. None is no choice."""
     given = {name: value for name, value in chosen.items() if value is not None}
-    return [f"{call(f'interp.figures.{figure}', result, **given)}.show()"]
+    same = [f"{name}={name}" for name in beside]
+    return [f"{call(f'interp.figures.{figure}', result, *same, **given)}.show()"]
 
 
 def opened(name: str, path: str | Path) -> list[str]:

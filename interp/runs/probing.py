@@ -70,7 +70,8 @@ def probe(
         images: for a model that sees, what stands at `<image>` in each text, as in `lens(text, images=...)`. Along
             `token` results then have coordinates `modality` (text, image, separator), `image`, `tile`, `view` (whole,
             part) and `box` (left, top, right, bottom in pixels of the upright picture).
-        chat: read each text as a conversation of one message, with images before it; for texts with images.
+        chat: read each text as a conversation of one message, with images before it; for texts with images. With images
+            inputs may be chat messages, too, or several conversations: of a question and its answer, for example.
         progress: see `Progress`.
 
     Of an encoder-decoder probes look at the encoder, which reads the text, and `attrs["stack"]` says so.
@@ -191,10 +192,12 @@ def _with_images(lens: TextLens, inputs: Any, images: Any, chat: bool) -> tuple[
     """The same of texts, each with its images."""
     if not takes_interventions(lens):
         raise InterpError("images are read by a Lens; a TransformerBridge is probed on text.")
-    alone = isinstance(inputs, str)
+    alone = isinstance(inputs, str) or _is_conversation(inputs)
     texts = [inputs] if alone else inputs
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise InterpError("images go with a text or a list of texts, in which <image> stands for each.")
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) or _is_conversation(t) for t in texts):
+        raise InterpError(
+            "images go with a text or a list of texts, in which <image> stands for each, or with chat messages."
+        )
     rows: list[Row] = []
     for text, held in zip(texts, nested(images, len(texts), alone), strict=True):
         seen: dict[str, Any] = {"images": held}
@@ -202,6 +205,10 @@ def _with_images(lens: TextLens, inputs: Any, images: Any, chat: bool) -> tuple[
         small = tuple(thumbnail(picture) for picture in held)
         rows.append(Row(read.tokens, seen, layout(lens, read.tokens[0], read.sizes[0]), small))
     return rows, alone
+
+
+def _is_conversation(given: Any) -> bool:
+    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(one, Mapping) for one in given)
 
 
 def _special_tokens(lens: TextLens) -> str:

@@ -11,8 +11,11 @@ import torch
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
 from interp.lens.generation import at_least
+from interp.lens.spelling import AS_THE_TOKENIZER_DOES
 from interp.runs.generating import generate
 from interp.runs.probing import Progress
+from interp.vision.pictures import nested
+from interp.vision.prompts import with_parts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,10 +34,12 @@ def side_by_side(
     max_new_tokens: int = 64,
     *,
     chat: bool = False,
+    images: Any = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Continue `prompt` greedily, once as the model is and once with `intervention` in force, and score both texts both
-    ways. The prompt is one text, or one of anything else that a Lens reads.
+    ways. The prompt is one text, or one of anything else that a Lens reads; `images` are its images, as in
+    `lens.generate(prompt, images=..., chat=...)`.
 
     Returns a dataset with dimensions `side` (whose text it is: "unchanged", "intervened") and `step` (new tokens; the
     shorter text is padded with empty tokens, id -1, NaN):
@@ -54,24 +59,38 @@ def side_by_side(
         ('side', 'step')
     """
     at_least(1, "max_new_tokens", max_new_tokens)
-    tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
+    if images is None:
+        tokens, mask = lens.tokens_and_mask(prompt, chat=chat)
+        read, seen = tokens, {}
+    else:
+        read, seen = _conversation(prompt, images) if chat else prompt, {"images": images}
+        looked = lens.read_arguments(read, None, dict(seen), AS_THE_TOKENIZER_DOES, goes_on=True)
+        tokens, mask = looked.tokens, looked.mask
     if tokens.shape[0] != 1 or (mask is not None and not bool(mask.all())):
         raise InterpError("side_by_side continues one prompt without padding.")
     accounts, texts = [], []
     for number, given in enumerate((None, intervention)):
-        told = generate(lens, tokens, given, max_new_tokens, progress=_part(progress, number, 4))
+        told = generate(lens, read, given, max_new_tokens, **seen, progress=_part(progress, number, 4))
         texts.append(torch.tensor([told.pop("new_token_ids")], device=tokens.device))
         accounts.append(told)
     steps = max(text.shape[1] for text in texts)
     logprob = np.full((2, 2, steps), np.nan, "float32")
     for side, text in enumerate(texts):
-        logprob[side, 0, : text.shape[1]] = -lens.score(tokens, text)[0].cpu().numpy()
+        logprob[side, 0, : text.shape[1]] = -lens.score(read, text, **seen)[0].cpu().numpy()
         with lens.apply(intervention):
-            logprob[side, 1, : text.shape[1]] = -lens.score(tokens, text, chunk=1)[0].cpu().numpy()
+            logprob[side, 1, : text.shape[1]] = -lens.score(read, text, chunk=1, **seen)[0].cpu().numpy()
         if progress is not None:
             progress(3 + side, 4)
     told_prompt = prompt if isinstance(prompt, str) else "".join(lens.to_str_tokens(tokens))
     return _dataset(lens, told_prompt, intervention, texts, logprob, accounts)
+
+
+def _conversation(prompt: Any, images: Any) -> Any:
+    """A text as the conversation that `chat=True` makes of it; what is one already as it is."""
+    if not isinstance(prompt, str):
+        return prompt
+    (held,) = nested(images, 1, single=True)
+    return [{"role": "user", "content": with_parts(prompt, len(held))}]
 
 
 def _part(progress: Progress | None, number: int, of: int) -> Progress | None:

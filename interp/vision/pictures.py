@@ -31,8 +31,8 @@ def opened(picture: Any, what: str = "the image") -> Image.Image:
     """One picture as RGB, turned as its EXIF data say, transparency on white.
 
     Args:
-        picture: a path, a PIL image, or an array `[height, width]`, `[height, width, 3 or 4]`, of bytes or of floats
-            from 0 to 1.
+        picture: a path, the bytes of a file, a PIL image, or an array `[height, width]`, `[height, width, 3 or 4]`, of
+            bytes or of floats from 0 to 1.
         what: what to call it in an error.
 
     Raises:
@@ -44,22 +44,24 @@ def opened(picture: Any, what: str = "the image") -> Image.Image:
         (6, 4)
     """
     if isinstance(picture, (str, Path)):
-        return _plain(_read(picture), f"{what} {picture}")
+        content = read_bytes(expanded(picture, "the image"), "image")
+        return _plain(_decoded(content, str(picture)), f"{what} {picture}")
+    if isinstance(picture, bytes):
+        return _plain(_decoded(picture, what), what)
     if isinstance(picture, Image.Image):
         return _plain(picture, what)
     if hasattr(picture, "__array__"):
         return _plain(_of_array(picture, what), what)
-    raise InterpError(f"{what} should be a path, a PIL image or an array, found {type(picture).__name__}.")
+    raise InterpError(f"{what} should be a path, bytes, a PIL image or an array, found {type(picture).__name__}.")
 
 
-def _read(path: str | Path) -> Image.Image:
-    data = io.BytesIO(read_bytes(expanded(path, "the image"), "image"))
+def _decoded(content: bytes, what: str) -> Image.Image:
     try:
-        return Image.open(data, formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise InterpError(f"{path} is no image that can be read; save it as PNG or JPEG.") from None
+        raise InterpError(f"{what} is no image that can be read; save it as PNG or JPEG.") from None
     except Exception as error:  # the readers of PIL raise what they like of a damaged file
-        raise InterpError(f"the image {path} cannot be read: {_reason(error)}") from error
+        raise InterpError(f"{what} cannot be read: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

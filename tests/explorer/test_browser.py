@@ -196,7 +196,7 @@ def test_a_second_tab_says_what_it_waits_for_until_the_first_cancels(chromium, s
 
 
 def test_a_screen_of_1280_pixels_needs_no_sideways_scrolling(tab):
-    for screen in ("", "channels", "rank", "sinks", "in_context", "intervene", "studies", "export"):
+    for screen in ("", "channels", "rank", "sinks", "image", "in_context", "intervene", "studies", "export"):
         tab.open(screen, tokens=64, steps=4)
         inner, outer = tab.page.evaluate(
             "() => { const m = document.querySelector('[data-testid=stMain]'); return [m.scrollWidth, m.clientWidth] }"

@@ -36,6 +36,7 @@ LINKS = [
     (None, {"text": "typed", "typed": "x y z"}, "loading demo"),
     ("in_context", {"study": "softmax-regression", "run_study": "true"}, "loading demo"),
     ("intervene", {"with": "knorm", "ask": "true", "steps": "512"}, "loading demo"),
+    ("image", {"model": "emoji-vlm", "generate": "true", "question": "x"}, "loading emoji-vlm"),
     ("studies", {"folder": "/"}, "opening the folder /"),
 ]
 

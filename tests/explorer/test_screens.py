@@ -13,7 +13,7 @@ from tests.explorer.opening import TOKENS, charts, opened, sentences
 
 WITH_TEXT = ["channels", "rank", "sinks", "intervene"]
 WITH_MODEL = [*WITH_TEXT, "in_context"]
-SCREENS = [*WITH_MODEL, "studies", "export"]
+SCREENS = [*WITH_MODEL, "image", "studies", "export"]
 
 pytestmark = pytest.mark.timeout(600)
 

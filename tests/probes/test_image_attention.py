@@ -68,3 +68,29 @@ def test_what_cannot_be_asked() -> None:
     for setting in ({"rows": 0}, {"head": -1}, {"head": "every"}):
         with pytest.raises(InterpError, match="image_attention"):
             interp.ImageAttention(**setting)
+
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3"])
+def test_what_a_head_gives_to_a_token_is_the_mean_of_the_rows(kind: str) -> None:
+    lens = seeing(kind)
+    result = interp.probe(lens, TEXT, interp.ImageAttention(rows=2), images=picture())[NAME]
+    with torch.no_grad():
+        _, cached = lens.run_with_cache(TEXT, images=picture(), names_filter=lambda name: name.endswith("hook_pattern"))
+    for layer in result.layer.values.tolist():
+        rows = cached["pattern", layer][0][:, result["query"].values].mean(1)
+        np.testing.assert_allclose(result.received.sel(layer=layer).values, rows, atol=1e-5)
+
+
+def test_a_question_and_its_answer_are_read_as_messages() -> None:
+    lens = seeing("llava")
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w2 w3"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "w4 w5"}]},
+    ]
+    result = interp.probe(lens, talk, interp.ImageAttention(rows=64), images=picture())[NAME]
+    said = [str(text).strip() for text in result.query_text.values]
+    assert [word for word in said if word.startswith("w")] == ["w2", "w3", "w4", "w5"]
+    several = interp.probe(lens, [talk, "<image> w2 w3"], interp.ImageAttention(rows=2), images=[picture(), picture(1)])
+    assert several[NAME].sizes["text"] == 2
+    with pytest.raises(InterpError, match="or with chat messages"):
+        interp.probe(lens, [[1, 2]], NAME, images=picture())

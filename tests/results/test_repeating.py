@@ -17,8 +17,10 @@ import interp
 from interp.icl import studies
 from interp.interventions import parse_all
 from interp.probes.attention_rank import AttentionRank
+from interp.probes.image_attention import ImageAttention
 from interp.probes.text_sinks import TextSinks
 from interp.results import repeating, storage
+from interp.subjects.emoji.examples import example_picture
 from tests.example_results import example_results
 from tests.icl.studies.toy_study import ToyStudy
 
@@ -153,3 +155,29 @@ def test_opened_and_probed_results_lie_together(tmp_path):
     assert [line.split("{")[0].split("interp.probe")[0] for line in both if line.startswith("results")] == [
         "results = ", "results |= "
     ]  # fmt: skip
+
+
+def test_a_question_about_a_picture_is_repeated_with_its_answer_changed():
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a lion?"}]}]
+    spec, image = "knock_out:keys=images", example_picture("three canoes, lion")
+    made = ["from interp.subjects.emoji.examples import example_picture"]
+    made += ["picture = example_picture('three canoes, lion')"]
+    names = done(
+        repeating.loaded("emoji-vlm", repr(talk)), repeating.looked_at([ImageAttention(rows=4)], made),
+        repeating.changed(ImageAttention(rows=4), [spec], pictured=True),
+        repeating.continued("Is there a lion?", [spec], 3, chat=True, pictured=True),
+    )  # fmt: skip
+    lens = names["lens"]
+    before = interp.probe(lens, talk, ImageAttention(rows=4), images=image)["image_attention"]
+    xr.testing.assert_allclose(names["results"]["image_attention"].drop_attrs(), before.drop_attrs())
+    with lens.apply(interp.KnockOut(keys="images")):
+        after = interp.probe(lens, talk, ImageAttention(rows=4), images=image)["image_attention"]
+    both = names["results"]["before_after"]["attention"]
+    np.testing.assert_allclose(both.sel(edited="after"), after["attention"], atol=1e-6)
+    wanted = interp.side_by_side(lens, "Is there a lion?", interp.KnockOut(keys="images"), 3, chat=True, images=image)
+    np.testing.assert_array_equal(names["sides"]["token_id"], wanted["token_id"])
+
+
+def test_what_stands_beside_a_figure_has_its_own_name():
+    line = repeating.drawn("image_attention", "results['image_attention']", "picture", layer=2, query=None)
+    assert line == ["interp.figures.image_attention(results['image_attention'], picture=picture, layer=2).show()"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 import interp
 from interp import InterpError
 from interp.figures._need import FigureError
+from interp.runs.generating import generate
 from interp.runs.side_by_side import findings
+from tests.vision_models import picture, shared
 
 PROMPT = "The library reads files of text. The library writes files of numbers. The library keeps"
 STEPS = 6
@@ -99,3 +102,21 @@ def test_the_figure_colours_every_token_and_frames_the_first_difference(strong):
 def test_an_empty_prompt_is_refused(lens):
     with pytest.raises(InterpError):
         interp.side_by_side(lens, "", interp.Knorm(budget=0.5), 3)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_of_a_prompt_with_images_texts_and_probabilities_are_those_of_the_lens(chat):
+    seen = interp.Lens(*shared("llava"))
+    prompt, images = "w3 w5" if chat else "<image> w3 w5", picture()
+    edit = interp.KnockOut(keys="images")
+    ds = interp.side_by_side(seen, prompt, edit, 4, chat=chat, images=images)
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] if chat else prompt
+    for side, applied in (("unchanged", False), ("intervened", True)):
+        with seen.apply(edit) if applied else nullcontext():
+            told = generate(seen, talk, None, 4, images=images)
+            own = torch.tensor([told["new_token_ids"]])
+            nats = seen.score(talk, own, chunk=1, images=images)[0].numpy()
+        assert ds["token_id"].sel(side=side).values.tolist() == told["new_token_ids"]
+        np.testing.assert_allclose(ds["logprob"].sel(side=side, by=side), -nats, atol=1e-5)
+    assert (np.abs(ds["shift"]) > 1e-3).any(), "without the image other tokens are likely"
+    assert ds.attrs["prompt"] == prompt

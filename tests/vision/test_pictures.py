@@ -27,7 +27,7 @@ def two_halves() -> Image.Image:
 def test_a_file_is_what_was_saved(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     two_halves().save(path, **({"lossless": True} if ending == "webp" else {}))
-    for given in (path, str(path), Image.open(path)):
+    for given in (path, str(path), path.read_bytes(), Image.open(path)):
         assert np.array_equal(np.asarray(opened(given)), np.asarray(two_halves()))
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path, "is a folder"),
         (animation(tmp_path / "a.gif"), "an animation of 3 frames"),
         (7, "found int"),
-        (b"bytes", "found bytes"),
+        (b"bytes", "no image that can be read"),
         (np.zeros((2, 2, 5), dtype=np.uint8), r"found \[2, 2, 5\]"),
         (np.zeros((0, 2), dtype=np.uint8), r"found \[0, 2\]"),
         (np.full((2, 2), 300), "found int64"),
@@ -129,3 +129,8 @@ def test_thumbnails_are_small() -> None:
     address = thumbnail(Image.new("RGB", (4000, 300), BLUE))
     assert address.startswith("data:image/jpeg;base64,")
     assert len(address) < 5000
+
+
+def test_bytes_that_are_no_picture_are_called_what_they_are_said_to_be() -> None:
+    with pytest.raises(InterpError, match=r"^<b>\.png is no image that can be read; save it as PNG or JPEG\.$"):
+        opened(b"no picture", "<b>.png")

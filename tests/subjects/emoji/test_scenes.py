@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from interp.errors import UnknownNameError
+from interp.subjects.emoji.examples import EXAMPLES, example_picture
 from interp.subjects.emoji.held_out import pair_held_out
 from interp.subjects.emoji.kinds import GROUPS, KINDS
 from interp.subjects.emoji.scenes import MOST, OVERLAP, PATCH, SIDE, SIZES, Scene, Thing, background, make_scene
@@ -120,3 +122,16 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 def test_the_sheet_is_made_from_the_font() -> None:
     made, shipped = Image.open(io.BytesIO(draw_sheet(FONT))), Image.open(SHEET)
     assert np.abs(np.asarray(made, int) - np.asarray(shipped, int)).mean() < 8  # another version of the font
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_shows_what_its_name_says(name: str) -> None:
+    scene = make_scene(EXAMPLES[name], held_out=True)
+    assert np.array_equal(np.asarray(example_picture(name)), np.asarray(scene.picture()))
+    assert all(thing.name in name for thing in scene.things)
+    assert has_held_out_pair(scene), "together in no scene of the training"
+
+
+def test_an_example_that_is_not_there_is_a_sentence() -> None:
+    with pytest.raises(UnknownNameError, match="there is no example 'x'; there are pizza"):
+        example_picture("x")
