@@ -97,8 +97,8 @@ class VisualSinks(Probe):
         if np.median(flagged[found > 0]) > COMMON:
             share = np.median(flagged[found > 0])
             return [
-                f"Of all tokens, text and image, {share:.0%} reach φ of {result.attrs['tau']:.1f} in the median layer: here "
-                "that tells no token apart; interp.sink_threshold finds a threshold that attention agrees with."
+                f"Of all tokens, text and image, {share:.0%} reach φ of {result.attrs['tau']:.1f} in the median layer: "
+                "here that tells no token apart; interp.sink_threshold finds a threshold that attention agrees with."
             ]
         share, mass = result["visual_sink_share"].values, result["visual_share"].values
         if not np.isfinite(share).any():
