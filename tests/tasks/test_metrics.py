@@ -99,7 +99,7 @@ def test_limits_are_shares_around_the_value(rows: list[tuple[int, int]]) -> None
 
 @pytest.mark.parametrize(("clusters", "size", "spread"), [(50, 10, 2.0), (40, 6, 0.3)])
 def test_intervals_of_ratios_cover_what_they_should(clusters: int, size: int, spread: float) -> None:
-    """Precision, where how often a cluster says yes varies with it: of 400 intervals 95 % should hold the truth, and the
+    """Precision, where clusters differ in how often they say yes: of 400 intervals 95 % should hold the truth, and the
     share found has a standard error of 1.1 points. Those of plain shares are simulated in the tests of statistics."""
     precision = Metric("precision", lambda t: t["hit"], lambda t: t["yes"])
     draw = np.random.default_rng(0)
