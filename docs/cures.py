@@ -199,7 +199,7 @@ CURES = {
     "have no metric in common that is one number": "Run both with the same scorer or metric.",
     "is nested too deeply to be a log": "Name a log as the harness wrote it.",
     "needs the scores of at least one random choice": "Pass the names of those columns as `random`.",
-    "every item has one row and an id of its own": "Give each row an id: several answers to a question are several items.",
+    "every item has one row and an id of its own": "Give each row an id; answers to one question are several items.",
     # the explorer
     "is no name or number of a machine": "Leave `--address` out, or give a number of this machine.",
     "is not an address of this machine": "Leave `--address` out, or give a number of this machine, or 0.0.0.0 for all.",
