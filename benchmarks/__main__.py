@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = (
     "probe_cost",
+    "edit_cost",
     "kernels",
     "spectrum_accuracy",
     "cache_quality",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -42,7 +43,7 @@ EDITS = KNOCK_OUTS | st.sampled_from(
 
 
 @pytest.fixture(autouse=True)
-def no_grad():
+def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
 
@@ -87,11 +88,13 @@ def plain() -> tuple[torch.Tensor, torch.Tensor]:
 @settings(max_examples=25, deadline=None)
 @given(name=st.sampled_from(MODELS), edit=KNOCK_OUTS, sizes=st.lists(st.integers(1, 4), min_size=3, max_size=6))
 def test_pieces_of_any_size_are_those_of_the_kernels(name: str, edit: KnockOut, sizes: list[int]) -> None:
-    """Calls one after the other with one cache, of one token and of several; what came after a place forgotten again."""
+    """Calls with one cache, of one token and of several, and what was read last once more."""
     lens, ids = interp.load(shared(name)), tokens(2, sum(sizes) + 1)
 
     def read() -> torch.Tensor:
-        logits, past, seen = [], None, 0
+        logits: list[torch.Tensor] = []
+        past: Any = None
+        seen = 0
         with warnings.catch_warnings(), lens.apply(edit):
             warnings.simplefilter("ignore")
             for size in sizes:
@@ -136,7 +139,7 @@ def test_what_follows_an_image_is_that_of_the_kernels(edit: Any, how: dict[str, 
 
 
 def test_rows_of_earlier_chunks_are_not_taken_for_the_newest() -> None:
-    """A policy looks at the whole prompt with the last chunk's event, of one token that is edited; the others are not."""
+    """A policy looks at the whole prompt with the last chunk's event: its one token is edited, the others are not."""
     lens, ids = interp.load(shared("llama")), tokens(1, 13)
     edit = KnockOut(keys=(1, 2, 3), queries=12) | interp.SnapKV(budget=6, window=4)
     with lens.apply(edit):
@@ -151,7 +154,7 @@ class Calls(TorchDispatchMode):
     """How often torch is called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

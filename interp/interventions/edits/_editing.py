@@ -143,6 +143,7 @@ class LayerEdits:
         """What each edit said of the newest tokens."""
         self._asked_at, self._idle = 0, False
         self._member: Member[PatternEdit] | None = None
+        """The only edit, as one that may change all rows; kept, since nobody then asks it for the rows of a step."""
         for i, _ in self.acting:
             editing.groups.layers.setdefault(i, []).append(layer)
 
@@ -212,8 +213,8 @@ class LayerEdits:
         """
         if call.module.training and call.rest.get("dropout"):
             raise UnsupportedModelError(
-                f"{self.editing.names} does not go with attention dropout, which falls on a pattern that is not kept: put the model "
-                "into eval mode."
+                f"{self.editing.names} does not go with attention dropout, which falls on a pattern that is not kept: "
+                "put the model into eval mode."
             )
         new = call.q.shape[2]
         self._learn()
@@ -262,8 +263,8 @@ class LayerEdits:
     def _stepped(
         self, event: AttentionEvent, own: Float[Tensor, "batch 1 head d_value"]
     ) -> Float[Tensor, "batch 1 head d_value"] | None:
-        """z of a step of generation where one pattern edit is all that acts in this layer, without what is made for
-        whoever asks for more; None where there is more to it."""
+        """z of a step of generation where one pattern edit is all that acts in this layer; None where there is more to
+        it. It is what `EditedEvent.attend` computes, without what that makes for whoever asks for more."""
         (number, edit), editing = self.acting[0], self.editing
         if len(self.acting) > 1 or not isinstance(edit, PatternEdit) or not self.newest[number].all:
             return None
@@ -274,8 +275,8 @@ class LayerEdits:
         if members is None:
             return None
         if self._member is None or self._member.note is not None:
-            heads = _among(edit.heads, event.q.shape[1], event.q.device)
-            self._member = Member(edit, None, None, 1, None, heads, editing.account.note(number))
+            heads, note = _among(edit.heads, event.q.shape[1], event.q.device), editing.account.note(number)
+            self._member = Member(edit, None, answer.rows, 1, editing.positions, heads, note)
         few = _few_rows.edited(event, members, partial(factors_of, self._member))
         changed = few.changed.view(len(own), 1, -1, 1)
         return torch.where(changed, few.attend(event).view(own.shape).to(own.dtype), own)

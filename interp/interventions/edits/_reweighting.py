@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from interp_kernels.checks import accumulator
 from jaxtyping import Float, Int
 
 from interp.interventions.edits._answers import stretching
@@ -91,7 +92,7 @@ class EditedEvent(ScoredEvent):
         """Its rows in the open, where they are few and no logit is edited; None: kernels compute what is asked."""
         if self.meeting.members or not fit(self):
             return None
-        return edited(self, self.reweighting.one_hot(torch.promote_types(self.q.dtype, torch.float32)), self.reweighting.factors)
+        return edited(self, self.reweighting.one_hot(accumulator(self.q)), self.reweighting.factors)
 
     @cached_property
     def column_mass(self) -> Float[Tensor, "batch head key"]:
