@@ -16,6 +16,7 @@ BENCHMARKS = (
     "gram_loss",
     "icl_training",
     "emoji_vlm",
+    "interval_coverage",
 )
 
 

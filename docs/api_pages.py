@@ -1,8 +1,8 @@
 """The API reference: a page for every public module, grouped by what a reader looks for.
 
-Families (probes, cache policies, edits, questions, figures, studies, kernels) are what discovery finds, the other pages
-the rest of the public modules, room by room: a new file has its page with the next `make docs`. The text of a page is
-left to mkdocstrings, which reads the docstrings.
+Families (probes, cache policies, edits, questions, tasks, figures, studies, kernels) are what discovery finds, the
+other pages the rest of the public modules, room by room: a new file has its page with the next `make docs`. The text of
+a page is left to mkdocstrings, which reads the docstrings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import interp_kernels
 from interp_kernels import operations
 
 import interp
-from interp import explaining, figures, interventions, probes
+from interp import explaining, figures, interventions, probes, tasks
 from interp.icl import studies
 from interp.interventions import CachePolicy
 
@@ -27,8 +27,9 @@ TITLES = {
     "interp.explaining": "Explaining",
     "interp.figures": "Figures", "interp.report": "Report", "interp.subjects": "Subjects", "interp.icl.tasks": "Tasks",
     "interp.icl.models": "Models", "interp.icl.learners": "Learners", "interp.icl.measures": "Measures",
+    "interp.tasks": "Evaluation",
     "interp.icl.language": "Language models", "interp.icl.studies": "Studies", "interp.icl": "In context",
-    "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
+    "interp.studies": "Ablation studies", "interp.cli": "Command line", "interp_kernels": "Kernels", "interp": "Root",
 }  # fmt: skip
 """Titles of rooms, in the order of the pages; a room that is not listed has one made of its name, at the end."""
 EXAMPLES = """Examples are run by the tests, on a tiny random model. They take some names for granted: `lens` is a Lens,
@@ -75,6 +76,10 @@ def families() -> dict[str, tuple[str, list[Entry]]]:
         "Questions": (
             "What `interp.explain` can be asked about a cache policy.",
             [_of_class(c, c.name) for c in explaining.available().values()],
+        ),
+        "Tasks": (
+            "What `interp.evaluate` can measure of a model's answers: `interp evaluate MODEL --task NAME`.",
+            [_of_class(c, c.name) for c in tasks.available().values()],
         ),
         "Figures": (
             "Functions from a result to a plotly figure: `interp.figures.NAME(ds)`.",

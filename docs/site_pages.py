@@ -19,12 +19,13 @@ WRITTEN = [
     {"Questions": "questions.md"},
     {"Methods": [
         {"Probes": "probes.md"}, {"Interventions": "interventions.md"}, {"Hook points": "hook_points.md"},
-        {"In-context learning": "icl.md"}, {"Explorer": "explorer.md"}]},
+        {"Tasks": "tasks.md"}, {"In-context learning": "icl.md"}, {"Explorer": "explorer.md"}]},
 ]  # fmt: skip
 LAST = [
     {"Coverage": "coverage.md"},
     {"Benchmarks": "benchmarks.md"},
     {"Models that see": "images.md"},
+    {"Statistics of studies": "statistics.md"},
     {"What is trusted": "trust.md"},
     {"Words and errors": [{"Glossary": "glossary.md"}, {"Errors": "errors.md"}]},
     {"Contributing": ["contributing.md", {"Architecture": "architecture.md"}]},

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.coverage import page as coverage
-from docs import write_hook_points, write_icl, write_interventions, write_names, write_probes
+from docs import write_hook_points, write_icl, write_interventions, write_names, write_probes, write_tasks
 
 
 def main() -> None:
-    for writer in (write_hook_points, write_probes, write_interventions, coverage):
+    for writer in (write_hook_points, write_probes, write_interventions, write_tasks, coverage):
         writer.PAGE.write_text(writer.page(), encoding="utf-8")
         print(f"wrote {writer.PAGE.name}")
     write_icl.main(Path("runs"))

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from PIL import Image
@@ -29,7 +30,7 @@ CHANNEL, SOME, HIGH = 507, 0.6, 0.8
 def drawn() -> Iterator[tuple[str, go.Figure, str]]:
     """Name, figure and words of each."""
     lens, picture = interp.load("emoji-vlm"), make_scene(seed=SCENE).picture()
-    given = {"images": picture, "chat": True}
+    given: dict[str, Any] = {"images": picture, "chat": True}
     found = {"image_attention": interp.ImageAttention(), "image_logit_lens": interp.ImageLogitLens()}
     found["visual_sinks"] = interp.VisualSinks(channels=CHANNEL)
     seen = interp.probe(lens, QUESTION, list(found.values()), **given)

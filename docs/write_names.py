@@ -1,4 +1,4 @@
-"""Writes the names of all interventions and probes where an editor looks for them: `python -m docs.write_names`.
+"""Writes the names of all interventions, probes and tasks where an editor looks for them: `python -m docs.write_names`.
 
 At runtime these classes are found by their files. What completes code reads it instead, so the packages that hand them
 out end in a block of imports that is never executed. It may lack a new class, which works all the same.
@@ -15,6 +15,7 @@ FOLDERS = {
     "interp": ("interp.interventions.edits", "interp.interventions.policies", "interp.probes"),
     "interp.interventions": ("interp.interventions.edits", "interp.interventions.policies"),
     "interp.probes": ("interp.probes",),
+    "interp.tasks": ("interp.tasks",),
 }
 """Packages that hand out classes, and the folders in which these lie."""
 HEAD = "if TYPE_CHECKING:  # for editors; written by python -m docs.write_names"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from interp import figures, icl, interventions, report
     from interp import probes as probes
     from interp import subjects as subjects
+    from interp import tasks as tasks
     from interp.errors import InterpError, UnknownNameError, UnsupportedModelError
     from interp.explaining import explain
     from interp.lens.lens import Lens
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from interp.runs.side_by_side import side_by_side
     from interp.runs.sink_channels import sink_channels
     from interp.runs.sink_kind import sink_kind
+    from interp.runs.sink_threshold import sink_threshold
+    from interp.tasks.evaluating import evaluate
 
 __version__ = "0.1.0"
 
@@ -47,7 +50,7 @@ _MODULES = {
     "storage": "interp.results.storage",
     **{
         name: f"interp.{name}"
-        for name in ("explaining", "figures", "icl", "interventions", "lens", "probes", "report", "subjects")
+        for name in ("explaining", "figures", "icl", "interventions", "lens", "probes", "report", "subjects", "tasks")
     },
 }
 _WHERE = {
@@ -60,6 +63,8 @@ _WHERE = {
     "side_by_side": "interp.runs.side_by_side",
     "sink_channels": "interp.runs.sink_channels",
     "sink_kind": "interp.runs.sink_kind",
+    "sink_threshold": "interp.runs.sink_threshold",
+    "evaluate": "interp.tasks.evaluating",
     "load_cache": "interp.lens.cache_files",
     "save_cache": "interp.lens.cache_files",
     "Lens": "interp.lens.lens",
@@ -75,6 +80,7 @@ __all__ = [
     "UnsupportedModelError",
     "before_after",
     "compare",
+    "evaluate",
     "explain",
     "figures",
     "icl",
@@ -88,6 +94,8 @@ __all__ = [
     "side_by_side",
     "sink_channels",
     "sink_kind",
+    "sink_threshold",
+    "tasks",
 ]
 
 

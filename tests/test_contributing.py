@@ -27,7 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 import interp, interp_kernels
 from interp import explaining, figures, icl
-from docs import api_pages, write_interventions, write_probes
+from docs import api_pages, write_interventions, write_probes, write_tasks
 
 torch.manual_seed(0)
 shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -122,11 +122,28 @@ def study():
     assert made.figures(result)[0].figure.data
 
 
+def task():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(["<eos>", "<unk>", *(f"w{n}" for n in range(62))])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    reader = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", unk_token="<unk>")
+    result = interp.evaluate(interp.load(lens.model, reader), "opposites:pairs=3", items=4)
+    assert result.sizes["item"] == 4 and not result["correct"].any()
+    right = result.assign(correct=("item", [1.0, 1.0, 0.0, 1.0]))
+    assert interp.tasks.summary(right).estimate[0] == 0.75
+    item = interp.tasks.made("opposites").items(0)[0]
+    assert interp.tasks.made("opposites").judge(item, f"{item.expected[0].upper()}.") == {"correct": 1.0}
+    assert "opposites" in write_tasks.page()
+
+
 def documented():
     members = [entry for _, entries in api_pages.families().values() for entry in entries]
     labels = {entry.label for entry in members}
     assert {"key_size", "interp.LoudValues", "interp.StillChannels"} <= labels
-    assert {"interp.MuteWords", "interp.Fade", "channel_peak", "one-step"} <= labels
+    assert {"interp.MuteWords", "interp.Fade", "channel_peak", "one-step", "opposites"} <= labels
 
 
 def examples():
@@ -138,7 +155,7 @@ def examples():
 
 
 told = {}
-for check in (probe, figure, policy, channel_policy, edit, logit_edit, kernel, study, documented, examples):
+for check in (probe, figure, policy, channel_policy, edit, logit_edit, kernel, study, task, documented, examples):
     try:
         with contextlib.redirect_stdout(sys.stderr):
             check()
@@ -156,6 +173,7 @@ KINDS = (
     "logit_edit",
     "kernel",
     "study",
+    "task",
     "documented",
     "examples",
 )

@@ -14,13 +14,25 @@ from types import ModuleType
 
 import pytest
 
-from docs import api_pages, cures, error_page, write_hook_points, write_icl, write_interventions, write_probes
+from docs import (
+    api_pages,
+    cures,
+    error_page,
+    write_hook_points,
+    write_icl,
+    write_interventions,
+    write_probes,
+    write_tasks,
+)
 from docs.sections import items, markdown, sections, settings
 from interp.icl import studies
 from tests.test_house import FLOORS, PACKAGES
 
 ROOT = Path(__file__).parents[1]
-WRITERS = {module.__name__.split(".")[-1]: module for module in (write_hook_points, write_interventions, write_probes)}
+WRITERS = {
+    module.__name__.split(".")[-1]: module
+    for module in (write_hook_points, write_interventions, write_probes, write_tasks)
+}
 
 
 @cache

@@ -29,6 +29,7 @@ FLOORS = (
     ("interp.icl",),
     ("interp.probes",),
     ("interp.runs", "interp.explaining", "interp.report"),
+    ("interp.tasks",),
     ("interp.icl.studies", "interp.studies"),
     ("interp",),
     ("interp.cli",),

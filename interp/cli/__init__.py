@@ -1,4 +1,4 @@
-"""The command line: a file for what a person types (`main`, `icl`), one for what they share (`terminal`)."""
+"""The command line: a file for what a person types (`main`, `icl`, `evaluate`), others for what they share."""
 
 from interp.cli.main import main
 

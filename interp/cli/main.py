@@ -1,4 +1,4 @@
-"""The command line: `interp models | probe | report | generate | icl | bench | app`.
+"""The command line: `interp models | probe | report | generate | icl | evaluate | compare-logs | bench | app`.
 
 A user's mistake is one line on standard error and exit code 2; a failure of ours is one line and exit code 1 (`--debug`
 shows the traceback of either). With `--json` standard output is one JSON object; progress goes to standard error.
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.compare_logs import compare_logs
+from interp.cli.evaluate import evaluate
 from interp.cli.icl import icl
 from interp.cli.loading import loaded
 from interp.cli.terminal import DEBUG, ReaderGoneError, at_home, bar, command_line, plain_streams, printable
@@ -240,6 +242,8 @@ def bench(
 
 
 app.command()(icl)
+app.command(name="compare-logs")(compare_logs)
+app.command()(evaluate)
 
 
 @app.command(name="app")
@@ -383,12 +387,8 @@ def main() -> None:
         except ReaderGoneError:
             sys.exit(READER_GONE)
         except Exception as error:
-            _fail(
-                error,
-                debug,
-                f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)",
-                1,
-            )
+            told = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)"
+            _fail(error, debug, told, 1)
 
 
 def _fail(error: Exception, debug: bool, line: str, code: int) -> None:

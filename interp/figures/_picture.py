@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +47,9 @@ class Panel:
 
     def laid(self, values: np.ndarray) -> np.ndarray:
         """Values of the panel's tokens on its cells `[row, column]`; NaN (or None) where no token lies."""
-        empty = np.nan if values.dtype.kind == "f" else None
-        plane = np.full((len(self.y) - 1, len(self.x) - 1), empty, values.dtype if values.dtype.kind == "f" else object)
+        numbers = values.dtype.kind == "f"
+        shape = len(self.y) - 1, len(self.x) - 1
+        plane = np.full(shape, np.nan, values.dtype) if numbers else np.full(shape, None, object)
         for (top, bottom, left, right), value in zip(self.span, values, strict=True):
             plane[top:bottom, left:right] = value
         return plane
@@ -58,7 +58,8 @@ class Panel:
     def area(self) -> Float[np.ndarray, " n"]:
         """Square pixels that each token covers."""
         top, bottom, left, right = self.span.T
-        return (self.y[bottom] - self.y[top]) * (self.x[right] - self.x[left])
+        area: np.ndarray = (self.y[bottom] - self.y[top]) * (self.x[right] - self.x[left])
+        return area
 
     @property
     def boxes(self) -> Float[np.ndarray, "n 4"]:
@@ -195,9 +196,8 @@ def _panel(box: Float[np.ndarray, "token 4"], chosen: Bool[np.ndarray, " token"]
     return Panel(title, token, x, y, span)
 
 
-def _edges(low: Sequence[float], high: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _edges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of all cells along one side, and at which of them each token begins and ends."""
-    low, high = np.asarray(low), np.asarray(high)
     every = np.concatenate([low, high])
     order = np.argsort(every, kind="stable")
     apart = NEAR * max(float(np.median(high - low)), 1e-6)

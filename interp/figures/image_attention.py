@@ -118,11 +118,12 @@ def sinks_of(sinks: xr.Dataset, ds: xr.Dataset, layer: int | None) -> np.ndarray
     same = sinks.sizes["token"] == ds.sizes["token"] and (sinks["token_text"].values == ds["token_text"].values).all()
     if not same or sinks.attrs.get("pictures") != ds.attrs.get("pictures"):
         raise FigureError("these sinks are of another text or image; probe both in one call of interp.probe.")
-    found = sinks["is_sink"].transpose("layer", "token").values > 0
+    found: np.ndarray = sinks["is_sink"].transpose("layer", "token").values > 0
     if layer is not None:
-        return found[sinks["layer"].values.tolist().index(choose(sinks, "layer", layer))]
+        at = sinks["layer"].values.tolist().index(choose(sinks, "layer", layer))
+        return np.asarray(found[at])
     layers = found.any(1)
-    return found[layers].mean(0) >= 0.5 if layers.any() else found.any(0)
+    return np.asarray(found[layers].mean(0) >= 0.5 if layers.any() else found.any(0))
 
 
 def _times_even(area: np.ndarray, values: np.ndarray, counted: np.ndarray) -> np.ndarray:

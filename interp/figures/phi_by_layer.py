@@ -62,7 +62,7 @@ def phi_by_layer(ds: xr.Dataset) -> go.Figure:
     starts = np.flatnonzero(_changes(ds, image))
     for start in starts:
         fig.add_vline(x=start - 0.5, line={"color": "white", "width": 2}, row=1, col=1)
-    shown = np.unique(np.linspace(0, len(image) - 1, min(len(image), 8)).astype(int)) if len(image) else []
+    shown = np.unique(np.linspace(0, max(len(image) - 1, 0), min(len(image), 8)).astype(int))
     fig.update_xaxes(
         title_text="position in the text", tickmode="array", tickvals=[named[0][i] for i in shown],
         ticktext=[str(image[i]) for i in shown], showgrid=False, row=1, col=1,

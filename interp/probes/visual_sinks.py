@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 MOST = 8
 """Channels of a layer that are taken for sink channels at most, the largest first."""
+COMMON = 0.5
+"""Share of all tokens beyond which to be a sink says nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class VisualSinks(Probe):
         sentences = [
             f"Image tokens are sinks ({said}) in {where}; most in layer {layers[most]}, {found[most]:,} of {tokens:,}."
         ]
+        flagged = result["is_sink"].values.mean(1)
+        if np.median(flagged[found > 0]) > COMMON:
+            share = np.median(flagged[found > 0])
+            return [
+                f"Of all tokens, text and image, {share:.0%} reach φ of {result.attrs['tau']:.1f} in the median layer: here "
+                "that tells no token apart; interp.sink_threshold finds a threshold that attention agrees with."
+            ]
         share, mass = result["visual_sink_share"].values, result["visual_share"].values
         if not np.isfinite(share).any():
             return [*sentences, "No text follows the image, so nothing is said of what attends to it."]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
+import xarray as xr
 
 from interp.errors import InterpError
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 SIDES = ("before", "after")
 SAME = (
@@ -37,8 +33,6 @@ def before_after(before: xr.Dataset, after: xr.Dataset) -> xr.Dataset:
         >>> interp.before_after(before, after)["mean_received"].dims
         ('edited', 'layer', 'head', 'token')
     """
-    import xarray as xr
-
     from interp.results.many_texts import single
     from interp.results.reading import read_off
 
@@ -47,10 +41,10 @@ def before_after(before: xr.Dataset, after: xr.Dataset) -> xr.Dataset:
     if several := [name for name, one in zip(SIDES, (before, after), strict=True) if "text" in one.dims]:
         raise InterpError(f"{several[0]} holds several texts; choose one of each with .isel(text=0).")
     with read_off("a result before or after an edit"):
-        return _joined(xr, single(before), single(after))
+        return _joined(single(before), single(after))
 
 
-def _joined(xr: Any, before: xr.Dataset, after: xr.Dataset) -> xr.Dataset:
+def _joined(before: xr.Dataset, after: xr.Dataset) -> xr.Dataset:
     for name, what, instead in SAME:
         if before.attrs.get(name) != after.attrs.get(name):
             raise InterpError(f"these two results are of different {what}; {instead}.")

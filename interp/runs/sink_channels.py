@@ -57,7 +57,7 @@ def sink_channels(
         raise InterpError(f"sink_channels: over_median should be above 1, found {over_median}.")
     passed = torch.zeros(lens.cfg.n_layers, lens.cfg.d_model)
     count = 0
-    for text, seen in _readings(lens, inputs, images):
+    for text, seen in readings(lens, inputs, images):
         passed += _passing(lens, text, seen, over_median)
         count += 1
     return held_up(passed >= count / 2)
@@ -73,7 +73,7 @@ def held_up(passes: Bool[Tensor, "layer d_model"]) -> tuple[int, ...]:
     return tuple(int(channel) for channel in ranked if share[channel] >= 0.5)
 
 
-def _readings(lens: TextLens, inputs: Any, images: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+def readings(lens: TextLens, inputs: Any, images: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What to read one after the other, and the images that go with it."""
     if images is None:
         if inputs is None:
@@ -86,7 +86,7 @@ def _readings(lens: TextLens, inputs: Any, images: Any) -> Iterator[tuple[Any, d
     held: Sequence[Any] = [images] if single else images
     texts = [QUESTION] * len(held) if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
     if len(texts) != len(held):
-        raise InterpError(f"sink_channels: {len(texts)} texts and images for {len(held)} do not pair up.")
+        raise InterpError(f"{len(texts)} texts and images for {len(held)} do not pair up; give each text its image.")
     yield from ((text, {"images": own}) for text, own in zip(texts, held, strict=True))
 
 

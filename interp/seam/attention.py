@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -121,7 +121,9 @@ class Site:
         stored = self.cache.layers[home] if self.cache is not None and self.through_cache else None
         latent = stored if isinstance(stored, StoredLatent) else None
         expansion = None if latent is None else Expansion.of(call.module, *latent.widths, like=call.v)
-        with in_one_dtype(replace(call, q=q, k=k, v=v)) as even:
+        if q is not call.q or k is not call.k or v is not call.v:
+            call = replace(call, q=q, k=k, v=v)
+        with in_one_dtype(call) as even:
             if isinstance(stored, StoredLayer) and self.lender is not None:
                 z, weights = self._attend_lent(even, stored)
             elif latent is not None and expansion is not None:
@@ -137,7 +139,7 @@ class Site:
         if self._eagerly or (self.edits is not None and call.biased):  # kernels know of no bias by query and key
             return self._eager(call)
         z, weights = call.answer()
-        return (z, weights) if self.edits is None else self.edits.attend(call, self._event, z, weights)
+        return (z, weights) if self.edits is None else self.edits.attend(call, self._unedited, z, weights)
 
     @property
     def _eagerly(self) -> bool:
@@ -205,8 +207,7 @@ class Site:
 
     @property
     def _looked_at(self) -> bool:
-        names = ("cached_k", "cached_v", *OBSERVABLES)
-        return any(live(self.points.get(f"attn.hook_{name}")) for name in names)
+        return any(map(live, self._shown))
 
     def _attend_and_step(self, call: AttentionCall, stored: StoredLayer) -> Tensor:
         assert self.cache is not None
@@ -278,9 +279,19 @@ class Site:
         bias = stored.additive_mask(1).repeat_interleave(call.q.shape[1] // stored.segments[0].keys.shape[1], 1)
         return self._event(full, {"causal": True, "bias": bias})
 
-    @torch.no_grad()
+    @cached_property
+    def _shown(self) -> tuple[nn.Module, ...]:
+        """The points that `_show` may have to fire; each step of generation asks for them in every layer."""
+        names = ("cached_k", "cached_v", *OBSERVABLES)
+        return tuple(self.points[f"attn.hook_{name}"] for name in names if f"attn.hook_{name}" in self.points)
+
     def _show(self, call: AttentionCall) -> None:
         """Fire the points that hooks may look at: what is attended to, and observables of it."""
+        if self._looked_at:
+            self._show_some(call)
+
+    @torch.no_grad()
+    def _show_some(self, call: AttentionCall) -> None:
         for name, x in (("cached_k", call.k), ("cached_v", call.v)):
             if live(self.point(name)):
                 show(self.point(name), x.transpose(1, 2))
@@ -299,8 +310,13 @@ class Site:
 
     def _event(self, call: AttentionCall, facts: dict[str, Any] | None = None) -> AttentionEvent:
         """The call as probes and policies see it; facts of its mask, where the mask itself does not tell them."""
+        event = self._unedited(call, facts)
+        return event if self.edits is None else self.edits.of(event, call.places)
+
+    def _unedited(self, call: AttentionCall, facts: dict[str, Any] | None = None) -> AttentionEvent:
+        """What the model itself attends to."""
         call.refuse_unknown()
-        event = AttentionEvent(
+        return AttentionEvent(
             layer=self.layer,
             q=call.q,
             k=call.k,
@@ -313,7 +329,6 @@ class Site:
             expanded=call.expanded,
             unrotate=self._unrotate(),
         )
-        return event if self.edits is None else self.edits.of(event, call.places)
 
     def _facts(self, call: AttentionCall) -> dict[str, Any]:
         facts = call.facts()

@@ -31,7 +31,10 @@ class Edits(Protocol):
         own: Float[Tensor, "batch query head d_value"],
         weights: Any,
     ) -> tuple[Tensor, Any]:
-        """z and weights of a call for which the model itself computes `own` and `weights`, which may be None."""
+        """z and weights of a call for which the model itself computes `own` and `weights`, which may be None.
+
+        event: makes of a call what the model itself attends to.
+        """
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
         """z of attention over what a cache policy left, and if asked for the attention that each key receives."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +63,7 @@ class AttentionEvent:
 
         changes: fields that `kind` has besides, and those that should hold something else.
         """
-        own = {known.name: getattr(self, known.name) for known in fields(AttentionEvent)}
+        own = {name: getattr(self, name) for name in _fields()}
         return kind(**{**own, **changes})
 
     @property
@@ -162,3 +162,9 @@ class AttentionEvent:
         """The materialised pattern, learned sink column dropped. For short inputs and tests: it needs queries x keys
         memory."""
         return attention_pattern(self.q, self.k, **self.maths)
+
+
+@cache
+def _fields() -> tuple[str, ...]:
+    """What every event knows of the model's own attention."""
+    return tuple(known.name for known in fields(AttentionEvent))

@@ -17,13 +17,18 @@ class TextError(InterpError, ValueError):
     """A text that cannot be read, with the reason."""
 
 
-def demo_text() -> str:
-    """The help topics joined by newlines in sorted order of their keys (465,048 characters on Python 3.11.7)."""
+def demo_documents() -> dict[str, str]:
+    """The help topics by their keys, sorted: 79 texts on Python 3.11.7."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise TextError("this Python comes without its help topics (pydoc_data); name a text file instead") from None
-    return "\n".join(topics[key] for key in sorted(topics))
+    return {key: topics[key] for key in sorted(topics)}
+
+
+def demo_text() -> str:
+    """The help topics joined by newlines in sorted order of their keys (465,048 characters on Python 3.11.7)."""
+    return "\n".join(demo_documents().values())
 
 
 def read_text(path: str | Path) -> str:

@@ -6,6 +6,7 @@ that is off would edit other tokens than were meant.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,35 @@ from interp.errors import InterpError
 from interp.interventions.edits.base import AttentionEdit, NewTokens
 
 Tensor = torch.Tensor
+
+
+FEW_TOKENS = 8
+"""New tokens, of all texts, that are looked at one by one."""
+
+
+class Answer:
+    """What an edit says of tokens that just arrived."""
+
+    def __init__(self, edit: AttentionEdit, text: NewTokens) -> None:
+        self.groups = groups_of(edit, text).to(torch.uint8)
+        self.rows = rows_of(edit, text)
+        self.few = self.rows.numel() <= FEW_TOKENS
+        """Whether so few tokens came that it is worth a look which of their rows the edit may change."""
+        self.everywhere = edit.same_in_all_layers(text)
+
+    @cached_property
+    def _may(self) -> list[bool]:
+        return [may for row in self.rows.tolist() for may in row]
+
+    @cached_property
+    def none(self) -> bool:
+        """Whether it is known that the edit may change no row."""
+        return self.few and not any(self._may)
+
+    @cached_property
+    def all(self) -> bool:
+        """Whether it is known that it may change all of them."""
+        return self.few and all(self._may)
 
 
 def groups_of(edit: AttentionEdit, text: NewTokens) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 
 from interp.cache.lens_cache import LensCache
 from interp.errors import InterpError
+from interp.interventions.edits._answers import Answer
 from interp.interventions.edits.base import AttentionEdit
 
 Tensor = torch.Tensor
@@ -22,8 +23,13 @@ class EditMemory:
 
     def __init__(self) -> None:
         self.ids: Int[Tensor, "batch token"] | None = None
-        self.groups: dict[Place, Int[Tensor, "batch token"]] = {}
-        self.rows: dict[Place, Bool[Tensor, "batch token"]] = {}
+        self._groups: dict[Place, Int[Tensor, "batch token"]] = {}
+        self._rows: dict[Place, Bool[Tensor, "batch token"]] = {}
+        self._later: dict[int, list[Answer]] = {}
+        """By the number of an edit, what it said of the newest tokens that holds in all of its layers: it is put to
+        what they know when somebody asks."""
+        self.version = 0
+        """Another one once what layers know became something else than what it was with such answers put to it."""
         self.prompt: int | None = None
         """How many columns are a prompt, where all that follows was generated or is read as if it were."""
 
@@ -35,7 +41,8 @@ class EditMemory:
                 f"the cache holds {seen} tokens, of which {seen - known} were read without the attention edits in "
                 "force; start a new one inside the block."
             )
-        self.keep(seen)
+        if known > seen:
+            self.keep(seen)
         self.ids = ids if seen == 0 or self.ids is None else torch.cat([self.ids, ids], 1)
         return self.ids
 
@@ -46,17 +53,53 @@ class EditMemory:
             return int(new == 1 < total)
         return min(new, max(0, total - self.prompt))
 
-    def learn(self, place: Place, groups: Int[Tensor, "batch new"], rows: Bool[Tensor, "batch new"]) -> None:
-        for known, new in ((self.groups, groups.to(torch.uint8)), (self.rows, rows)):
-            known[place] = torch.cat([known[place], new], 1) if place in known else new
+    @property
+    def tokens(self) -> int:
+        """How many tokens came so far."""
+        return 0 if self.ids is None else self.ids.shape[1]
+
+    def learn(self, place: Place, answer: Answer) -> bool:
+        """Put what an edit said of the newest tokens to what it said of those before. Returns whether that was done in
+        all layers: where it is the same in all of them, and they know of tokens before."""
+        if answer.everywhere and place in self._groups:
+            self._later.setdefault(place[1], []).append(answer)
+            return True
+        self._settle()
+        self.version += 1
+        self._put(place, [answer])
+        return False
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._groups
+
+    def groups(self, place: Place) -> Int[Tensor, "batch token"]:
+        self._settle()
+        return self._groups[place]
+
+    def rows(self, place: Place) -> Bool[Tensor, "batch token"]:
+        self._settle()
+        return self._rows[place]
+
+    def _settle(self) -> None:
+        later, self._later = self._later, {}
+        for place in self._groups:
+            if answers := later.get(place[1]):
+                self._put(place, answers)
+
+    def _put(self, place: Place, answers: Sequence[Answer]) -> None:
+        for known, new in ((self._groups, [a.groups for a in answers]), (self._rows, [a.rows for a in answers])):
+            parts = [known[place], *new] if place in known else new
+            known[place] = parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts], 1)
 
     def keep(self, tokens: int) -> None:
         """Forget what came after the first `tokens` ones."""
         self._map(lambda kept: kept[:, :tokens])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._settle()
+        self.version += 1
         self.ids = None if self.ids is None else function(self.ids)
-        for known in (self.groups, self.rows):
+        for known in (self._groups, self._rows):
             known.update({place: function(tensor) for place, tensor in known.items()})
 
     def take(self, rows: Int[Tensor, " text"]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -11,11 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from interp.errors import InterpError, UnsupportedModelError
-from interp.interventions.edits._answers import groups_of, rows_of
+from interp.interventions.edits import _few_rows
+from interp.interventions.edits._answers import Answer
 from interp.interventions.edits._edit_memory import EditMemory
-from interp.interventions.edits._members import Meeting, Member, met
+from interp.interventions.edits._members import NONE, Meeting, Member, met
+from interp.interventions.edits._remembered import Groups
 from interp.interventions.edits._rescoring import ScoredEvent, in_the_open
-from interp.interventions.edits._reweighting import EditedEvent, Reweighting
+from interp.interventions.edits._reweighting import EditedEvent, Reweighting, factors_of
 from interp.interventions.edits.base import AttentionEdit, LogitEdit, NewTokens, PatternEdit
 from interp.seam.call import AttentionCall
 from interp.seam.config import LensConfig
@@ -30,14 +33,24 @@ class EditAccount:
     """What edits in force came to, by their number: whether they changed anything, and the longest text they met."""
 
     changed: dict[int, Tensor] = field(default_factory=dict)
+    settled: set[int] = field(default_factory=set)
+    """Edits that are known to have changed something: nobody looks any more."""
     longest: int = 0
 
-    def note(self, number: int) -> Callable[[Tensor], None]:
+    def note(self, number: int) -> Callable[[Tensor], None] | None:
+        """What to tell whether an edit changed anything; None: it did."""
+        if number in self.settled:
+            return None
+
         def add(changed: Tensor) -> None:
             before = self.changed.get(number)
             self.changed[number] = changed if before is None else before.to(changed.device) | changed
 
         return add
+
+    def settle(self) -> None:
+        """Look at what was noted so far; once a step, because a GPU is waited for."""
+        self.settled |= {i for i, changed in self.changed.items() if i not in self.settled and bool(changed)}
 
     def silent(self, edits: Sequence[AttentionEdit]) -> Iterator[str]:
         """What a user should know of edits that were in force, in a sentence each."""
@@ -61,6 +74,13 @@ class Editing:
         self.edits, self.cfg, self.memory, self.seen, self.account = edits, cfg, memory, seen, account
         self.ids = self.positions = self.images = torch.zeros(0)
         self.new = self.generated = 0
+        self.arrivals = 0
+        self.answers: dict[int, Answer] = {}
+        """What edits said of the newest tokens that holds in every layer."""
+        self.learnt: set[int] = set()
+        """Edits whose answer about the newest tokens was remembered in all layers."""
+        self.groups = Groups(memory)
+        """Of single edits, in steps of generation."""
 
     @property
     def names(self) -> str:
@@ -83,6 +103,10 @@ class Editing:
         self.images = self._images(real)
         self._check_one_text_a_row(kwargs.get("position_ids"), real[:, -self.new :] != 0)
         self.account.longest = max(self.account.longest, int(self.positions.max()) + 1)
+        self.account.settle()
+        self.arrivals += 1
+        self.answers.clear()
+        self.learnt.clear()
 
     def _images(self, real: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
         """Which of all tokens so far stand for an image: an id that was generated brings none."""
@@ -115,6 +139,12 @@ class LayerEdits:
         self.logit_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, LogitEdit)]
         self.pattern_edits = [(i, edit) for i, edit in self.acting if isinstance(edit, PatternEdit)]
         self.residual: Tensor | None = None
+        self.newest: dict[int, Answer] = {}
+        """What each edit said of the newest tokens."""
+        self._asked_at, self._idle = 0, False
+        self._member: Member[PatternEdit] | None = None
+        for i, _ in self.acting:
+            editing.groups.layers.setdefault(i, []).append(layer)
 
     @property
     def reads_residual(self) -> bool:
@@ -138,29 +168,29 @@ class LayerEdits:
         places: the column in the input of every key, where they are not simply the newest tokens so far.
         """
         self._learn()
-        memory, positions = self.editing.memory, self.editing.positions
         if not acting:
-            return Meeting(torch.zeros(len(positions), 1, keys, dtype=torch.long, device=device), 1, ())
-        known = [memory.groups[self.layer, i] for i, _ in acting]
-        groups, of = met(known, [edit.group_count for _, edit in acting], self.editing.names)
-        if places is None:
-            groups = groups[:, None, -keys:]
-        else:
-            groups = (
-                groups[:, None].expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
-            )
+            return NONE
+        memory, positions = self.editing.memory, self.editing.positions
+        known = [memory.groups((self.layer, i)) for i, _ in acting]
+        groups, count, of = met(known, [edit.group_count for _, edit in acting], self.editing.names)
+        groups = groups.unsqueeze(1)
+        if places is not None:
+            groups = groups.expand(-1, places.shape[1], -1).gather(2, places.long().clamp_min(0).to(groups.device))
+        elif groups.shape[2] > keys:
+            groups = groups[:, :, -keys:]
         members = [
             Member(
                 edit,
-                own.to(device),
-                memory.rows[self.layer, i].to(device),
+                None if own is None else own.to(device),
+                memory.rows((self.layer, i)).to(device),
+                self.editing.new if self.newest[i].all else 0,
                 positions.to(device),
                 _among(edit.heads, heads, device),
                 self.editing.account.note(i),
             )
             for (i, edit), own in zip(acting, of, strict=True)
         ]
-        return Meeting(groups.to(device), len(of[0]), members)
+        return Meeting(groups.to(device), count, members)
 
     def of(self, event: AttentionEvent, places: Int[Tensor, "batch stored_head key"] | None = None) -> ScoredEvent:
         where = (event.q.shape[1], event.k.shape[2], event.q.device, places)
@@ -180,28 +210,36 @@ class LayerEdits:
 
         Raises UnsupportedModelError where the model's attention does something that the kernel does not.
         """
-        names = self.editing.names
         if call.module.training and call.rest.get("dropout"):
             raise UnsupportedModelError(
-                f"{names} does not go with attention dropout, which falls on a pattern that is not kept: put the model "
+                f"{self.editing.names} does not go with attention dropout, which falls on a pattern that is not kept: put the model "
                 "into eval mode."
             )
+        new = call.q.shape[2]
+        self._learn()
+        if new == 1 and self._idle and weights is None:
+            return own, None
         try:
-            asked = event(call)
+            unedited = event(call)
         except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{names} cannot act here: {error}") from None
-        assert isinstance(asked, ScoredEvent)
-        rows = self._at_stake(call.q.shape[2])
-        z = own if rows == 0 else asked.newest(rows).attend(own[:, -rows:])
-        z = z if rows in (0, own.shape[1]) else torch.cat([own[:, :-rows], z], 1)
+            raise UnsupportedModelError(f"{self.editing.names} cannot act here: {error}") from None
+        if new == 1 and weights is None and (z := self._stepped(unedited, own)) is not None:
+            return z, None
+        asked, rows = self.of(unedited, call.places), self._at_stake(new)
+        if rows == new:
+            z = asked.attend(own)
+        elif rows:
+            z = torch.cat([own[:, :-rows], asked.newest(rows).attend(own[:, -rows:])], 1)
+        else:
+            z = own
         return z, None if weights is None else asked.weights(weights)
 
     def _at_stake(self, new: int) -> int:
         """How many of the newest `new` rows there are from the first that an edit may change: of a prompt with a long
         image the few words after it."""
-        if new == 1:
-            return 1
-        may = torch.stack([self.editing.memory.rows[self.layer, i][:, -new:].any(0) for i, _ in self.acting]).any(0)
+        if self._idle or new == 1:
+            return new * (not self._idle)
+        may = torch.stack([answer.rows.any(0) for answer in self.newest.values()]).any(0)
         return new - int(may.nonzero()[0]) if bool(may.any()) else 0
 
     def attend_stored(self, event: AttentionEvent, mass: bool) -> tuple[Tensor, Tensor | None]:
@@ -221,24 +259,59 @@ class LayerEdits:
         edits = self.meeting(self.pattern_edits, heads, call.k.shape[2], call.q.device, call.places)
         return _by_query_head(edits, heads).pattern(pattern) if edits.members else pattern
 
+    def _stepped(
+        self, event: AttentionEvent, own: Float[Tensor, "batch 1 head d_value"]
+    ) -> Float[Tensor, "batch 1 head d_value"] | None:
+        """z of a step of generation where one pattern edit is all that acts in this layer, without what is made for
+        whoever asks for more; None where there is more to it."""
+        (number, edit), editing = self.acting[0], self.editing
+        if len(self.acting) > 1 or not isinstance(edit, PatternEdit) or not self.newest[number].all:
+            return None
+        answer = editing.answers.get(number)
+        if answer is None or not _few_rows.fit(event):
+            return None
+        members = editing.groups.members(number, edit, answer, self.layer, event)
+        if members is None:
+            return None
+        if self._member is None or self._member.note is not None:
+            heads = _among(edit.heads, event.q.shape[1], event.q.device)
+            self._member = Member(edit, None, None, 1, None, heads, editing.account.note(number))
+        few = _few_rows.edited(event, members, partial(factors_of, self._member))
+        changed = few.changed.view(len(own), 1, -1, 1)
+        return torch.where(changed, few.attend(event).view(own.shape).to(own.dtype), own)
+
     def _learn(self) -> None:
         """Ask the edits about the tokens that just arrived, once."""
         editing = self.editing
+        if self._asked_at == editing.arrivals:
+            return
         for i, edit in self.acting:
-            known = editing.memory.groups.get((self.layer, i))
-            if known is not None and known.shape[1] == editing.ids.shape[1]:
-                continue
-            residual = self.residual if edit.reads_residual else None
-            text = NewTokens(
-                self.layer, editing.new, editing.positions, editing.ids, editing.images, editing.generated, residual
-            )
-            editing.memory.learn((self.layer, i), groups_of(edit, text), rows_of(edit, text))
+            answer = editing.answers.get(i)
+            if answer is None:
+                answer = self._asked(i, edit)
+            self.newest[i] = answer
+            if i not in editing.learnt and editing.memory.learn((self.layer, i), answer):
+                editing.learnt.add(i)
+        self._asked_at, self._idle = editing.arrivals, all(answer.none for answer in self.newest.values())
+
+    def _asked(self, number: int, edit: AttentionEdit) -> Answer:
+        editing = self.editing
+        text = NewTokens(
+            self.layer, editing.new, editing.positions, editing.ids, editing.images, editing.generated,
+            self.residual if edit.reads_residual else None,
+        )  # fmt: skip
+        answer = Answer(edit, text)
+        if answer.everywhere:
+            editing.answers[number] = answer
+        return answer
 
 
+@lru_cache(maxsize=64)
 def _among(numbers: Any, count: int, device: torch.device) -> Bool[Tensor, " head"] | None:
     if numbers is None:
         return None
-    return torch.isin(torch.arange(count, device=device), torch.tensor(numbers, device=device))
+    with torch.inference_mode(False):  # it is kept, and may be needed where gradients are
+        return torch.isin(torch.arange(count, device=device), torch.tensor(numbers, device=device))
 
 
 def _by_query_head(meeting: Meeting[PatternEdit], heads: int) -> Reweighting:

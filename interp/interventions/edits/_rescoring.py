@@ -61,18 +61,23 @@ def rescoring(
     for member in meeting.members:
         change, may = member.edit.change(member.positions[:, -q.shape[2] :]), member.may_change(q.shape[2])
         said = partial(_by_group, member=member, like=like, rows=q.shape[:3])
-        factor = torch.where(may, said("scale", change.scale), 1.0)
-        summand = torch.where(may, said("bias", change.bias), 0.0)
-        member.note(_matters(factor.expand(shape), summand.expand(shape), seen, sinks).any())
+        factor, summand = said("scale", change.scale), said("bias", change.bias)
+        sink_factor = torch.as_tensor(change.sink_scale).to(like)
+        if may is not None:
+            factor, summand = torch.where(may, factor, 1.0), torch.where(may, summand, 0.0)
+            sink_factor = torch.where(may, sink_factor, 1.0)
+        if member.note is not None:
+            member.note(_matters(factor.expand(shape), summand.expand(shape), seen, sinks).any())
         scale, bias = scale * factor, bias * factor + summand
-        sink_scale = sink_scale * torch.where(may, torch.as_tensor(change.sink_scale).to(like), 1.0)
+        sink_scale = sink_scale * sink_factor
     return Rescoring(scale, bias, sink_scale, _matters(scale, bias, seen, sinks))
 
 
 def _by_group(what: str, values: Values, member: Member[LogitEdit], like: Tensor, rows: Sequence[int]) -> Tensor:
     """What an edit says of its groups, for the groups that all edits make together."""
     own = stretching(member.edit, what, torch.as_tensor(values).to(like), *rows, member.edit.group_count)
-    return own.expand(*own.shape[:-1], member.edit.group_count).index_select(-1, member.of)
+    own = own.expand(*own.shape[:-1], member.edit.group_count)
+    return own if member.of is None else own.index_select(-1, member.of)
 
 
 def _matters(scale: Tensor, bias: Tensor, seen: Tensor, sinks: bool) -> Bool[Tensor, "batch head row"]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from interp.interventions.edits._answers import stretching
+from interp.interventions.edits._few_rows import FewRows, edited, fit
 from interp.interventions.edits._members import Member, at_every_row
 from interp.interventions.edits._rescoring import ScoredEvent
 from interp.interventions.edits.base import PatternEdit
@@ -21,14 +22,19 @@ def factors_of(
     member: Member[PatternEdit], masses: Float[Tensor, "batch head row group"]
 ) -> Float[Tensor, "batch head row group"]:
     """What an edit multiplies the groups by, given what rows pay to them; 1 where it has no say or nothing lies."""
-    own = masses.new_zeros(*masses.shape[:-1], member.edit.group_count).index_add(-1, member.of, masses)
-    factors = stretching(member.edit, "factors", member.edit.factors(own), *own.shape).expand_as(own)
+    own = masses
+    if member.of is not None:
+        own = masses.new_zeros(*masses.shape[:-1], member.edit.group_count).index_add(-1, member.of, masses)
+    factors = stretching(member.edit, "factors", member.edit.factors(own), *own.shape)
     if member.edit.keeps_sums:
         left = (factors * own).sum(-1, keepdim=True)
-        factors = factors * torch.where(left > 0, own.sum(-1, keepdim=True) / torch.where(left > 0, left, 1.0), 0.0)
-    factors = torch.where(member.may_change(masses.shape[2]) & (own > 0), factors, 1.0)
-    member.note((factors.detach() != 1).any())
-    return factors.index_select(-1, member.of)
+        nothing = left <= 0
+        factors = (factors * (own.sum(-1, keepdim=True) / left.masked_fill(nothing, 1.0))).masked_fill(nothing, 0.0)
+    may, paid = member.may_change(masses.shape[2]), own > 0
+    factors = torch.where(paid if may is None else may & paid, factors, 1.0)
+    if member.note is not None:
+        member.note((factors.detach() != 1).any())
+    return factors if member.of is None else factors.index_select(-1, member.of)
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,8 @@ class Reweighting:
 
     def factors(self, masses: Float[Tensor, "batch head row group"]) -> Float[Tensor, "batch head row group"]:
         """All factors together: every edit sees the masses that those before it left. Rows are the newest tokens."""
-        factors = torch.ones_like(masses)
-        for member in self.members:
+        factors = factors_of(self.members[0], masses)
+        for member in self.members[1:]:
             factors = factors * factors_of(member, masses * factors)
         return factors
 
@@ -51,6 +57,11 @@ class Reweighting:
         wide = pattern.to(torch.promote_types(pattern.dtype, torch.float32))
         masses = wide.new_zeros(*wide.shape[:-1], self.count).scatter_add(-1, at_every_row(self.groups, wide), wide)
         return (wide * self.by_key(self.factors(masses))).to(pattern.dtype)
+
+    def one_hot(self, dtype: torch.dtype) -> Float[Tensor, "batch head_or_1 group key"]:
+        """1 where a key is in a group, else 0."""
+        every = torch.arange(self.count, dtype=self.groups.dtype, device=self.groups.device)
+        return (self.groups.unsqueeze(2) == every.unsqueeze(1)).to(dtype)
 
     def by_key(self, factors: Float[Tensor, "batch head row group"]) -> Float[Tensor, "batch head row key"]:
         return factors.gather(-1, at_every_row(self.groups, factors))
@@ -73,12 +84,19 @@ class EditedEvent(ScoredEvent):
 
     @cached_property
     def _masses(self) -> Float[Tensor, "batch head row group"]:
-        groups, count = self.reweighting.groups.long(), self.reweighting.count
-        members = torch.nn.functional.one_hot(groups, count).to(self.q.dtype)
-        return super().apply(members.expand(-1, self.q.shape[1], -1, -1))
+        return super().apply(self.reweighting.one_hot(self.q.dtype).mT.expand(-1, self.q.shape[1], -1, -1))
+
+    @cached_property
+    def _few(self) -> FewRows | None:
+        """Its rows in the open, where they are few and no logit is edited; None: kernels compute what is asked."""
+        if self.meeting.members or not fit(self):
+            return None
+        return edited(self, self.reweighting.one_hot(torch.promote_types(self.q.dtype, torch.float32)), self.reweighting.factors)
 
     @cached_property
     def column_mass(self) -> Float[Tensor, "batch head key"]:
+        if self._few is not None:
+            return self._few.pattern.sum(2)
         return self.transpose_apply(self.q.new_ones(*self.q.shape[:3], 1))[..., 0]
 
     @cached_property
@@ -123,6 +141,8 @@ class EditedEvent(ScoredEvent):
         return super().pattern() * self.reweighting.by_key(self.factors)
 
     def attend(self, own: Float[Tensor, "batch row head d"] | None = None) -> Float[Tensor, "batch row head d"]:
+        if self._few is not None:
+            return self.merged(self._few.attend(self), own, self._few.changed)
         changed = self.rescoring.changed if self.meeting.members else torch.zeros((), dtype=torch.bool)
 
         def decide(masses: Tensor) -> Tensor:

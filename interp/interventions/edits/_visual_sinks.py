@@ -78,9 +78,12 @@ class VisualSinkEdit(PatternEdit):
     def exceeds(self, phi: Tensor, tau: float) -> Bool[Tensor, "batch token"]:
         return phi >= tau
 
+    def same_in_all_layers(self, text: NewTokens) -> bool:
+        return text.generated == text.new
+
     def groups(self, text: NewTokens) -> Tensor:
         assert text.residual is not None
-        if text.generated == text.new:  # each step of generation comes here in every layer
+        if text.generated == text.new:
             return torch.full_like(text.ids[:, -text.new :], OTHER, device=text.residual.device)
         sinks = self.sinks(text)
         images = text.images[:, -text.new :].to(sinks.device)

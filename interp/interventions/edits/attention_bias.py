@@ -66,6 +66,9 @@ class AttentionBias(LogitEdit):
                 "attention away."
             )
 
+    def same_in_all_layers(self, text: NewTokens) -> bool:
+        return True
+
     def groups(self, text: NewTokens) -> Tensor:
         return at_positions(text, self.keys).long()
 

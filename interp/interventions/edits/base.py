@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -132,6 +133,10 @@ class AttentionEdit(Intervention, ABC):
         """Which of the new tokens' rows may change."""
         return torch.ones_like(text.positions[:, -text.new :], dtype=torch.bool)
 
+    def same_in_all_layers(self, text: NewTokens) -> bool:
+        """Whether `groups` and `rows` answer the same in every layer, of these tokens; then only one asks."""
+        return False
+
     def unmet(self, longest: int) -> str | None:
         """What the settings name that texts of up to `longest` tokens do not have, in words; None: nothing."""
         return None
@@ -193,7 +198,13 @@ def at_positions(text: NewTokens, positions: Tokens) -> Bool[Tensor, "batch new"
     if isinstance(positions, str):
         images = text.images[:, -text.new :]
         return images if positions == "images" else ~images & (new >= 0)
-    return torch.isin(new, torch.tensor(positions, device=new.device))
+    return torch.isin(new, _told(several(positions), new.device))
+
+
+@lru_cache(maxsize=64)
+def _told(numbers: tuple[int, ...], device: torch.device) -> Int[Tensor, " position"]:
+    """Numbers as a tensor: each step of generation asks for the same in every layer."""
+    return torch.tensor(numbers, device=device)
 
 
 def beyond(longest: int, **named: Tokens | None) -> str | None:

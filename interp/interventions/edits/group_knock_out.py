@@ -53,6 +53,6 @@ class GroupKnockOut(VisualSinkEdit):
         return self.renormalise
 
     def factors(self, masses: Tensor) -> Tensor:
-        factors = masses.new_ones(1, 1, 1, self.group_count)
-        factors[..., NUMBERS[self.group]] = 1 - self.strength
-        return factors
+        removed = NUMBERS[self.group]
+        left = [1 - self.strength * (group == removed) for group in range(self.group_count)]
+        return masses.new_tensor([[[left]]])

@@ -56,6 +56,9 @@ class KnockOut(PatternEdit):
     def keeps_sums(self) -> bool:
         return self.renormalise
 
+    def same_in_all_layers(self, text: NewTokens) -> bool:
+        return True
+
     def groups(self, text: NewTokens) -> Tensor:
         return at_positions(text, self.keys).long()
 
@@ -63,7 +66,7 @@ class KnockOut(PatternEdit):
         return super().rows(text) if self.queries is None else at_positions(text, self.queries)
 
     def factors(self, masses: Tensor) -> Tensor:
-        return masses.new_tensor([1.0, 1.0 - self.strength]).expand_as(masses)
+        return masses.new_tensor([[[[1.0, 1.0 - self.strength]]]])
 
     def unmet(self, longest: int) -> str | None:
         return beyond(longest, keys=self.keys, queries=self.queries)

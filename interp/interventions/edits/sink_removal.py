@@ -65,6 +65,9 @@ class SinkRemoval(PatternEdit):
         """Its factors do that already."""
         return False
 
+    def same_in_all_layers(self, text: NewTokens) -> bool:
+        return self.sinks == "first"
+
     def groups(self, text: NewTokens) -> Tensor:
         first = text.positions[:, -text.new :] == 0
         if self.sinks == "first":

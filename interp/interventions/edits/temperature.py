@@ -49,6 +49,9 @@ class Temperature(LogitEdit):
         if self.temperature < LOWEST:
             raise InterpError(f"{self.name}: temperature should be at least {LOWEST}, found {self.temperature}.")
 
+    def same_in_all_layers(self, text: NewTokens) -> bool:
+        return True
+
     def groups(self, text: NewTokens) -> Tensor:
         return torch.zeros_like(text.positions[:, -text.new :])
 

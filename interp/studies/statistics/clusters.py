@@ -1,12 +1,13 @@
 """The mean of per-item numbers that come in clusters, and how far it may be off.
 
 Items of one document, image or template are alike, so that they say less than as many independent ones. Two intervals
-know this. With eight clusters or more whole clusters are drawn again with replacement (the cluster bootstrap; Field and
-Welsh, JRSS B 69:369, 2007), and the percentiles are taken as far out as a t interval would: a plain percentile interval
-is too narrow by sqrt((C - 1) / C) and by what separates t from z (Hesterberg, The American Statistician 69:371, 2015,
-"expanded percentile"). With fewer, draws cannot reach that far, and the interval is the cluster-robust standard error
-CR2 times a t quantile. The degrees of freedom of both are Bell and McCaffrey's (Survey Methodology 28:169, 2002), which
-are fewer than C - 1 where clusters differ in size. `benchmarks/interval_coverage.py` says how often each is right.
+know this. With twelve clusters or more whole clusters are drawn again with replacement (the cluster bootstrap; Field
+and Welsh, JRSS B 69:369, 2007), and the percentiles are taken as far out as a t interval would: a plain percentile
+interval is too narrow by sqrt((C - 1) / C) and by what separates t from z (Hesterberg, The American Statistician
+69:371, 2015, "expanded percentile"). With fewer, draws cannot reach that far, and the interval is the cluster-robust
+standard error CR2 times a t quantile. The degrees of freedom of both are Bell and McCaffrey's (Survey Methodology
+28:169, 2002), which are fewer than C - 1 where clusters differ in size. `benchmarks/interval_coverage.py` says how
+often each is right.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scipy import stats
 from interp.errors import InterpError
 
 RESAMPLES = 9_999
-FEWEST_CLUSTERS = 8
+FEWEST_CLUSTERS = 12
 """Below this, and below `FEWEST_DEGREES`, the interval is CR2's: by simulation, where draws no longer reach."""
 FEWEST_DEGREES = 4.0
 BLOCK_BYTES = 64_000_000
@@ -118,9 +119,17 @@ def clustered_mean(
 
 
 def clustered_means(
-    values: np.ndarray, cluster: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    values: np.ndarray,
+    cluster: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    fewest: int = FEWEST_CLUSTERS,
 ) -> list[ClusteredMean]:
-    """`clustered_mean` of each column of `values` `[item, column]`; all see the same draws."""
+    """`clustered_mean` of each column of `values` `[item, column]`; all see the same draws.
+
+    fewest: clusters from which on the bootstrap is used.
+    """
     _, number = np.unique(cluster, return_inverse=True)
     sizes = np.bincount(number).astype(float)
     if len(sizes) < 2:
@@ -135,7 +144,7 @@ def clustered_means(
     alone = values.var(0, ddof=1) / items
     varies = variance > (NOTHING * np.abs(values).max(0)) ** 2
     df = degrees_of_freedom(sizes)
-    enough = len(sizes) >= FEWEST_CLUSTERS and df >= FEWEST_DEGREES
+    enough = len(sizes) >= fewest and df >= FEWEST_DEGREES
     draws = np.sort(resampled(totals, sizes[:, None], seed, resamples), axis=0) if enough else None
     return [
         ClusteredMean(

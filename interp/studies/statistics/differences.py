@@ -71,15 +71,23 @@ def paired(
         raise InterpError(f"the confidence of an interval lies between 0.5 and 1, found {confidence}.")
     if better not in ("higher", "lower", None):
         raise InterpError(f"better is 'higher', 'lower' or None, found {better!r}.")
-    given = items_of(scores, None if methods is None else [baseline, *methods], item, cluster)
-    if baseline not in given.scores:
-        raise unknown("column of scores", baseline, given.scores.columns)
-    others = [name for name in given.scores.columns if name != baseline]
-    if not others:
-        raise InterpError(f"there is nothing to compare with {baseline!r}: pass scores of another method too.")
+    given = compared(scores, baseline, methods, item, cluster)
+    others = given.scores.columns.drop(baseline)
     said = {"family": family, "better": better or "", "units": units, "confidence": confidence}
     rows = [_row(given, method, baseline, confidence, seed, resamples) | said for method in others]
     return corrected(pd.DataFrame(rows))
+
+
+def compared(
+    scores: pd.DataFrame | xr.Dataset, baseline: str, methods: Sequence[str] | None, item: str, cluster: str | None
+) -> Items:
+    """The scores of the baseline and of what is compared with it. Raises InterpError where one of them is lacking."""
+    given = items_of(scores, None if methods is None else [baseline, *methods], item, cluster)
+    if baseline not in given.scores:
+        raise unknown("column of scores", baseline, given.scores.columns)
+    if len(given.scores.columns) < 2:
+        raise InterpError(f"there is nothing to compare with {baseline!r}: pass scores of another method too.")
+    return given
 
 
 def difference(given: Items, method: str, baseline: str, seed: int, resamples: int) -> ClusteredMean:

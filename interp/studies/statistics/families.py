@@ -30,22 +30,33 @@ def corrected(table: pd.DataFrame, family: str = "family", p: str = "p") -> pd.D
         >>> [float(p) for p in statistics.corrected(rows)["p_holm"]]
         [0.04, 0.04, 0.03]
     """
-    from statsmodels.stats.multitest import multipletests
-
     if lacking := [name for name in (family, p) if name not in table.columns]:
         there = ", ".join(map(str, table.columns))
         raise InterpError(f"the table of comparisons has no column {lacking[0]!r}; it has {there}.")
     table = table.reset_index(drop=True)
-    holm, size = np.full(len(table), np.nan), np.zeros(len(table), int)
+    adjusted, size = np.full(len(table), np.nan), np.zeros(len(table), int)
     for rows in table.groupby(family, sort=False, dropna=False).indices.values():
         raw = table[p].to_numpy(float)[rows]
         size[rows] = len(rows)
-        adjusted = multipletests(np.nan_to_num(raw, nan=1.0), method="holm")[1]
-        holm[rows] = np.where(np.isnan(raw), np.nan, adjusted)
-    table = table.assign(**{f"{p}_holm": holm, "family_size": size})
+        adjusted[rows] = np.where(np.isnan(raw), np.nan, holm(np.nan_to_num(raw, nan=1.0)))
+    table = table.assign(**{f"{p}_holm": adjusted, "family_size": size})
     if p == "p" and {"difference", "se", "df", "confidence", "clusters_moved"} <= set(table.columns):
         # in the worst place of a family of k a comparison is tested at alpha / k
         rows_of = (row for _, row in table.iterrows())
         table["detectable"] = [detectable(r.se, r.df, (1 - r.confidence) / r.family_size) for r in rows_of]
         table["sentence"] = [difference_told(row) for _, row in table.iterrows()]
     return table
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p after Holm's correction over the last axis.
+
+    As `statsmodels.stats.multitest.multipletests(p, method="holm")`, which a test compares it with: that collects
+    garbage at each call, a third of a second where a model is in memory.
+    """
+    order = np.argsort(p, axis=-1)
+    left = np.arange(p.shape[-1], 0, -1)
+    rising = np.maximum.accumulate(np.take_along_axis(p, order, -1) * left, axis=-1)
+    corrected_p = np.empty_like(rising)
+    np.put_along_axis(corrected_p, order, np.minimum(rising, 1.0), -1)
+    return corrected_p

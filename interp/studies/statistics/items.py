@@ -109,3 +109,15 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
 
 def _listed(names: Any) -> str:
     return ", ".join(map(str, names)) or "none"
+
+
+def complete(
+    table: pd.DataFrame | xr.Dataset, methods: Sequence[str] | None, item: str, cluster: str | None
+) -> tuple[Items, int]:
+    """The items that have a score of every method, and how many were left out. Raises InterpError as `items_of` does,
+    and where none is left."""
+    given = items_of(table, methods, item, cluster)
+    whole = given.scores.notna().all(axis=1).to_numpy()
+    if not whole.any():
+        raise InterpError("no item has a score of every method; name the methods that were run on the same items.")
+    return Items(given.scores[whole].reset_index(drop=True), given.cluster[whole]), int((~whole).sum())

@@ -4,8 +4,8 @@ right where a share is small or few items are there, for items that come in clus
 Wilson's formula is given as many items as independent ones would say as much: n over the design effect, smaller again
 by (z / t)² since the design effect is itself an estimate from few clusters (Korn and Graubard, Survey Methodology
 24:193, 1998, who do this to the exact interval; Franco et al., Journal of Survey Statistics and Methodology 7:334,
-2019, compare it with Wilson's), and never more than there are. Where fewer than ten clusters have a hit, or fewer than ten
-have a miss, the design effect cannot be told from them, and each cluster counts as one item.
+2019, compare it with Wilson's), and never more than there are. Where fewer than ten clusters have a hit, or fewer than
+ten have a miss, the design effect cannot be told from them, and each cluster counts as one item.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def wilson(values: np.ndarray, cluster: np.ndarray, confidence: float = 0.95) ->
     sizes, hits = np.bincount(number).astype(float), np.bincount(number, values)
     as_one_each = found.items**2 / float((sizes**2).sum())
     effective = float(found.items)
-    if found.se > 0:
+    if found.se > 0 and sizes.max() > 1:  # else items are independent, and the variance of a share is known
         tail = (1 + confidence) / 2
         wider = float(stats.norm.ppf(tail) / stats.t.ppf(tail, found.df)) ** 2
         variance = found.mean * (1 - found.mean)

@@ -22,7 +22,7 @@ from interp.subjects.emoji.tower import PatchClassifier, TowerStage, accuracy, h
 TOWER = Pace(steps=1700, rate=1e-3, batch=32, warm_up=150)
 PROJECTOR = Pace(steps=2000, rate=2e-3, batch=384, warm_up=100)
 ANSWERING = Pace(steps=3000, rate=5e-4, batch=2, warm_up=20, decay=0.0)
-FURTHER = Pace(steps=2400, rate=5e-4, batch=2, warm_up=50, decay=0.0)
+FURTHER = Pace(steps=1300, rate=5e-4, batch=2, warm_up=50, decay=0.0)
 """Of the stage that goes on from the weights that ship."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -100,14 +101,21 @@ def visual_redistribution(
         text_sink, visual_sink, visual, other = masses.unbind(-1)
         seen = visual_sink + visual
         gaining = {"images": visual, "text": other, "both": visual + other}[give_to]
-        selected = (seen >= min_visual_mass) & (visual >= min_nonsink_ratio * seen) & (visual > 0)
-        selected = selected & (visual_sink > 0) & (gaining > 0)
-        moved = remove_fraction * (text_sink + visual_sink)
-        sink = 1 - remove_fraction * selected.to(masses.dtype)
-        gain = torch.where(selected, 1 + moved / torch.where(selected, gaining, 1.0), 1.0)
-        same = torch.ones_like(gain)
-        return torch.stack(
-            [sink, sink, same if give_to == "text" else gain, same if give_to == "images" else gain], dim=-1
-        )
+        selected = (seen >= min_visual_mass) & (visual >= min_nonsink_ratio * seen)
+        selected = selected & (torch.minimum(visual_sink, gaining) > 0)  # then visual is above 0 too
+        if masses.requires_grad:  # a quotient that is not taken would have a gradient of NaN
+            gaining = torch.where(selected, gaining, 1.0)
+        left, gain = _shares(remove_fraction, give_to, masses.dtype, masses.device)
+        moved = (text_sink + visual_sink) / gaining
+        return torch.where(selected[..., None], torch.addcmul(left, gain, moved[..., None]), 1.0)
 
     return rule
+
+
+@lru_cache(maxsize=64)
+def _shares(remove_fraction: float, give_to: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each group what is left where sinks lose, and the part of the moved mass, over its own, by which it grows."""
+    visual, other = remove_fraction * (give_to != "text"), remove_fraction * (give_to != "images")
+    with torch.inference_mode(False):  # they may be needed where gradients are
+        left = torch.tensor([1 - remove_fraction, 1 - remove_fraction, 1.0, 1.0], dtype=dtype, device=device)
+        return left, torch.tensor([0.0, 0.0, visual, other], dtype=dtype, device=device)

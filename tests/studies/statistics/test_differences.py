@@ -8,11 +8,13 @@ import pytest
 import statsmodels.api as sm
 import xarray as xr
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
+from benchmarks.clustered_nulls import differences, sizes
 from interp.errors import InterpError, UnknownNameError
 from interp.studies import statistics
 from interp.studies.statistics.clusters import degrees_of_freedom
-from tests.studies.statistics.clustered_nulls import differences, sizes
+from interp.studies.statistics.families import holm
 
 
 def scores(clusters: int = 40, icc: float = 0.4, seed: int = 0, **shifts: float) -> pd.DataFrame:
@@ -114,6 +116,14 @@ def test_what_sentences_say():
     assert lower.startswith("one is worse than full")
     neither = statistics.paired(scores(200, one=0.8), "full", better=None)["sentence"][0]
     assert neither.startswith("one is higher than full")
+
+
+def test_holm_is_statsmodels():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 40):
+        p = np.round(rng.random((3, size)) ** 3, 2)  # with ties
+        for row, found in zip(p, holm(p), strict=True):
+            assert found == pytest.approx(multipletests(row, method="holm")[1])
 
 
 def test_a_correction_can_take_a_difference_back():
