@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,12 @@ class Asked:
     @property
     def prompt(self) -> str:
         """As `lens.generate(prompt, images=..., chat=...)` takes it."""
-        return self.question if self.chat or PLACE in self.question else f"{PLACE} {self.question}"
+        return self.question if self.chat else self.with_place
+
+    @property
+    def with_place(self) -> str:
+        """The question as plain text, with a place for the picture."""
+        return self.question if PLACE in self.question else f"{PLACE} {self.question}"
 
     def talk(self, answer: str) -> Any:
         """The question and what came of it, as `interp.probe` reads them."""
@@ -92,12 +98,25 @@ def sink_channels(lens: Any, asked: Asked, texts: bool) -> tuple[int, ...]:
         with waiting.told_of_passes(lens, progress, TEXTS if texts else 1):
             if texts:
                 return interp.sink_channels(lens)
-            named = asked.question if PLACE in asked.question else f"{PLACE} {asked.question}"
-            return interp.sink_channels(lens, named, images=asked.picture.image)
+            return interp.sink_channels(lens, asked.with_place, images=asked.picture.image)
 
     key = (asked.model, asked.dtype) if texts else asked.key
     what = f"finding sink channels in {f'{TEXTS} texts' if texts else 'this question'}"
     return waiting.done(("sink_channels", texts, *key), what, find)
+
+
+def threshold(lens: Any, asked: Asked, channels: tuple[int, ...]) -> float | None:
+    """The share of √d from which tokens of this question are sinks, by where attention piles up; None where it does
+    not."""
+
+    def find(_: Progress) -> float:
+        import interp
+
+        found = interp.sink_threshold(lens, channels, asked.with_place, images=asked.picture.image)
+        return float(found.attrs["tau_rel"])
+
+    share = waiting.done(("threshold", *asked.key, channels), "seeing where attention piles up", find)
+    return share if math.isfinite(share) else None
 
 
 def others(lens: Any, asked: Asked, answer: str, name: str) -> xr.Dataset:

@@ -32,7 +32,7 @@ def patch_words(ds: xr.Dataset, patches: Sequence[int] | None = None, layer: int
     Examples:
         >>> figure = interp.figures.patch_words(results["image_attention"], patches=[2])
         >>> figure.layout.title.text
-        'Which tokens look at patch 2, mean of 4 layers'
+        'Which tokens look at patch 2, mean of 3 layers'
     """
     ds = need(ds, "patch_words", RESULT, "attention", "modality", "query_text")
     which, called = chosen_patches(ds, patches)

@@ -149,6 +149,17 @@ def test_var_moves_attention_by_the_channels_and_the_threshold_of_the_section_ab
     assert (made["name"], made["group"]) == ("group_knock_out", "visual_sinks")
 
 
+def test_the_threshold_that_attention_agrees_with_is_offered_and_taken(image_page, lens):
+    app = image_page(channels_from="typed", channels="3")
+    image = example_picture(next(iter(EXAMPLES)))
+    share = interp.sink_threshold(lens, (3,), f"<image> {ASKED['question']}", images=image).attrs["tau_rel"]
+    if not np.isfinite(share):
+        assert not [button for button in app.button if button.key == "agreed"]
+        return
+    app.button(key="agreed").click().run()
+    assert app.slider(key="tau_rel").value == pytest.approx(max(share, 0.05))
+
+
 def test_a_channel_that_the_model_lacks_is_a_sentence(image_page):
     assert "has channels 0 to 63, found 64" in sentences(image_page(channels_from="typed", channels="64"))
 

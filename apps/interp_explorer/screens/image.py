@@ -13,6 +13,7 @@ from interp_explorer.text import plain
 SEES = "emoji-vlm"
 QUESTION = "What is at the bottom?"
 LONGEST_QUESTION = 1_000  # characters, which an address can hold
+LEAST_SHARE = 0.05  # of the slider of τ
 FOUND, TEXTS, TYPED = "this question", f"{looking.TEXTS} texts", "typed"
 
 view.begin("Image")
@@ -24,6 +25,11 @@ lens = subject.lens_on(model, dtype)
 def take_a_model_that_sees() -> None:
     waiting.clicked()
     st.session_state["model"] = SEES
+
+
+def take_threshold(share: float) -> None:
+    waiting.clicked()
+    st.session_state["tau_rel"] = min(max(share, LEAST_SHARE), 1.0)
 
 
 if lens.anatomy.unseen is not None:
@@ -75,7 +81,7 @@ with sinks_at:
         bind="query-params", on_change=waiting.clicked,
     )  # fmt: skip
     tau_rel = two.slider(
-        "τ as a share of √d", 0.05, 1.0, 0.3125, 0.0125, key=address.number("tau_rel"), bind="query-params",
+        "τ as a share of √d", LEAST_SHARE, 1.0, 0.3125, 0.0125, key=address.number("tau_rel"), bind="query-params",
         on_change=waiting.clicked,
     )  # fmt: skip
     if source == TYPED:
@@ -91,6 +97,12 @@ with sinks_at:
         channels = looking.sink_channels(lens, asked, texts=source == TEXTS)
     named = ", ".join(map(str, channels)) or "none: those that stand out in a layer are taken there"
     st.caption(f"Channels: {named}")
+    agreed = looking.threshold(lens, asked, channels) if channels else None
+    if agreed is not None and abs(agreed - tau_rel) > 1e-6:
+        st.button(
+            f"Take τ = {agreed:g} √d, from which attention piles up on tokens", key="agreed",
+            on_click=take_threshold, args=(agreed,),
+        )  # fmt: skip
     sinks = looking.sinks(lens, asked, answer, channels, tau_rel)
 
 with words_at:
