@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from interp.results import storage as storage
     from interp.results.before_after import before_after
     from interp.results.comparing import compare
+    from interp.results.image_tokens import image_tokens
     from interp.runs import patching as patching
     from interp.runs.patching import patch
     from interp.runs.probing import probe
@@ -58,6 +59,7 @@ _WHERE = {
     "probe": "interp.runs.probing",
     "patch": "interp.runs.patching",
     "before_after": "interp.results.before_after",
+    "image_tokens": "interp.results.image_tokens",
     "compare": "interp.results.comparing",
     "explain": "interp.explaining",
     "side_by_side": "interp.runs.side_by_side",
@@ -84,6 +86,7 @@ __all__ = [
     "explain",
     "figures",
     "icl",
+    "image_tokens",
     "interventions",
     "load",
     "load_cache",
