@@ -23,13 +23,13 @@ in words.
 import interp
 
 lens = interp.load("emoji-vlm")
-result = interp.evaluate(lens, "pope:strategy=adversarial,scenes=20", interp.VAR())
+result = interp.evaluate(lens, "pope:strategy=adversarial,scenes=20", interp.VAR(channels=507, tau_rel=0.6))
 interp.tasks.summary(result)
 interp.storage.save(result, "pope_var.nc")
 ```
 
 ```
-interp evaluate emoji-vlm --task pope --with var --out pope_var.nc
+interp evaluate emoji-vlm --task pope --with var:channels=507,tau_rel=0.6 --out pope_var.nc
 interp evaluate MODEL --task pope --folder POPE --out pope.nc --items 500
 interp evaluate --list
 ```
