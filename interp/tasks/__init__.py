@@ -1,7 +1,7 @@
 """How the quality of what a model puts out is measured. One file a task: every `Task` in a module of this folder is
 found by its `name`.
 
-    result = interp.evaluate(lens, "pope:strategy=adversarial", interp.VAR())
+    result = interp.evaluate(lens, "pope:strategy=adversarial", interp.VAR(channels=507))
     interp.tasks.summary(result)
 """
 
