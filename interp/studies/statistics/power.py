@@ -25,12 +25,11 @@ def detectable(se: float, df: float, alpha: float = 0.05, power: float = POWER) 
         >>> round(statistics.detectable(se=0.02, df=49), 3)
         0.057
     """
-    from statsmodels.stats.power import TTestPower
+    from scipy import special, stats
 
     if not 0 < alpha < power < 1:
         raise InterpError(f"alpha and power lie between 0 and 1, alpha below power; found {alpha} and {power}.")
     if not (se > 0 and df > 0):
         return np.nan
-    observed = df + 1  # statsmodels' test has one degree of freedom fewer than observations
-    steps = TTestPower().solve_power(nobs=observed, alpha=alpha, power=power, alternative="two-sided")
-    return float(steps) * float(np.sqrt(observed)) * se
+    # the far tail is left out: it holds less than alpha / 2, and nothing to speak of where a difference is detectable
+    return float(special.nctdtrinc(df, 1 - power, stats.t.ppf(1 - alpha / 2, df))) * se
