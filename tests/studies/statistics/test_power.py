@@ -48,7 +48,7 @@ def test_errors(asked):
 @pytest.mark.parametrize("df", [4.0, 42.936437421615096, 48.85259341914718, 89.58261050936194, 120.3])
 @pytest.mark.parametrize("family", [1, 8, 11])
 def test_it_is_found_for_any_degrees_of_freedom(df: float, family: int) -> None:
-    """Solvers that search for it, as statsmodels does, lose their way for some of these: scipy's `nct` has NaNs there."""
+    """Solvers that search for it, as that of statsmodels, lose their way for some of these: `nct` has NaNs there."""
     beyond = stats.t.ppf(1 - 0.025 / family, df)
     found = statistics.detectable(se=1.0, df=df, alpha=0.05 / family)
     assert special.nctdtr(df, found, beyond) == pytest.approx(0.2, abs=1e-6)
