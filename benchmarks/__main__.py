@@ -17,6 +17,8 @@ BENCHMARKS = (
     "gram_loss",
     "icl_training",
     "emoji_vlm",
+    "visual_sinks",
+    "visual_sink_causes",
     "interval_coverage",
 )
 
