@@ -3,7 +3,7 @@
 A token is a sink by φ where that reaches the threshold at which it agrees best with attention in the demo model
 (`interp.sink_threshold`), and by attention where a layer's rows give it more than 10 times what they give the mean
 token. Changed are where the picture stands, how many there are, what is on it, whether the language model has learnt to
-answer, and whether the tower has a class token that could keep what a sink keeps.
+answer, for how long it has, and whether the tower has a class token that could keep what a sink keeps.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def main(checkpoints: str | None = None) -> None:
         "nothing on the picture": lambda n: (BEFORE + PLACE + _after(n), [EMPTY.picture()]),
     }
     rows = [_row(name, lens, way, tau) for name, way in ways.items()]
+    scores = [name for name in lens.hook_dict if name.startswith("vision.") and name.endswith("hook_attn_scores")]
+    with lens.hooks(fwd_hooks=[(name, _class_token_hidden) for name in scores]):
+        rows.append(_row("class token of the tower hidden", lens, _asked, tau))
     variants = {"before it learnt to answer": _scaled(shipped, 0.0)}
     for path in sorted(Path(checkpoints).glob("*.safetensors")) if checkpoints else ():
         variants[f"training, {path.stem}"] = _answering(shipped, path)
@@ -67,6 +70,13 @@ def _after(number: int) -> str:
 
 def _asked(number: int) -> Given:
     return BEFORE + PLACE + _after(number), [_scene(number)]
+
+
+def _class_token_hidden(scores: torch.Tensor, hook: Any) -> torch.Tensor:
+    """No patch of the tower attends to it, so that none can leave there what a register would keep."""
+    hidden = scores.clone()
+    hidden[..., 0] = torch.finfo(scores.dtype).min
+    return hidden
 
 
 def _scaled(weights: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
