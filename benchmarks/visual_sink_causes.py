@@ -18,6 +18,7 @@ import torch
 import interp
 from benchmarks.table import publish
 from benchmarks.visual_sinks import CHANNELS
+from interp.runs.sink_threshold import shares_and_received
 from interp.subjects.emoji import stage
 from interp.subjects.emoji.evaluation import EMPTY, FIRST
 from interp.subjects.emoji.model import WEIGHTS, assemble, read_weights
@@ -102,22 +103,21 @@ def _row(name: str, lens: Any, given: Callable[[int], Given], tau: float) -> dic
 
 
 def _seen(lens: Any, text: str, pictures: list[Any], tau: float) -> dict[str, float]:
-    found = interp.probe(
-        lens, text, [interp.VisualSinks(channels=CHANNELS, tau_rel=tau), interp.TextSinks(), interp.VisionRegisters()],
-        images=pictures,
-    )  # fmt: skip
-    sinks, image = found["visual_sinks"], (found["visual_sinks"]["modality"] == "image").values
-    share = sinks["phi"].values / lens.cfg.d_model**0.5
-    received = found["text_sinks"]["mean_received"].mean("head").values
-    received = received / np.nanmean(received, 1, keepdims=True)  # too few queries see the last tokens
+    probes = [interp.VisualSinks(channels=CHANNELS, tau_rel=tau), interp.VisionRegisters()]
+    found = interp.probe(lens, text, probes, images=pictures)
+    image = (found["visual_sinks"]["modality"] == "image").values
+    flat = shares_and_received(lens, text, {"images": pictures}, [CHANNELS])
+    share, times = (values.numpy().reshape(-1, len(image)) for values in flat)
+    piled = times > TIMES_MEAN
     return {
         "largest φ of an image token": share[:, image].max(),
         "median φ of image tokens": np.median(share[2:-2, image]),
         "largest φ of a text token": share[:, ~image].max(),
         "some image token is a sink by φ": float((share[:, image] >= tau).any()),
         "image tokens that are, per layer": float((share[:, image] >= tau).sum(1).mean()),
-        "some image token is a sink by attention": float((received[:, image] > TIMES_MEAN).any()),
-        "text tokens that are by attention, per layer": float((received[:, ~image] > TIMES_MEAN).sum(1).mean()),
+        "some image token is a sink by attention": float(piled[:, image].any()),
+        "image tokens that are by attention, per layer": float(piled[:, image].sum(1).mean()),
+        "text tokens that are by attention, per layer": float(piled[:, ~image].sum(1).mean()),
         "high-norm patches of the tower": float(found["vision_registers"]["registers"].values[-1]),
     }
 

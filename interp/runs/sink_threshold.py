@@ -65,12 +65,12 @@ def sink_threshold(
             f"sink_threshold: channels should be among 0 to {lens.cfg.d_model - 1} and at least one, found {channels}; "
             "interp.sink_channels(lens) finds them."
         )
-    seen = [_shares_and_received(lens, text, own, chosen) for text, own in readings(lens, inputs, images)]
+    seen = [shares_and_received(lens, text, own, chosen) for text, own in readings(lens, inputs, images)]
     shares, times = (torch.cat(parts).numpy() for parts in zip(*seen, strict=True))
     return _table(shares, times > times_mean, {"channels": str(chosen), "times_mean": times_mean, "texts": len(seen)})
 
 
-def _shares_and_received(lens: TextLens, text: Any, seen: dict[str, Any], channels: list[int]) -> tuple[Tensor, Tensor]:
+def shares_and_received(lens: TextLens, text: Any, seen: dict[str, Any], channels: list[int]) -> tuple[Tensor, Tensor]:
     """φ/√d_model of every token in every layer, and how many times the mean attention it receives."""
     shares: dict[int, Tensor] = {}
     received: dict[int, Tensor] = {}
