@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import streamlit as st
 import xarray as xr
@@ -19,6 +18,9 @@ from interp_explorer.desk import Progress
 from interp_explorer.looking import Asked
 from interp_explorer.text import plain
 
+if TYPE_CHECKING:
+    from interp.lens.lens import Lens
+
 KINDS = {
     "VAR": "Attention that sinks absorb goes to the image's other tokens, in heads that look at it.",
     "chosen patches": "Nobody looks at the patches that are chosen above.",
@@ -28,7 +30,9 @@ KINDS = {
 }
 
 
-def side_by_side(lens: Any, asked: Asked, channels: Sequence[int], tau_rel: float, chosen: Sequence[int]) -> str | None:
+def side_by_side(
+    lens: Lens, asked: Asked, channels: Sequence[int], tau_rel: float, chosen: Sequence[int]
+) -> str | None:
     """Choose what is changed, and see both answers; returns what that is, as `--with` has it, or None where nothing
     was generated. A choice that cannot be made is a sentence."""
     st.subheader("Side by side")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 import xarray as xr
@@ -21,6 +21,9 @@ from interp.vision.prompts import PLACE, with_parts
 from interp_explorer import memory, patches, subject, view, waiting
 from interp_explorer.desk import Progress
 from interp_explorer.pictures import Picture
+
+if TYPE_CHECKING:
+    from interp.lens.lens import Lens
 
 ROWS = 96
 """Words that are asked where they look, the last ones."""
@@ -61,7 +64,7 @@ class Asked:
         return [{"role": "user", "content": with_parts(self.question, 1)}, *said]
 
 
-def answered(lens: Any, asked: Asked) -> tuple[str, int]:
+def answered(lens: Lens, asked: Asked) -> tuple[str, int]:
     """What the model says, and the position of the token after which it begins."""
 
     def generate(progress: Progress) -> tuple[str, int]:
@@ -76,12 +79,12 @@ def answered(lens: Any, asked: Asked) -> tuple[str, int]:
     return waiting.done(("answer", *asked.key), f"writing up to {asked.steps} tokens", generate)
 
 
-def attention(lens: Any, asked: Asked, answer: str, head: int | None) -> xr.Dataset:
+def attention(lens: Lens, asked: Asked, answer: str, head: int | None) -> xr.Dataset:
     """Where the words of question and answer look."""
     return _probed(lens, asked, answer, _words(head), "seeing where words look")
 
 
-def sinks(lens: Any, asked: Asked, answer: str, channels: tuple[int, ...], tau_rel: float) -> xr.Dataset:
+def sinks(lens: Lens, asked: Asked, answer: str, channels: tuple[int, ...], tau_rel: float) -> xr.Dataset:
     """Which tokens are sinks, by these channels, or by those that stand out where there are none."""
     probe = VisualSinks(channels=channels or None, tau_rel=tau_rel)
     result = _probed(lens, asked, answer, probe, "looking for sinks")
@@ -89,7 +92,7 @@ def sinks(lens: Any, asked: Asked, answer: str, channels: tuple[int, ...], tau_r
     return result
 
 
-def sink_channels(lens: Any, asked: Asked, texts: bool) -> tuple[int, ...]:
+def sink_channels(lens: Lens, asked: Asked, texts: bool) -> tuple[int, ...]:
     """The channels by which sinks are told: on the texts that the library brings along, or on this question alone."""
 
     def find(progress: Progress) -> tuple[int, ...]:
@@ -105,7 +108,7 @@ def sink_channels(lens: Any, asked: Asked, texts: bool) -> tuple[int, ...]:
     return waiting.done(("sink_channels", texts, *key), what, find)
 
 
-def threshold(lens: Any, asked: Asked, channels: tuple[int, ...]) -> float | None:
+def threshold(lens: Lens, asked: Asked, channels: tuple[int, ...]) -> float | None:
     """The share of √d from which tokens of this question are sinks, by where attention piles up; None where it does
     not."""
 
@@ -119,12 +122,12 @@ def threshold(lens: Any, asked: Asked, channels: tuple[int, ...]) -> float | Non
     return share if math.isfinite(share) else None
 
 
-def others(lens: Any, asked: Asked, answer: str, name: str) -> xr.Dataset:
+def others(lens: Lens, asked: Asked, answer: str, name: str) -> xr.Dataset:
     """The result of any other probe of texts with images, by its name."""
     return _probed(lens, asked, answer, resolve([name], "images")[0], f"reading with {name}")
 
 
-def changed(lens: Any, asked: Asked, answer: str, head: int | None, spec: str) -> xr.Dataset:
+def changed(lens: Lens, asked: Asked, answer: str, head: int | None, spec: str) -> xr.Dataset:
     """Where the words look before and after an intervention, that `spec` is as on the command line."""
     before = attention(lens, asked, answer, head)
 
@@ -148,7 +151,7 @@ def _words(head: int | None) -> ImageAttention:
     return ImageAttention(rows=ROWS, head=head)
 
 
-def _probed(lens: Any, asked: Asked, answer: str, probe: Any, what: str) -> xr.Dataset:
+def _probed(lens: Lens, asked: Asked, answer: str, probe: Any, what: str) -> xr.Dataset:
     talk = asked.talk(answer)
 
     def work(progress: Progress) -> xr.Dataset:
@@ -165,7 +168,7 @@ def _probed(lens: Any, asked: Asked, answer: str, probe: Any, what: str) -> xr.D
     return result
 
 
-def talks(lens: Any) -> bool:
+def talks(lens: Lens) -> bool:
     """Whether a model has a chat template."""
     return bool(getattr(lens.processor, "chat_template", None) or getattr(lens.tokenizer, "chat_template", None))
 

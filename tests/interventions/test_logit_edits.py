@@ -98,7 +98,7 @@ def test_kernels_and_open_scores_agree(
         rows = torch.ones(2, keys, dtype=torch.bool) if all_rows else some(2, keys)
         heads = None if all_heads else some(HEADS)
         of = torch.arange(total) // rest % count
-        meeting.append(Member(edit, of, rows, torch.arange(keys).expand(2, -1), heads, lambda changed: None))
+        meeting.append(Member(edit, of, rows, 0, torch.arange(keys).expand(2, -1), heads, lambda changed: None))
     event = ScoredEvent(
         0, normal(2, HEADS, queries, SIZE), normal(2, STORED, keys, SIZE), normal(2, STORED, keys, 5), 0.5, facts,
         asked["softcap"], normal(HEADS) if asked["sinks"] else None, meeting=Meeting(groups, total, meeting),
@@ -166,7 +166,7 @@ def test_triton_computes_the_same(edit: Any, all_rows: bool, softcap: float | No
         groups = torch.randint(edit.group_count, (2, 1, 20), generator=make)
         rows = torch.ones(2, 20, dtype=torch.bool) if all_rows else torch.rand(2, 20, generator=make) < 0.5
         of, positions = torch.arange(edit.group_count), torch.arange(20).expand(2, -1)
-        member = Member(edit, of, rows, positions, None, lambda changed: None)
+        member = Member(edit, of, rows, 0, positions, None, lambda changed: None)
         event = ScoredEvent(
             0, normal(2, 4, 5, 8), normal(2, 2, 20, 8), normal(2, 2, 20, 6), 0.5, {"causal": True, "window": 9},
             softcap, normal(4), meeting=Meeting(groups, edit.group_count, [member]),

@@ -81,7 +81,7 @@ def false_alarms(
         >>> rng = np.random.default_rng(0)
         >>> scores = pd.DataFrame({"item": range(60), "a": rng.normal(size=60), "b": rng.normal(size=60)})
         >>> table = statistics.false_alarms(scores, "a", "b", cluster=None, resamples=999)
-        >>> bool(table["low"][0] < 0.05 < table["high"][0])
+        >>> bool(0.03 < table["share"][0] < 0.08)
         True
     """
     from statsmodels.stats.proportion import proportion_confint
