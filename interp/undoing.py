@@ -7,6 +7,7 @@ arrives in the middle of the first time, as Ctrl-C may, meets the second.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
@@ -62,7 +63,7 @@ class Undo:
     @property
     def running(self) -> bool:
         """Whether the function that it belongs to is still being executed."""
-        at = sys._current_frames().get(self.thread)
+        at = _frame_of(self.thread)
         while at is not None and at is not self._frame:
             at = at.f_back
         return at is not None and self.open
@@ -85,6 +86,20 @@ class Undo:
         (module.register_forward_pre_hook if pre else module.register_forward_hook)(here, **how)
         if not pre:
             _before_recorders(module)
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """Where a thread is; None: it has ended."""
+    if thread == threading.get_ident():
+        return sys._getframe()
+    # A collection of garbage in the middle of this waits for ever for a lock that it holds (CPython 3.11, gh-106883).
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _before_recorders(module: nn.Module) -> None:
