@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.table import publish
 
-IMAGE_TOKENS, NEW_TOKENS, ROUNDS = 576, 64, 9
+IMAGE_TOKENS, NEW_TOKENS, ROUNDS = 576, 64, 5
 WORDS_BEFORE, WORDS_AFTER = 8, 24
 IMAGE = 49_151
 SINKS: dict[str, Any] = {"channels": (3, 7), "tau_rel": 0.1}
