@@ -93,11 +93,10 @@ class VisualSinks(Probe):
         sentences = [
             f"Image tokens are sinks ({said}) in {where}; most in layer {layers[most]}, {found[most]:,} of {tokens:,}."
         ]
-        flagged = result["is_sink"].values.mean(1)
-        if np.median(flagged[found > 0]) > COMMON:
-            share = np.median(flagged[found > 0])
+        flagged = np.median(result["is_sink"].values.mean(1)[found > 0])
+        if flagged > COMMON:
             return [
-                f"Of all tokens, text and image, {share:.0%} reach φ of {result.attrs['tau']:.1f} in the median layer: "
+                f"Of all tokens, text and image, {flagged:.0%} reach φ of {result.attrs['tau']:.1f} in the median layer: "
                 "here that tells no token apart; interp.sink_threshold finds a threshold that attention agrees with."
             ]
         share, mass = result["visual_sink_share"].values, result["visual_share"].values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,15 @@ def _passing(lens: TextLens, text: Any, seen: dict[str, Any], over_median: float
         size = entering[layer]
         passes[layer] |= (size[list(tokens)].amax(0) > over_median * size.median()).cpu()
 
+    listen_to(lens, text, seen, enter, attended)
+    return passes
+
+
+def listen_to(
+    lens: TextLens, text: Any, seen: dict[str, Any], enter: Callable[..., None], attended: Callable[..., None]
+) -> None:
+    """Read a text; each layer's number is told with its stream as it enters, and with the attention that its keys
+    receive, where it has them."""
     points = {"hook_resid_pre": enter, "attn.hook_column_mass": attended}
     hooks = [
         (name, partial(listen, layer))
@@ -115,4 +124,3 @@ def _passing(lens: TextLens, text: Any, seen: dict[str, Any], over_median: float
         if (name := f"blocks.{layer}.{point}") in lens.hook_dict
     ]
     lens.run_with_hooks(text, fwd_hooks=hooks, **seen)
-    return passes

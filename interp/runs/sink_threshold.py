@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from interp.errors import InterpError
 from interp.lens.evaluating import in_evaluation_mode
 from interp.results.described import Row, described
-from interp.runs.sink_channels import readings
+from interp.runs.sink_channels import listen_to, readings
 from interp.settings.checking import checked
 from interp.vision.sinks import sink_values
 
@@ -83,13 +82,7 @@ def shares_and_received(lens: TextLens, text: Any, seen: dict[str, Any], channel
         share = mass[0].float().mean(0) / rows
         received[layer] = (share / share.mean()).cpu()
 
-    hooks = [
-        (name, partial(listen, layer))
-        for layer in range(lens.cfg.n_layers)
-        for point, listen in {"hook_resid_pre": enter, "attn.hook_column_mass": attended}.items()
-        if (name := f"blocks.{layer}.{point}") in lens.hook_dict
-    ]
-    lens.run_with_hooks(text, fwd_hooks=hooks, **seen)
+    listen_to(lens, text, seen, enter, attended)
     layers = sorted(shares.keys() & received.keys())
     return torch.cat([shares[layer] for layer in layers]), torch.cat([received[layer] for layer in layers])
 

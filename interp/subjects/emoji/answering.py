@@ -66,11 +66,16 @@ def shipped(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Answeri
     weights, _ = read_weights(path)
     model, tokenizer = language_model(dtype)
     merge(model, part(weights, "adapter"))
+    return around(weights, model, tokenizer, adapted=False)
+
+
+def around(weights: dict[str, Tensor], model: PreTrainedModel, tokenizer: Any, *, adapted: bool) -> Answering:
+    """A language model, and the tower and projector of these weights."""
     classifier = PatchClassifier()
     classifier.tower.load_state_dict(part(weights, "tower"))
     projector = Projector(classifier.tower.config.hidden_size, model.config.hidden_size)
     projector.load_state_dict(part(weights, "projector"))
-    return Answering(classifier, projector, model, tokenizer, adapted=False)
+    return Answering(classifier, projector, model, tokenizer, adapted)
 
 
 class AnsweringStage(Stage):

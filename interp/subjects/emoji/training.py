@@ -11,13 +11,13 @@ from torch import Tensor
 
 from interp.files.writing import write
 from interp.subjects.emoji import stage
-from interp.subjects.emoji.answering import Answering, AnsweringStage
+from interp.subjects.emoji.answering import Answering, AnsweringStage, around
 from interp.subjects.emoji.evaluation import Table, evaluate
 from interp.subjects.emoji.language import language_model
 from interp.subjects.emoji.model import WEIGHTS, part, read_weights, write_weights
-from interp.subjects.emoji.projector import Aims, Projector, ProjectorStage
+from interp.subjects.emoji.projector import Aims, ProjectorStage
 from interp.subjects.emoji.stage import Pace
-from interp.subjects.emoji.tower import PatchClassifier, TowerStage, accuracy, held_out_scenes
+from interp.subjects.emoji.tower import TowerStage, accuracy, held_out_scenes
 
 TOWER = Pace(steps=1700, rate=1e-3, batch=32, warm_up=150)
 PROJECTOR = Pace(steps=2000, rate=2e-3, batch=384, warm_up=100)
@@ -44,10 +44,7 @@ def train(folder: Path, questions: int) -> Table:
     stages = (towering, projecting, learning)
     patches = accuracy(towering.classifier, held_out_scenes(200))
     about = {"settings": [one.settings() for one in stages], "patches": patches}
-    write_weights(folder / "emoji-vlm.safetensors", trained_parts(answering), about)
-    table = evaluate(answering, questions)
-    write(folder / "training.json", json.dumps({**about, "evaluation": table, "losses": curves}))
-    return table
+    return _kept(folder, answering, about, curves, questions)
 
 
 def train_further(folder: Path, questions: int) -> Table:
@@ -55,19 +52,20 @@ def train_further(folder: Path, questions: int) -> Table:
     weights, about = read_weights(WEIGHTS)
     model, tokenizer = language_model(torch.bfloat16)
     model.set_attn_implementation("eager")
-    classifier = PatchClassifier()
-    classifier.tower.load_state_dict(part(weights, "tower"))
-    projector = Projector(classifier.tower.config.hidden_size, model.config.hidden_size)
-    projector.load_state_dict(part(weights, "projector"))
-    answering = Answering(classifier, projector, model, tokenizer, adapted=True)
+    answering = around(weights, model, tokenizer, adapted=True)
     learning = AnsweringStage(FURTHER, answering, seed=len(about["settings"]))
     for name, adapter in answering.adapters.items():
         adapter.load_state_dict(part(weights, f"adapter.{name}"), strict=False)
     curve = stage.run(learning, folder)
     about = {**about, "settings": [*about["settings"], learning.settings()], "steps": [*about["steps"], len(curve)]}
+    return _kept(folder, answering, about, {"answering": curve}, questions)
+
+
+def _kept(folder: Path, answering: Answering, about: dict[str, Any], curves: dict[str, Any], questions: int) -> Table:
+    """Write what was trained and how, and what `evaluate` finds."""
     write_weights(folder / "emoji-vlm.safetensors", trained_parts(answering), about)
     table = evaluate(answering, questions)
-    write(folder / "training.json", json.dumps({**about, "evaluation": table, "losses": {"answering": curve}}))
+    write(folder / "training.json", json.dumps({**about, "evaluation": table, "losses": curves}))
     return table
 
 
