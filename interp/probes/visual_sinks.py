@@ -97,7 +97,7 @@ class VisualSinks(Probe):
         if flagged > COMMON:
             return [
                 f"Of all tokens, text and image, {flagged:.0%} reach φ of {result.attrs['tau']:.1f} in the median "
-                "layer: here that tells no token apart; interp.sink_threshold finds a threshold that attention agrees with."
+                "layer: here that tells no token apart; interp.sink_threshold finds one that attention agrees with."
             ]
         share, mass = result["visual_sink_share"].values, result["visual_share"].values
         if not np.isfinite(share).any():
